@@ -1,0 +1,1 @@
+"""Reinforcement learning from first principles: the mathematics that the pipeline's PPO reuses."""

@@ -1,0 +1,1 @@
+"""SFT, reward model, PPO, DPO and their honest comparison, on current transformers and TRL."""

@@ -1,0 +1,115 @@
+"""The command line: `rlhf <stage> --config FILE [section.key=value ...]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline import quiet
+from pipeline.errors import UserError
+
+# The heavy libraries take seconds to import, so they are imported after the arguments are read:
+# `rlhf --help` answers at once.
+
+COMMANDS = {
+    "run": "all stages in order, then the report",
+    "sft": "fine-tune the model on demonstrations: the reference policy",
+    "reward": "train the reward model (proxy) and the judge (gold)",
+    "ppo": "optimise the reward by PPO with a KL penalty",
+    "dpo": "draw preference pairs from the SFT model and train DPO on them",
+    "compare": "measure SFT, PPO, DPO and best-of-N against the optimum",
+    "report": "write the report from a finished comparison",
+}
+INTERRUPTED = 130
+
+_EPILOG = "\n".join(
+    [
+        "commands:",
+        *(f"  {name:<10}{what}" for name, what in COMMANDS.items()),
+        "",
+        "A stage whose finished output for the same inputs is there is skipped; an interrupted one",
+        "resumes from its last checkpoint when the same command is run again.",
+        "",
+        "examples:",
+        "  rlhf run --config configs/tiny.yaml",
+        "  rlhf run --config configs/quickstart.yaml seed=1 output_dir=runs/seed-1",
+        "  rlhf sft --config configs/quickstart.yaml model.model_name_or_path=gpt2",
+        "  rlhf ppo --config configs/quickstart.yaml ppo.learning_rate=1e-5 --overwrite",
+        "  accelerate launch scripts/ppo.py --config configs/quickstart.yaml",
+        "",
+        "environment: RLHF_CACHE (folder for fetched models and data), RLHF_VERBOSE=1 (the",
+        "libraries' own output), WANDB_API_KEY, HF_TOKEN, HF_HUB_OFFLINE=1",
+    ]
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise UserError(f"{message}; `rlhf --help` shows the commands")
+
+
+def _version() -> str:
+    """The installed version, or "checkout" when run from one that is not installed."""
+    try:
+        return importlib.metadata.version("rlhf-pipeline")
+    except importlib.metadata.PackageNotFoundError:
+        return "checkout"
+
+
+def _parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    parser = _Parser(
+        prog="rlhf",
+        description="SFT, reward model, PPO, DPO and their honest comparison.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=list(COMMANDS), metavar="command", help="see below")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="remove and redo the stage and what was made from it (with `run`: only stages that"
+        " another config made)",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    return parser
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    """SIGTERM ends a run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    try:
+        arguments = _parser().parse_intermixed_args(argv)
+        signal.signal(signal.SIGTERM, _interrupt)
+        quiet.before_imports()
+        from pipeline.config import load_experiment
+        from pipeline.runner import run
+
+        run(
+            load_experiment(arguments.config, arguments.overrides),
+            arguments.command,
+            overwrite=arguments.overwrite,
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to resume", file=sys.stderr)
+        return INTERRUPTED
+    return 0

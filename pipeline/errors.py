@@ -1,0 +1,11 @@
+"""The one exception that means "the user can mend this"."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in a config, a file or the environment that the user can mend.
+
+    The message is one line that names the place (file, key, row) and the mend. The command line
+    prints it without a traceback and exits with code 2.
+    """

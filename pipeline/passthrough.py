@@ -1,0 +1,211 @@
+"""Checks the stage sections' trainer arguments against the dataclass that will receive them.
+
+Nothing is constructed here: a constructed `TrainingArguments` chooses devices and starts process
+groups, which is the stage's business. Only field names, types and a few ranges are looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import enum
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+# Arguments that the pipeline sets itself, and what to set instead.
+_OWNED = {
+    "output_dir": "the top-level output_dir",
+    "seed": "the top-level seed",
+    "data_seed": "the top-level seed",
+    "resume_from_checkpoint": "nothing: an interrupted stage resumes when it is run again",
+    "report_to": "tracking.report_to",
+    "run_name": "name",
+    "project": "tracking.project",
+    "hub_token": "the environment variable HF_TOKEN, which is never written to disk",
+    "do_train": "nothing: a stage trains",
+    "do_eval": "eval_strategy",
+    "do_predict": "nothing: a stage trains",
+    "local_rank": "nothing: `accelerate launch` does",
+    "model_init_kwargs": "the model section",
+    "trust_remote_code": "model.trust_remote_code",
+    "dataset_text_field": "data.text_column",
+}
+_OWNED_BY_STAGE = {
+    "ppo": {
+        "kl_coef": "the top-level beta, shared by PPO, DPO and the comparison",
+        "response_length": "generation.max_new_tokens",
+        "generation_batch_size": "generation.batch_size",
+        "temperature": "generation.temperature",
+    },
+    "dpo": {"beta": "the top-level beta, shared by PPO, DPO and the comparison"},
+}
+
+# Bounds that the libraries do not check, or only when a stage starts, hours into an experiment.
+_BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "gamma": ("above 0, at most 1", lambda value: 0 < value <= 1),
+    "lam": ("from 0 to 1", lambda value: 0 <= value <= 1),
+    "label_smoothing": ("from 0 to below 0.5", lambda value: 0 <= value < 0.5),
+}
+for _key in (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+    *("num_ppo_epochs", "num_mini_batches", "total_episodes", "kl_horizon", "logits_chunk"),
+    *("save_total_limit", "max_length"),
+):
+    _BOUNDS[_key] = ("at least 1", lambda value: value >= 1)
+for _key in (
+    *("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "vf_coef"),
+    *("entropy_coef", "value_warmup_rollouts", "log_completions", "missing_eos_penalty"),
+):
+    _BOUNDS[_key] = ("at least 0", lambda value: value >= 0)
+for _key in (
+    *("num_train_epochs", "logging_steps", "save_steps", "eval_steps", "adam_epsilon"),
+    *("kl_target", "cliprange", "cliprange_value", "target_kl", "reward_clip"),
+    *("value_learning_rate", "value_head_hidden"),
+):
+    _BOUNDS[_key] = ("above 0", lambda value: value > 0)
+
+
+class ArgumentProblem(Exception):
+    """One wrong argument: ``key`` (dotted, without the section) and what is wrong with it."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key = key
+        self.problem = problem
+
+
+def target(stage: str) -> type:
+    """The dataclass that receives a stage section's arguments. Imports torch (seconds)."""
+    if stage == "sft":
+        from trl import SFTConfig
+
+        return SFTConfig
+    if stage == "dpo":
+        from trl import DPOConfig
+
+        return DPOConfig
+    if stage == "ppo":
+        from pipeline.ppo.config import PPOConfig
+
+        return PPOConfig
+    from transformers import TrainingArguments
+
+    return TrainingArguments
+
+
+def describe(hint: Any) -> str:
+    """What a type hint allows, in words that fit a YAML file."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    words |= {dict: "a mapping", list: "a list", types.NoneType: "null", Any: "anything"}
+    words |= {Path: "a path"}
+    if hint in words:
+        return words[hint]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return describe(arguments[0])
+    if origin is typing.Literal:
+        return " or ".join(str(choice) for choice in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(describe(argument) for argument in arguments))
+    if origin in (list, tuple, set):
+        return f"a list ({describe(arguments[0])} each)"
+    if origin is dict:
+        return "a mapping"
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return "one of " + ", ".join(str(member.value) for member in hint)
+    return getattr(hint, "__name__", str(hint))
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: short and on one line."""
+    text = (
+        "null"
+        if value is None
+        else str(value).lower()
+        if value is True or value is False
+        else repr(value)
+    )
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def unknown_key(section: str, key: str, valid: Iterable[str], elsewhere: Mapping[str, str]) -> str:
+    """The complaint about an unknown key of a section, with the nearest valid one.
+
+    ``section`` is "" at the top level; ``elsewhere`` maps a bare key to the dotted key of the
+    section that has it.
+    """
+    prefix = f"{section}." if section else ""
+    names = sorted(valid)
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    if key in elsewhere:
+        hint = f"did you mean {elsewhere[key]}?"
+    elif near:
+        hint = f"did you mean {prefix}{near[0]}?"
+    elif len(names) <= 15:
+        hint = f"expected one of {', '.join(names)}"
+    else:
+        hint = f"the nearest keys are {', '.join(difflib.get_close_matches(key, names, 3, 0.0))}"
+    return f"unknown key; {hint}"
+
+
+def _enum_in(hint: Any) -> type[enum.Enum] | None:
+    """The Enum of `SchedulerType | str`: such a field takes the enum's values, not any text."""
+    for part in (hint, *typing.get_args(hint)):
+        if isinstance(part, type) and issubclass(part, enum.Enum):
+            return part
+    return None
+
+
+def _check_value(key: str, value: Any, hint: Any) -> None:
+    """Raise ArgumentProblem unless ``value`` has the hinted type and a possible size."""
+    choices = _enum_in(hint)
+    if choices is not None and isinstance(value, str):
+        allowed = [str(member.value) for member in choices]
+        if value and value not in allowed:
+            near = difflib.get_close_matches(value, allowed, n=1)
+            hint_text = f"; did you mean {near[0]}?" if near else ""
+            raise ArgumentProblem(
+                key, f"expected one of {', '.join(allowed)}, found {shown(value)}{hint_text}"
+            )
+        return
+    adapter = TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        raise ArgumentProblem(key, f"expected {describe(hint)}, found {shown(value)}") from None
+    if key in _BOUNDS and isinstance(value, (int, float)):
+        bounds, holds = _BOUNDS[key]
+        if not holds(value):
+            raise ArgumentProblem(key, f"expected a number {bounds}, found {shown(value)}")
+
+
+def check_arguments(
+    stage: str, arguments: Mapping[str, Any], own: Iterable[str], elsewhere: Mapping[str, str]
+) -> None:
+    """Check a stage section's pass-through arguments; ArgumentProblem on the first wrong one.
+
+    ``own`` are the section's own keys, ``elsewhere`` as in `unknown_key`.
+    """
+    owned = _OWNED | _OWNED_BY_STAGE.get(stage, {})
+    for key in arguments:
+        if key in owned:
+            raise ArgumentProblem(key, f"the pipeline sets this; set {owned[key]}")
+    if not arguments:
+        return
+    config_class = target(stage)
+    fields = {field.name for field in dataclasses.fields(config_class) if field.init}
+    hints = typing.get_type_hints(config_class)
+    for key, value in arguments.items():
+        if key not in fields:
+            valid = (fields | set(own)) - owned.keys()
+            near_owned = difflib.get_close_matches(key, [*valid, *owned], n=1)
+            if near_owned and near_owned[0] in owned:
+                replacement = owned[near_owned[0]]
+                raise ArgumentProblem(key, f"unknown key; for {near_owned[0]} set {replacement}")
+            raise ArgumentProblem(key, unknown_key(stage, key, valid, elsewhere))
+        _check_value(key, value, hints[key])

@@ -1,0 +1,169 @@
+"""Policy, value head and reference over one set of weights."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.models import base_of, frozen_copy
+from pipeline.ppo.config import PPOConfig
+from pipeline.scoring import (
+    TokenBatch,
+    hidden_states,
+    lm_head,
+    predicting_states,
+    token_kl,
+    token_logps,
+    token_logps_and_entropy,
+)
+from pipeline.trunk import SplitDecoder, lowest_trained_layer
+
+
+class ValueHead(nn.Module):
+    """V(s_t) from the policy's final hidden state, in float32; it starts at 0 everywhere."""
+
+    def __init__(self, hidden_size: int, width: float) -> None:
+        """``width`` is the hidden layer's, in multiples of ``hidden_size``."""
+        super().__init__()
+        inner = max(1, round(hidden_size * width))
+        self.norm = nn.LayerNorm(hidden_size)
+        self.inner = nn.Linear(hidden_size, inner)
+        self.out = nn.Linear(inner, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """``(N, d)`` hidden states to ``(N,)`` values."""
+        with torch.autocast(states.device.type, enabled=False):
+            return self.out(torch.tanh(self.inner(self.norm(states.float())))).squeeze(-1)
+
+
+class ActorCriticOutput(NamedTuple):
+    """What a training step needs of each completion token; all ``(B, T)``, zero off the mask."""
+
+    logps: Tensor
+    values: Tensor
+    entropy: Tensor
+
+
+class ReferenceScores(NamedTuple):
+    """What a rollout records of each completion token; all ``(B, T)``, zero off the mask."""
+
+    logps: Tensor
+    values: Tensor
+    entropy: Tensor
+    ref_logps: Tensor
+    exact_kl: Tensor
+
+
+class ActorCritic(nn.Module):
+    """The policy with its value head: one forward pass gives all that the loss needs.
+
+    The reference is the same weights with the adapters switched off (LoRA), or a copy that shares
+    every frozen weight. Where the lower layers are frozen, :meth:`trunk` gives their activations,
+    which every later pass may start from.
+    """
+
+    def __init__(self, policy: nn.Module, config: PPOConfig) -> None:
+        """``policy`` is a causal LM or a PEFT model around one, prepared for training."""
+        super().__init__()
+        for module in policy.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # with dropout the ratio of the first update would not be 1
+        self.policy = policy
+        self.args = config
+        base = base_of(policy)
+        size = base.config.get_text_config().hidden_size
+        self.value_head = ValueHead(size, config.value_head_hidden)
+        self._reference: list[PreTrainedModel] = []  # in a list: no part of state_dict()
+        if not isinstance(policy, PeftModel):
+            dtype = torch.bfloat16 if config.bf16 else next(base.parameters()).dtype
+            self._reference = [base_of(frozen_copy(policy, dtype))]
+        cut = lowest_trained_layer(base) if config.cache_trunk and not config.fsdp else 0
+        self._split = SplitDecoder.build(base, cut)
+        self._ref_split = SplitDecoder.build(self._reference[0], cut) if self._split else None
+
+    @property
+    def config(self):  # noqa: ANN201 - the Hugging Face config, whatever its class
+        """The policy's configuration (the Trainer's callbacks read it)."""
+        return base_of(self.policy).config
+
+    def gradient_checkpointing_enable(self, **arguments) -> None:  # noqa: ANN003
+        """Passed on to the policy."""
+        base_of(self.policy).gradient_checkpointing_enable(**arguments)
+
+    def place_reference(self, device: torch.device) -> None:
+        """Move the reference, which ``.to()`` does not reach, to ``device``."""
+        for reference in self._reference:
+            reference.to(device)  # type: ignore[arg-type]
+
+    def trunk(self, sequences: Tensor) -> Tensor | None:
+        """Activations ``(B, L, d)`` below the first trained layer; ``None`` without a split."""
+        return self._split.lower(sequences) if self._split else None
+
+    def forward(
+        self,
+        batch: TokenBatch,
+        trunk: Tensor | None = None,
+        with_entropy: bool = False,
+    ) -> ActorCriticOutput:
+        """Log-probabilities, values and (on request, else zeros) entropies of ``batch``'s tokens.
+
+        Args:
+            batch: B completions. trunk: :meth:`trunk` of ``batch.sequences`` if it is at hand.
+        """
+        states = self._states(batch, trunk)
+        seen = states if self.args.value_backprop else states.detach()
+        arguments = (lm_head(self.policy), batch.completion_ids[batch.mask])
+        settings = (self.args.temperature, self.args.logits_chunk)
+        if with_entropy:
+            logps, entropy = token_logps_and_entropy(states, *arguments, *settings)
+        else:
+            logps = token_logps(states, *arguments, *settings)
+            entropy = torch.zeros_like(logps)
+        values = self.value_head(seen)
+        return ActorCriticOutput(*(_spread(x, batch.mask) for x in (logps, values, entropy)))
+
+    @torch.no_grad()
+    def score(self, batch: TokenBatch, trunk: Tensor | None = None) -> ReferenceScores:
+        """All that a rollout records, policy and reference side by side."""
+        states, ref_states = self._states(batch, trunk), self._reference_states(batch, trunk)
+        head = lm_head(self.policy)
+        ref_head = lm_head(self._reference[0]) if self._reference else head
+        targets = batch.completion_ids[batch.mask]
+        settings = (self.args.temperature, self.args.logits_chunk)
+        logps, entropy = token_logps_and_entropy(states, head, targets, *settings)
+        ref_logps = token_logps(ref_states, ref_head, targets, *settings)
+        exact = token_kl(states, ref_states, head, ref_head, *settings)
+        columns = (logps, self.value_head(states), entropy, ref_logps, exact)
+        return ReferenceScores(*(_spread(x, batch.mask) for x in columns))
+
+    def _states(self, batch: TokenBatch, trunk: Tensor | None) -> Tensor:
+        if trunk is not None and self._split:
+            hidden = self._split.upper(trunk)
+        else:
+            hidden = hidden_states(self.policy, batch.sequences)
+        return predicting_states(hidden, batch)[batch.mask]
+
+    def _reference_states(self, batch: TokenBatch, trunk: Tensor | None) -> Tensor:
+        if trunk is not None and self._ref_split:
+            hidden = self._ref_split.upper(trunk)
+        elif self._reference:
+            hidden = hidden_states(self._reference[0], batch.sequences)
+        else:
+            adapter = self.policy
+            off = adapter.disable_adapter() if isinstance(adapter, PeftModel) else nullcontext()
+            with off:
+                hidden = hidden_states(adapter, batch.sequences)
+        return predicting_states(hidden, batch)[batch.mask]
+
+
+def _spread(values: Tensor, mask: Tensor) -> Tensor:
+    """``(N,)`` values of masked tokens back to ``(B, T)``, zeros elsewhere, differentiable."""
+    empty = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    return empty.masked_scatter(mask, values.float())

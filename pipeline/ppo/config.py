@@ -1,0 +1,164 @@
+"""Every knob of the PPO trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class PPOConfig(TrainingArguments):
+    r"""PPO for language models; a :class:`transformers.TrainingArguments` with these fields added.
+
+    One *rollout* draws one completion for each of ``rollout_batch_size`` prompts and is learned
+    from in ``num_ppo_epochs × num_mini_batches`` optimizer steps, whatever the gradient
+    accumulation. Per process a rollout holds ``per_device_train_batch_size ×
+    gradient_accumulation_steps × num_mini_batches`` completions.
+
+    Args:
+        total_episodes: completions to draw in all (rounded up to whole rollouts); sets
+            ``max_steps``. ``None`` leaves ``max_steps`` / ``num_train_epochs`` in charge, an epoch
+            being one pass over the prompts.
+        num_ppo_epochs: passes over each rollout, each in a fresh random order.
+        num_mini_batches: optimizer steps per pass.
+        response_length: longest completion, in tokens, EOS included.
+        temperature: divides the logits of policy *and* reference, in sampling and in training.
+        generation_batch_size: completions generated at once per process; ``None`` = all.
+        kl_coef: β, the price of one nat of KL, in reward units.
+        kl_estimator: per-token estimate that the reward is charged with (Schulman 2020).
+        kl_target: adaptive control when set: the coefficient is steered until the KL per
+            completion is this many nats (Ziegler et al. 2019, section 2.2).
+        kl_horizon: episodes over which the controller closes the gap.
+        gamma: discount per token. lam: GAE's λ.
+        cliprange: ε of the clipped surrogate.
+        cliprange_value: how far a value may move per rollout before its loss is clipped; ``None``
+            = no clipping (rewards of unknown scale make a fixed range hurt).
+        vf_coef: weight of the value loss. entropy_coef: weight of the entropy bonus.
+        target_kl: skip what is left of an update once a minibatch's approximate KL to the rollout
+            policy exceeds this; ``None`` = never.
+        whiten_advantages: zero mean, unit variance over the whole rollout (all processes).
+        whiten_rewards: divide token rewards by their global standard deviation (mean kept).
+        reward_clip: clip scores to ±this before anything else; ``None`` = no.
+        normalize_rewards: divide scores by their running standard deviation over all rollouts;
+            β is then in units of that deviation.
+        missing_eos_penalty: subtracted from the score of a completion without EOS; ``None`` = 0.
+        value_learning_rate: learning rate of the value head; ``None`` = ``learning_rate``.
+        value_head_hidden: width of the value head's hidden layer, in multiples of the model's.
+        value_backprop: let the value loss change the policy's own weights too.
+        value_warmup_rollouts: first rollouts in which only the value head learns.
+        cache_trunk: keep the activations below the lowest trainable layer for the whole rollout
+            when the lower layers are frozen, so that every pass runs the upper layers only.
+        logits_chunk: completion tokens whose logits exist at once.
+        log_completions: completions kept for the sample log at each rollout.
+
+    ``logging_steps`` (default: one rollout), ``save_steps``, ``eval_steps`` and ``max_steps``
+    count optimizer steps as everywhere in the Trainer; saving and stopping are moved up to the
+    end of their rollout, where a run can resume exactly.
+    """
+
+    learning_rate: float = field(default=1e-5)
+    lr_scheduler_type: str = field(default="linear")
+    per_device_train_batch_size: int = field(default=16)
+    max_grad_norm: float = field(default=1.0)
+    logging_steps: float | None = field(default=None)  # type: ignore[assignment]
+    report_to: None | str | list[str] = field(default="none")
+    remove_unused_columns: bool | None = field(default=False)
+
+    total_episodes: int | None = None
+    num_ppo_epochs: int = 4
+    num_mini_batches: int = 4
+    response_length: int = 64
+    temperature: float = 1.0
+    generation_batch_size: int | None = None
+
+    kl_coef: float = 0.05
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_target: float | None = None
+    kl_horizon: int = 10_000
+
+    gamma: float = 1.0
+    lam: float = 0.95
+    cliprange: float = 0.2
+    cliprange_value: float | None = None
+    vf_coef: float = 0.5
+    entropy_coef: float = 0.0
+    target_kl: float | None = None
+    whiten_advantages: bool = True
+    whiten_rewards: bool = False
+
+    reward_clip: float | None = None
+    normalize_rewards: bool = False
+    missing_eos_penalty: float | None = None
+
+    value_learning_rate: float | None = None
+    value_head_hidden: float = 1.0
+    value_backprop: bool = False
+    value_warmup_rollouts: int = 0
+
+    cache_trunk: bool = True
+    logits_chunk: int = 1024
+    log_completions: int = 4
+
+    @property
+    def rollout_size(self) -> int:
+        """Completions per rollout in this process."""
+        return (
+            self.per_device_train_batch_size
+            * self.gradient_accumulation_steps
+            * self.num_mini_batches
+        )
+
+    @property
+    def rollout_batch_size(self) -> int:
+        """Completions per rollout over all processes."""
+        return self.rollout_size * self.world_size
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps learned from one rollout."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    def __post_init__(self) -> None:
+        positive = (
+            "num_ppo_epochs",
+            "num_mini_batches",
+            "response_length",
+            "temperature",
+            "kl_horizon",
+            "cliprange",
+            "value_head_hidden",
+            "logits_chunk",
+        )
+        optional = ("total_episodes", "generation_batch_size", "kl_target", "cliprange_value")
+        optional += ("target_kl", "reward_clip", "value_learning_rate")
+        not_negative = ("kl_coef", "vf_coef", "entropy_coef", "value_warmup_rollouts")
+        for name in positive:
+            self._require(name, getattr(self, name) > 0, "above 0")
+        for name in optional:
+            self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
+        for name in not_negative:
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        self._require("gamma", 0 < self.gamma <= 1, "in (0, 1]")
+        self._require("lam", 0 <= self.lam <= 1, "in [0, 1]")
+        rollout = self.steps_per_rollout
+        if self.logging_steps is None:
+            self.logging_steps = rollout
+        self._require("save_steps", self.save_steps >= 1, "a number of steps, at least 1")
+        self.save_steps = _up_to(int(self.save_steps), rollout)
+        if self.eval_steps is not None and self.eval_steps >= 1:
+            self.eval_steps = _up_to(int(self.eval_steps), rollout)
+        super().__post_init__()
+        if self.total_episodes is not None:
+            self.max_steps = -(-self.total_episodes // self.rollout_batch_size) * rollout
+        elif self.max_steps > 0:
+            self.max_steps = _up_to(self.max_steps, rollout)
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:
+        if not holds:
+            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+
+def _up_to(steps: int, multiple: int) -> int:
+    return -(-steps // multiple) * multiple

@@ -1,0 +1,166 @@
+"""One rollout: completions of the current policy with everything that the update needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from classic_rl.advantages import gae, masked_whiten, mean_and_variance, moments
+from classic_rl.losses import KLEstimator, kl_estimate
+from pipeline.generation import Completion
+from pipeline.ppo.actor_critic import ActorCritic, ReferenceScores
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.control import KLController, RunningDeviation
+from pipeline.scoring import TokenBatch
+
+ReduceSum = Callable[[Tensor], Tensor]
+"""Sums a tensor over all processes."""
+
+
+@dataclass
+class Rollout:
+    """B completions, their scores, and per token what PPO trains on; tensors are ``(B, T)``."""
+
+    completions: list[Completion]
+    batch: TokenBatch
+    trunk: Tensor | None  # (B, L, d)
+    scores: Tensor  # (B,) what the reward function said
+    old: ReferenceScores
+    token_rewards: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """The rows of a rollout that one forward and backward pass learns from."""
+
+    batch: TokenBatch
+    trunk: Tensor | None
+    old_logps: Tensor
+    old_values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    normalizer: float
+    """Completion tokens in the whole minibatch, over all microbatches and processes."""
+
+
+def score_in_parts(
+    model: ActorCritic, batch: TokenBatch, rows: int
+) -> tuple[ReferenceScores, Tensor | None]:
+    """Score ``batch`` in parts of ``rows`` of like length; the trunk runs once and is kept."""
+    lengths = batch.prompt_lengths + batch.mask.sum(1)
+    trunk: Tensor | None = None
+    found = [torch.zeros(batch.mask.shape, device=batch.mask.device) for _ in range(5)]
+    for index in lengths.argsort(stable=True).split(rows):
+        part = batch.rows(index)
+        activations = model.trunk(part.sequences)
+        if activations is not None:
+            if trunk is None:
+                shape = (*batch.sequences.shape, activations.shape[-1])
+                trunk = torch.zeros(shape, dtype=activations.dtype, device=activations.device)
+            trunk[index, : activations.shape[1]] = activations
+        for column, values in zip(found, model.score(part, activations), strict=True):
+            column[index, : values.shape[1]] = values
+    return ReferenceScores(*found), trunk
+
+
+def shaped_scores(
+    scores: Tensor, ended: Tensor, args: PPOConfig, deviation: RunningDeviation
+) -> Tensor:
+    """Scores ``(B,)`` as PPO is paid them: clipped, normalised, less the missing-EOS penalty."""
+    if args.reward_clip is not None:
+        scores = scores.clamp(-args.reward_clip, args.reward_clip)
+    if args.normalize_rewards:
+        scores = scores / deviation.value
+    if args.missing_eos_penalty is not None:
+        scores = torch.where(ended, scores, scores - args.missing_eos_penalty)
+    return scores
+
+
+def token_rewards(
+    scores: Tensor, old: ReferenceScores, mask: Tensor, beta: float, estimator: KLEstimator
+) -> Tensor:
+    """−β·KL at every token, and the score at the last one; ``(B, T)``, zero off the mask."""
+    penalty = -beta * kl_estimate(old.logps, old.ref_logps, estimator)
+    rewards = torch.where(mask, penalty, torch.zeros_like(penalty))
+    last = mask.sum(1) - 1
+    rewards[torch.arange(len(scores), device=scores.device), last] += scores
+    return rewards
+
+
+def assemble(
+    completions: Sequence[Completion],
+    batch: TokenBatch,
+    trunk: Tensor | None,
+    scores: Tensor,
+    old: ReferenceScores,
+    args: PPOConfig,
+    control: KLController,
+    deviation: RunningDeviation,
+    reduce_sum: ReduceSum,
+) -> Rollout:
+    """Turn scored completions into advantages and returns.
+
+    Args:
+        reduce_sum: sums a tensor over all processes, so that whitening is global.
+    """
+    ended = torch.tensor([c.ended for c in completions], device=scores.device)
+    everyone = torch.ones_like(scores, dtype=torch.bool)
+    deviation.update(*reduce_sum(moments(scores, everyone)).tolist())
+    shaped = shaped_scores(scores, ended, args, deviation)
+    mask = batch.mask
+    rewards = token_rewards(shaped, old, mask, control.coefficient, args.kl_estimator)
+    if args.whiten_rewards:
+        mean, variance = mean_and_variance(reduce_sum(moments(rewards, mask)))
+        mean, variance = mean.to(rewards.dtype), variance.to(rewards.dtype)
+        rewards = masked_whiten(rewards, mask, torch.zeros_like(mean), variance)
+    advantages, returns = gae(rewards, old.values, mask, args.gamma, args.lam)
+    if args.whiten_advantages:
+        mean, variance = mean_and_variance(reduce_sum(moments(advantages, mask)))
+        mean, variance = mean.to(advantages.dtype), variance.to(advantages.dtype)
+        advantages = masked_whiten(advantages, mask, mean, variance)
+    return Rollout(
+        list(completions), batch, trunk, scores, old, rewards, advantages, returns
+    )
+
+
+def schedule(rollout: Rollout, args: PPOConfig, seed: int) -> list[list[Tensor]]:
+    """Row indices of every microbatch, minibatch by minibatch, for all PPO epochs.
+
+    Every epoch is a fresh permutation. Within a minibatch rows are put into microbatches by
+    length, which saves padding and changes no gradient: the minibatch's mean is over its tokens.
+
+    Returns:
+        one list of microbatch index tensors per optimizer step.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lengths = (rollout.batch.prompt_lengths + rollout.batch.mask.sum(1)).cpu()
+    rows = args.per_device_train_batch_size
+    plan = []
+    for _ in range(args.num_ppo_epochs):
+        order = torch.randperm(len(rollout.completions), generator=generator)
+        for minibatch in order.split(rows * args.gradient_accumulation_steps):
+            by_length = minibatch[lengths[minibatch].argsort(stable=True)]
+            plan.append(list(by_length.split(rows)))
+    return plan
+
+
+def microbatches(
+    rollout: Rollout, plan: list[list[Tensor]], reduce_sum: ReduceSum
+) -> list[Microbatch]:
+    """The microbatches of a :func:`schedule`, each knowing its whole minibatch's token count."""
+    lengths = rollout.batch.mask.sum(1).double()
+    counts = reduce_sum(torch.stack([lengths[torch.cat(parts)].sum() for parts in plan]))
+    made = []
+    for parts, count in zip(plan, counts.tolist(), strict=True):
+        for index in parts:
+            batch = rollout.batch.rows(index.to(lengths.device))
+            steps, width = batch.mask.shape[1], batch.sequences.shape[1]
+            trunk = None if rollout.trunk is None else rollout.trunk[index, :width]
+            columns = (rollout.old.logps, rollout.old.values, rollout.advantages, rollout.returns)
+            made.append(Microbatch(batch, trunk, *(c[index, :steps] for c in columns), count))
+    return made

@@ -1,0 +1,51 @@
+"""Stage 3: PPO from the SFT checkpoint against the proxy reward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline import tracking
+from pipeline.config import Experiment
+from pipeline.data import load_data
+from pipeline.models import compute_dtype, load_trainable_sft, save_policy
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.trainer import PPOTrainer
+from pipeline.reward import proxy_reward
+from pipeline.training import fit, stage_arguments
+
+
+def run(experiment: Experiment) -> None:
+    """Train on ``data.train_prompts`` and write ``ppo/model``."""
+    data = load_data(experiment)
+    reward = proxy_reward(experiment)
+    tracking.setup(experiment, "ppo")
+    generation = experiment.generation
+    arguments = stage_arguments(
+        experiment,
+        "ppo",
+        PPOConfig,
+        kl_coef=experiment.beta,
+        response_length=generation.max_new_tokens,
+        temperature=generation.temperature,
+        generation_batch_size=generation.batch_size,
+    )
+    model, tokenizer = load_trainable_sft(experiment)
+
+    def log_samples(step: int, rows: list[dict[str, Any]]) -> None:
+        if step % (8 * arguments.steps_per_rollout) == 0:
+            tracking.log_samples(experiment, "ppo", step, rows)
+
+    trainer = PPOTrainer(
+        model=model,
+        reward_function=reward,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=data.train_prompts,
+        eval_dataset=data.train_prompts[: experiment.data.eval_prompts],
+        log_samples=log_samples,
+    )
+    fit(trainer, experiment, "ppo")
+    if trainer.is_world_process_zero():
+        folder = experiment.stage_dir("ppo") / "model"
+        save_policy(trainer.actor_critic.policy, tokenizer, folder, compute_dtype(experiment.model))
+    tracking.finish()

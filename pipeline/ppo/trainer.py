@@ -1,0 +1,474 @@
+"""PPO for language models on ``transformers.Trainer``.
+
+A rollout is made where the Trainer prepares its inputs, the loss where it computes one, and the
+training loop is the Trainer's own: resume, evaluation, clipping, schedules, accumulation,
+callbacks, ``report_to``, DDP and saving need no code here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from classic_rl.advantages import masked_mean, mean_and_variance, moments
+from classic_rl.losses import (
+    clip_active,
+    clipped_surrogate,
+    explained_variance,
+    kl_estimate,
+    value_loss,
+)
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+from pipeline.generation import Completion, sample
+from pipeline.models import base_of
+from pipeline.ppo.actor_critic import ActorCritic
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.control import KLController, RolloutSampler, RunningDeviation
+from pipeline.ppo.rollout import (
+    Microbatch,
+    Rollout,
+    assemble,
+    microbatches,
+    schedule,
+    score_in_parts,
+)
+from pipeline.records import Prompt
+from pipeline.scoring import TokenBatch, check_head
+
+RewardFunction = Callable[[list[str], list[str]], list[float]]
+SampleLog = Callable[[int, list[dict[str, Any]]], None]
+
+VALUE_HEAD = "value_head.safetensors"
+STATE = "ppo_state.json"
+
+# Sums over the tokens of an update, kept until the next log event.
+_UPDATE_METRICS = (
+    "loss/policy_avg",
+    "loss/value_avg",
+    "policy/approxkl_avg",
+    "policy/clipfrac_avg",
+    "val/clipfrac_avg",
+    "val/ratio",
+    "val/ratio_squared",
+)
+
+
+class PPOTrainer(Trainer):
+    """Proximal policy optimisation of a causal language model against any reward function.
+
+    Args:
+        model: the policy: a causal LM with the weights to train requiring gradients, or a PEFT
+            model. Its state now is the reference π_ref.
+        reward_function: ``(prompts, completions) -> scores``, lists of equal length. It sees text
+            only, so another tokenizer, rules or a service are all the same to it.
+        args: see :class:`PPOConfig`.
+        processing_class: the policy's tokenizer.
+        train_dataset: prompts, plain text or lists of messages.
+        eval_dataset: prompts that :meth:`evaluate` samples.
+        callbacks: as for the Trainer.
+        log_samples: called after each rollout with the step and a few rows of text and scores.
+    """
+
+    args: PPOConfig
+
+    def __init__(
+        self,
+        model: nn.Module,
+        reward_function: RewardFunction,
+        args: PPOConfig,
+        processing_class: PreTrainedTokenizerBase,
+        train_dataset: Sequence[Prompt],
+        eval_dataset: Sequence[Prompt] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        log_samples: SampleLog | None = None,
+    ) -> None:
+        if not train_dataset:
+            raise UserError("PPO has no training prompts; check the data section")
+        check_head(base_of(model))
+        self.reward_function = reward_function
+        self.log_samples = log_samples
+        self.kl_control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
+        self.score_deviation = RunningDeviation()
+        super().__init__(
+            model=ActorCritic(model, args),
+            args=args,
+            train_dataset=list(train_dataset),  # type: ignore[arg-type]
+            eval_dataset=list(eval_dataset) if eval_dataset else None,  # type: ignore[arg-type]
+            processing_class=processing_class,
+            callbacks=callbacks,
+        )
+        self.tokenizer = processing_class
+        self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole minibatch's tokens
+        self.actor_critic.place_reference(self.args.device)
+        self.add_callback(_GradientGate(self))
+        self._pending: list[Microbatch] = []
+        self._rollout_metrics: dict[str, float] = {}
+        self._update_sums = torch.zeros(len(_UPDATE_METRICS) + 1, dtype=torch.float64)
+        self._minibatch_kl = torch.zeros(2, dtype=torch.float64)
+        self._critic_grad_norm: Tensor | float | None = None
+        self.stopped_early = False
+        self._updating_since = 0.0
+
+    @property
+    def actor_critic(self) -> ActorCritic:
+        """The policy and value head without what DDP or the like wraps around them."""
+        return self.accelerator.unwrap_model(self.model)  # type: ignore[return-value]
+
+    # -- rollouts ------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of prompts: a rollout's, once for each of its microbatches."""
+        args = self.args
+        repeats = args.steps_per_rollout * args.gradient_accumulation_steps
+        prompts: Any = self.train_dataset
+        loader = DataLoader(
+            prompts,
+            batch_size=args.rollout_size,
+            sampler=RolloutSampler(len(prompts), args.rollout_batch_size, repeats, args.seed),
+            collate_fn=lambda rows: {"prompts": rows},
+        )
+        return self.accelerator.prepare(loader)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if not self._pending:
+            self._pending = self._collect(inputs["prompts"])
+        return {"microbatch": self._pending.pop(0)}
+
+    @property
+    def rollout_index(self) -> int:
+        """How many rollouts came before the current one."""
+        return self.state.global_step // self.args.steps_per_rollout
+
+    def _seed(self, purpose: int) -> int:
+        """A seed of this rollout, this process and ``purpose``; no state to save or restore."""
+        parts = (self.args.seed, self.rollout_index, self.args.process_index, purpose)
+        seed = 0
+        for part in parts:
+            seed = (seed * 1_000_003 + part + 1) % (2**63 - 1)
+        return seed
+
+    def _collect(self, prompts: list[Prompt]) -> list[Microbatch]:
+        """Sample, score and evaluate one rollout, and cut it into microbatches."""
+        args, model, started = self.args, self.actor_critic, time.perf_counter()
+        completions = self._sample(model, prompts, self._seed(0))
+        sampled = time.perf_counter()
+        scores = self._reward(completions)
+        rewarded = time.perf_counter()
+        with self.accelerator.autocast():
+            batch = TokenBatch.collate(completions, self.tokenizer.pad_token_id, args.device)
+            old, trunk = score_in_parts(model, batch, args.per_device_train_batch_size)
+        rollout = assemble(
+            completions,
+            batch,
+            trunk,
+            scores,
+            old,
+            args,
+            self.kl_control,
+            self.score_deviation,
+            self._sum_over_processes,
+        )
+        self.stopped_early = False
+        made = microbatches(
+            rollout, schedule(rollout, args, self._seed(1)), self._sum_over_processes
+        )
+        self._record(rollout)
+        now = time.perf_counter()
+        self._rollout_metrics |= {
+            "time/generate": sampled - started,
+            "time/reward": rewarded - sampled,
+            "time/score": now - rewarded,
+        }
+        self._updating_since = now
+        return made
+
+    def _sample(
+        self, model: ActorCritic, prompts: Sequence[Prompt], seed: int
+    ) -> list[Completion]:
+        with self.accelerator.autocast():
+            return sample(
+                model.policy,
+                self.tokenizer,
+                prompts,
+                max_new_tokens=self.args.response_length,
+                temperature=self.args.temperature,
+                batch_size=self.args.generation_batch_size or len(prompts),
+                seed=seed,
+            )
+
+    def _reward(self, completions: Sequence[Completion]) -> Tensor:
+        """Scores ``(B,)`` of the completions, checked for length and finiteness."""
+        scores = self.reward_function(
+            [c.prompt for c in completions], [c.text for c in completions]
+        )
+        if len(scores) != len(completions):
+            raise UserError(
+                f"the reward function returned {len(scores)} scores for {len(completions)} "
+                "completions; return one number for each"
+            )
+        found = torch.tensor(scores, dtype=torch.float32, device=self.args.device)
+        if not bool(found.isfinite().all()):
+            row = int((~found.isfinite()).nonzero()[0])
+            raise UserError(
+                f"the reward function returned {scores[row]} for completion {row} "
+                f"({completions[row].text[:60]!r}); return finite numbers"
+            )
+        return found
+
+    def _sum_over_processes(self, values: Tensor) -> Tensor:
+        return self.accelerator.reduce(values.to(self.args.device), reduction="sum")  # type: ignore[return-value]
+
+    # -- the loss ------------------------------------------------------------------------------
+
+    def compute_loss(  # noqa: D417
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """PPO's loss of one microbatch, as its share of the whole minibatch's token mean."""
+        args, data = self.args, inputs["microbatch"]
+        if self.stopped_early:  # the rest of this update is skipped, see target_kl
+            return torch.zeros((), device=args.device, requires_grad=True)
+        mask = data.batch.mask
+        output = model(data.batch, data.trunk, with_entropy=args.entropy_coef > 0)
+        log_ratio = torch.where(mask, output.logps - data.old_logps, 0.0)
+        policy = clipped_surrogate(log_ratio, data.advantages, args.cliprange)
+        critic = value_loss(output.values, data.returns, data.old_values, args.cliprange_value)
+        total = policy + args.vf_coef * critic - args.entropy_coef * output.entropy
+        # DDP averages gradients over processes; the normalizer already counts all their tokens.
+        share = args.world_size / data.normalizer
+        loss = torch.where(mask, total, 0.0).sum() * share
+        self._note(data, log_ratio.detach(), policy.detach(), critic.detach(), output.values)
+        return (loss, output) if return_outputs else loss
+
+    @torch.no_grad()
+    def _note(
+        self, data: Microbatch, log_ratio: Tensor, policy: Tensor, critic: Tensor, values: Tensor
+    ) -> None:
+        """Add one microbatch to the sums behind the update's metrics."""
+        args, mask = self.args, data.batch.mask
+        clip_value = args.cliprange_value or float("inf")
+        columns = (
+            policy,
+            critic,
+            kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k2"),
+            clip_active(log_ratio, data.advantages, args.cliprange).float(),
+            ((values - data.old_values).abs() > clip_value).float(),
+            log_ratio.exp(),
+            log_ratio.exp().square(),
+        )
+        sums = torch.stack([torch.where(mask, c, 0.0).double().sum() for c in columns])
+        self._update_sums += torch.cat([sums, mask.sum()[None].double()]).cpu()
+        self._minibatch_kl += torch.stack([sums[2], mask.sum().double()]).cpu()
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
+        """Clip actor and critic apart, or a large value error would shrink the policy's step."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)  # type: ignore[misc]
+        limit = self.args.max_grad_norm
+        critic = self.actor_critic.value_head.parameters()
+        self._critic_grad_norm = self.accelerator.clip_grad_norm_(critic, limit)
+        return self.accelerator.clip_grad_norm_(self.actor_critic.policy.parameters(), limit)
+
+    def gate_gradients(self) -> None:
+        """Before an optimizer step: drop the gradients that must not be applied.
+
+        A parameter without gradient is left alone by the optimizer, momentum and weight decay
+        included. That is how an update beyond ``target_kl`` ends and how the critic warms up.
+        """
+        args = self.args
+        if args.target_kl is not None and not self.stopped_early:
+            total, count = self._sum_over_processes(self._minibatch_kl).tolist()
+            self.stopped_early = total / max(count, 1.0) > args.target_kl
+        self._minibatch_kl.zero_()
+        model = self.actor_critic
+        if self.stopped_early:
+            model.zero_grad(set_to_none=True)
+        elif self.rollout_index < args.value_warmup_rollouts:
+            model.policy.zero_grad(set_to_none=True)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The configured optimizer, the value head with its own learning rate and no decay."""
+        if self.optimizer is None:
+            target: Any = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(target))
+            policy: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+            critic = []
+            for name, parameter in target.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                if "value_head." in name:
+                    critic.append(parameter)
+                else:
+                    policy[name in decayed].append(parameter)
+            rate = self.args.value_learning_rate or self.args.learning_rate
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, target)
+            self.optimizer = optimizer(
+                [
+                    {"params": policy[True], "weight_decay": self.args.weight_decay},
+                    {"params": policy[False], "weight_decay": 0.0},
+                    {"params": critic, "weight_decay": 0.0, "lr": rate},
+                ],
+                **settings,
+            )
+        return self.optimizer
+
+    # -- metrics -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _record(self, rollout: Rollout) -> None:
+        """Note the rollout's metrics (TRL's names) and steer β."""
+        old, mask, beta = rollout.old, rollout.batch.mask, self.kl_control.coefficient
+        count = self._sum_over_processes(torch.tensor(float(len(rollout.completions))))
+        kl = (old.logps - old.ref_logps).sum(1)
+        ended = torch.tensor([c.ended for c in rollout.completions], dtype=torch.float32)
+        per_episode = {
+            "objective/kl": kl,
+            "objective/kl_exact": old.exact_kl.sum(1),
+            "objective/entropy": old.entropy.sum(1),
+            "objective/scores": rollout.scores,
+            "objective/non_score_reward": -beta * kl,
+            "objective/rlhf_reward": rollout.scores - beta * kl,
+            "val/ended": ended.to(rollout.scores.device),
+            "val/length": mask.sum(1).float(),
+        }
+        sums = self._sum_over_processes(torch.stack([v.double().sum() for v in per_episode.values()]))
+        means = dict(zip(per_episode, (sums / count).tolist(), strict=True))
+        everyone = torch.ones_like(rollout.scores, dtype=torch.bool)
+        statistics = self._sum_over_processes(moments(rollout.scores, everyone))
+        means["objective/scores_std"] = float(mean_and_variance(statistics)[1].sqrt())
+        means["objective/kl_coef"] = beta
+        means["val/explained_variance"] = float(
+            explained_variance(old.values[mask], rollout.returns[mask])
+        )
+        means["policy/entropy_avg"] = float(masked_mean(old.entropy, mask))
+        means["val/num_eos_tokens"] = means["val/ended"] * float(count)
+        means["episode"] = float((self.rollout_index + 1) * count)
+        self._rollout_metrics = means
+        self.kl_control.update(means["objective/kl"], int(count))
+        if self.log_samples is not None and self.is_world_process_zero():
+            self.log_samples(self.state.global_step, self._sample_rows(rollout))
+
+    def _sample_rows(self, rollout: Rollout) -> list[dict[str, Any]]:
+        kl = rollout.old.exact_kl.sum(1).tolist()
+        rows = []
+        for i, completion in enumerate(rollout.completions[: self.args.log_completions]):
+            score = round(float(rollout.scores[i]), 3)
+            row = {"prompt": completion.prompt, "completion": completion.text, "score": score}
+            rows.append(row | {"kl": round(kl[i], 3)})
+        return rows
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was gathered since the last log event, over all processes."""
+        if self._rollout_metrics and "loss" in logs:
+            sums = self._sum_over_processes(self._update_sums).cpu()
+            count = max(float(sums[-1]), 1.0)
+            update = dict(zip(_UPDATE_METRICS, (sums[:-1] / count).tolist(), strict=True))
+            squared = update.pop("val/ratio_squared")
+            update["val/ratio_var"] = max(squared - update["val/ratio"] ** 2, 0.0)
+            update["policy/stopped_early"] = float(self.stopped_early)
+            if self._critic_grad_norm is not None:
+                update["val/grad_norm"] = float(self._critic_grad_norm)
+            self._rollout_metrics["time/update"] = time.perf_counter() - self._updating_since
+            logs = {**logs, **self._rollout_metrics, **update}
+            self._update_sums.zero_()
+            self._rollout_metrics = {}
+        super().log(logs, start_time)
+
+    # -- evaluation and checkpoints ------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Sample the evaluation prompts, always with the same seed, and measure the objective.
+
+        Returns:
+            ``eval_scores``, ``eval_kl`` (exact, nats), ``eval_objective`` = scores − β·KL with
+            the configured β, ``eval_length`` and ``eval_ended``; means over all processes.
+            ``metric_for_best_model: objective`` with ``greater_is_better`` keeps the best.
+        """
+        prompts = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not prompts:
+            raise UserError("PPO's evaluate() has no prompts; pass eval_dataset")
+        args, model = self.args, self.actor_critic
+        mine = list(prompts)[args.process_index :: args.world_size]
+        columns = torch.zeros(5, dtype=torch.float64, device=args.device)
+        if mine:
+            completions = self._sample(model, mine, seed=args.seed)
+            scores = self._reward(completions)
+            with self.accelerator.autocast():
+                batch = TokenBatch.collate(completions, self.tokenizer.pad_token_id, args.device)
+                scored, _ = score_in_parts(model, batch, args.per_device_eval_batch_size)
+            columns[0], columns[1] = scores.double().sum(), scored.exact_kl.double().sum()
+            columns[2] = sum(c.ended for c in completions)
+            columns[3], columns[4] = batch.mask.sum(), len(completions)
+        total = self._sum_over_processes(columns)
+        score, kl, ended, length = (total[:4] / total[4]).tolist()
+        objective = score - args.kl_coef * kl
+        names = ("scores", "kl", "objective", "ended", "length")
+        values = (score, kl, objective, ended, length)
+        metrics = {f"{metric_key_prefix}_{n}": v for n, v in zip(names, values, strict=True)}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write policy (or adapter), value head, controller and tokenizer into one folder."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        model = self.actor_critic
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(model.policy, PeftModel):
+            model.policy.save_pretrained(str(folder))
+        else:
+            base_of(model.policy).save_pretrained(str(folder), max_shard_size="1TB")
+        save_file(model.value_head.state_dict(), folder / VALUE_HEAD)
+        self.tokenizer.save_pretrained(str(folder))
+        state = {"kl_coef": self.kl_control.coefficient, "deviation": vars(self.score_deviation)}
+        write_json(folder / STATE, state)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        folder, target = Path(resume_from_checkpoint), self.actor_critic
+        if isinstance(target.policy, PeftModel):
+            set_peft_model_state_dict(target.policy, load_peft_weights(str(folder)))
+        else:
+            weights = load_file(folder / "model.safetensors")
+            base_of(target.policy).load_state_dict(weights, strict=False)
+        target.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
+        state = read_json(folder / STATE)
+        self.kl_control.coefficient = state["kl_coef"]
+        vars(self.score_deviation).update(state["deviation"])
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class _GradientGate(TrainerCallback):
+    """Lets the trainer see the gradients between backward pass and optimizer step."""
+
+    def __init__(self, trainer: PPOTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.trainer.gate_gradients()
+
+
+

@@ -1,0 +1,49 @@
+"""Keeping the libraries quiet: no telemetry, no warning walls, one progress bar (ours).
+
+Everything is a default: a variable that the caller has set stays as it is, and RLHF_VERBOSE=1
+leaves the libraries alone.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+_ENVIRONMENT = {
+    "TOKENIZERS_PARALLELISM": "false",  # else a warning at every fork
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "ACCELERATE_LOG_LEVEL": "ERROR",
+}
+_NOISY = (
+    r"(torch|transformers|trl|peft|accelerate|datasets|huggingface_hub|gymnasium|pydantic)(\.|$)"
+)
+
+
+def verbose() -> bool:
+    """True when RLHF_VERBOSE asks for the libraries' own output."""
+    return os.environ.get("RLHF_VERBOSE", "") not in ("", "0")
+
+
+def before_imports() -> None:
+    """Set the environment; must come before torch, transformers, trl or datasets is imported."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    if verbose():
+        return
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", module=_NOISY)
+
+
+def after_imports() -> None:
+    """Turn off transformers' bar for loading weights; hub downloads keep theirs."""
+    if verbose():
+        return
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    # Importing the libraries may have put filters of their own in front.
+    warnings.filterwarnings("ignore", module=_NOISY)

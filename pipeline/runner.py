@@ -1,0 +1,316 @@
+"""Runs stages: each once for the same inputs, resumed when interrupted, nothing overwritten.
+
+What a stage was made from is written to its stage.json before it starts; comparing that with the
+config at hand decides whether the stage is skipped, resumed, started, or refused.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import importlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline import quiet
+from pipeline.config import STAGES, Experiment
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+from pipeline.provenance import (
+    UPSTREAM,
+    downstream,
+    fingerprint,
+    first_difference,
+    origin,
+    peak_memory,
+    stage_inputs,
+)
+
+StageFunction = Callable[[Experiment], None]
+Action = Literal["start", "resume", "skip", "replace"]
+
+# Where each stage's `run(experiment)` is; imported only when the stage runs.
+MODULES = {stage: f"pipeline.{stage}" for stage in STAGES}
+MODULES |= {"ppo": "pipeline.ppo.stage", "report": "pipeline.report"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be done about a stage, decided before any work."""
+
+    stage: str
+    action: Action
+    inputs: dict[str, Any]
+
+
+def stage_function(stage: str) -> StageFunction:
+    """Import a stage and return its `run`."""
+    return importlib.import_module(MODULES[stage]).run
+
+
+def is_main_process() -> bool:
+    """True on the one process that writes records and prints (rank 0 under a launcher)."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def say(line: str) -> None:
+    """Print a line for the person at the terminal, once."""
+    if is_main_process():
+        print(line, file=sys.stderr, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as people say them: 45 s, 3 min 05 s, 2 h 07 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.0f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+# --- Deciding -----------------------------------------------------------------------------------
+
+
+def _record(experiment: Experiment, stage: str) -> dict[str, Any] | None:
+    """A stage's stage.json; None when the stage was never started."""
+    folder = experiment.stage_dir(stage)
+    path = folder / "stage.json"
+    try:
+        record = read_json(path)
+        if not isinstance(record["inputs"], dict) or record["status"] not in (
+            "started",
+            "finished",
+        ):
+            raise KeyError
+    except FileNotFoundError:
+        # Temporary files of an interrupted atomic write begin with a dot.
+        if folder.is_dir() and any(not child.name.startswith(".") for child in folder.iterdir()):
+            raise UserError(
+                f"{folder}: holds files but no stage.json, so no stage made it; set another"
+                " output_dir"
+            ) from None
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise UserError(
+            f"{path}: not a stage record; remove {folder} or set another output_dir"
+        ) from None
+    return record
+
+
+def _refusal(experiment: Experiment, stage: str, record: dict[str, Any], now: dict) -> UserError:
+    """The error about outputs that another config made."""
+    return UserError(
+        f"{experiment.stage_dir(stage)}: was made with {first_difference(record['inputs'], now)};"
+        " set another output_dir, or add --overwrite to remove and redo "
+        + ", ".join([stage, *downstream(stage)])
+    )
+
+
+def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False) -> list[Step]:
+    """Decide what to do about each of ``stages``; UserError when outputs in place differ.
+
+    ``overwrite`` replaces what differs, and a stage that was asked for alone in any case.
+    """
+    inputs = stage_inputs(experiment)
+    replaced: set[str] = set()
+    steps: list[Step] = []
+    for stage in stages:
+        record = _record(experiment, stage)
+        same = record is not None and fingerprint(record["inputs"]) == fingerprint(inputs[stage])
+        action: Action
+        if record is None:
+            action = "start"
+        elif stage in replaced or (overwrite and (not same or len(stages) == 1)):
+            action = "replace"
+            replaced.update(downstream(stage))
+        elif not same:
+            raise _refusal(experiment, stage, record, inputs[stage])
+        else:
+            action = "skip" if record["status"] == "finished" else "resume"
+        steps.append(Step(stage, action, inputs[stage]))
+    needed = {need for stage in stages for need in UPSTREAM[stage]}.difference(stages)
+    for need in (stage for stage in STAGES if stage in needed):
+        record = _record(experiment, need)
+        if record is None or record["status"] != "finished":
+            raise UserError(
+                f"{experiment.stage_dir(need)}: not finished, and {stages[0]} builds on it;"
+                f" run `rlhf {need}` first, or `rlhf run` for all stages"
+            )
+        if fingerprint(record["inputs"]) != fingerprint(inputs[need]):
+            raise _refusal(experiment, need, record, inputs[need])
+    return steps
+
+
+# --- Doing --------------------------------------------------------------------------------------
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process; UserError when it cannot be written or another holds it."""
+    import fcntl
+
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"output_dir {folder}: cannot be written ({error.strerror}); set another output_dir"
+        ) from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            holder = stream.read().strip() or "unknown"
+            raise UserError(
+                f"output_dir {folder}: process {holder} is working in it; wait for it to end, or"
+                " set another output_dir"
+            ) from None
+        except OSError:
+            pass  # a file system without locks (some network mounts): go on without
+        stream.seek(0)
+        stream.truncate()
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        yield
+
+
+def _remove(experiment: Experiment, stage: str) -> None:
+    """Remove a stage's output and everything made from it."""
+    for name in [stage, *downstream(stage)]:
+        folder = experiment.stage_dir(name)
+        if (folder / "stage.json").is_file():
+            say(f"{name}: removing {folder}")
+            shutil.rmtree(folder)
+    shutil.rmtree(experiment.stage_dir("report"), ignore_errors=True)
+
+
+def _free_memory() -> None:
+    """Give a finished stage's memory back, so that stages do not add up."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # glibc keeps freed memory until told
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _wait_for_every_rank() -> None:
+    """A barrier between stages where there are several processes."""
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _run_step(experiment: Experiment, step: Step) -> None:
+    """Run one stage and keep its record."""
+    stage, path = step.stage, experiment.stage_dir(step.stage) / "stage.json"
+    main = is_main_process()
+    if main and step.action == "replace":
+        _remove(experiment, stage)
+    before = (_record(experiment, stage) or {}) if step.action == "resume" else {}
+    record: dict[str, Any] = {
+        "stage": stage,
+        "status": "started",
+        "fingerprint": fingerprint(step.inputs),
+        "started": before.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": before.get("seconds", 0.0),
+        "seed": experiment.seed,
+        **origin(),
+        "config": experiment.model_dump(mode="json"),
+        "inputs": step.inputs,
+    }
+    if main:
+        write_json(path, record)
+    say(f"{stage}: {'resuming' if step.action == 'resume' else 'starting'}")
+    start = time.monotonic()
+    earlier = record["seconds"]
+    try:
+        function = stage_function(stage)
+        quiet.after_imports()
+        function(experiment)
+        record["status"] = "finished"
+        record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    finally:
+        record["seconds"] = round(earlier + time.monotonic() - start, 3)
+        record["peak_memory_gib"] = round(peak_memory(), 3)
+        record["accelerator"] = origin()["accelerator"]
+        if main:
+            try:
+                write_json(path, record)
+            except OSError:
+                # When the stage failed, its own exception says more (a full disk, say).
+                if record["status"] == "finished":
+                    raise
+    say(f"{stage}: finished in {clock(record['seconds'])}, peak memory {peak_memory():.1f} GiB")
+    _wait_for_every_rank()
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """True when a full disk is the error or the cause of it, however a library wraps it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        text = str(error)
+        if "No space left on device" in text or "PytorchStreamWriter failed" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
+    """Run one stage, `report`, or `run` (all of them in order), under the experiment's lock.
+
+    A stage whose finished output for the same inputs is there is skipped. Raises UserError for
+    what the user can mend; whatever else a stage raises comes through.
+    """
+    if overwrite and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("--overwrite: not with several processes; remove the outputs first")
+    stages = STAGES if command == "run" else () if command == "report" else (command,)
+    start = time.monotonic()
+    with lock(experiment.output_dir) if is_main_process() else nullcontext():
+        steps = plan(experiment, stages, overwrite)
+        if command == "report":
+            _need_comparison(experiment)
+        try:
+            for step in steps:
+                if step.action == "skip":
+                    say(f"{step.stage}: finished already, skipped")
+                    continue
+                _run_step(experiment, step)
+                _free_memory()
+            if command in ("run", "report") and is_main_process():
+                stage_function("report")(experiment)
+        except Exception as error:
+            if _disk_is_full(error):
+                raise UserError(
+                    f"output_dir {experiment.output_dir}: the disk is full; free some space, then"
+                    " run the same command to resume"
+                ) from error
+            raise
+    if command in ("run", "report"):
+        say(f"report: {experiment.stage_dir('report') / 'index.html'}")
+    if command == "run":
+        say(f"all stages done in {clock(time.monotonic() - start)}, peak {peak_memory():.1f} GiB")
+
+
+def _need_comparison(experiment: Experiment) -> None:
+    """UserError unless there is a finished comparison to report on."""
+    record = _record(experiment, "compare")
+    if record is None or record["status"] != "finished":
+        raise UserError(
+            f"{experiment.stage_dir('compare')}: not finished, so there is nothing to report; run"
+            " `rlhf run` first"
+        )

@@ -1,0 +1,254 @@
+"""Log-probabilities, entropies and KL of completions, with the LM head on completion tokens only.
+
+Sequences are prompt then completion, padded on the right: a causal decoder then needs no attention
+mask, because no real token can see the padding. Logits exist for one chunk of tokens at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pipeline.errors import UserError
+from pipeline.generation import Completion
+from pipeline.models import autocast, base_of
+from pipeline.terminal import progress
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """B completions as tensors.
+
+    Attributes:
+        sequences: ``(B, L)`` prompt and completion tokens, padded on the right.
+        prompt_lengths: ``(B,)``.
+        completion_ids: ``(B, T)``, padded on the right.
+        mask: bool ``(B, T)``, True on completion tokens up to and including EOS. Made from
+            lengths, never from token ids: the pad token may be the EOS token.
+    """
+
+    sequences: Tensor
+    prompt_lengths: Tensor
+    completion_ids: Tensor
+    mask: Tensor
+
+    @classmethod
+    def collate(
+        cls, completions: Sequence[Completion], pad_token_id: int, device: torch.device
+    ) -> TokenBatch:
+        """Lay ``completions`` out as tensors on ``device``."""
+        rows = [c.prompt_ids + c.completion_ids for c in completions]
+        lengths = torch.tensor([len(c.completion_ids) for c in completions])
+        steps = int(lengths.max())
+        return cls(
+            _pad(rows, max(map(len, rows)), pad_token_id).to(device),
+            torch.tensor([len(c.prompt_ids) for c in completions], device=device),
+            _pad([c.completion_ids for c in completions], steps, pad_token_id).to(device),
+            (torch.arange(steps)[None] < lengths[:, None]).to(device),
+        )
+
+    def rows(self, index: Tensor) -> TokenBatch:
+        """The rows ``index``, trimmed to their own longest sequence and completion."""
+        mask = self.mask[index]
+        lengths = mask.sum(1)
+        width = int((self.prompt_lengths[index] + lengths).max())
+        steps = int(lengths.max())
+        return TokenBatch(
+            self.sequences[index, :width],
+            self.prompt_lengths[index],
+            self.completion_ids[index, :steps],
+            mask[:, :steps],
+        )
+
+
+def _pad(rows: Sequence[Sequence[int]], width: int, value: int) -> Tensor:
+    return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows])
+
+
+def predicting_states(hidden: Tensor, batch: TokenBatch) -> Tensor:
+    """Final hidden states that predict the completion's tokens.
+
+    Args:
+        hidden: ``(B, L, d)``.
+
+    Returns:
+        ``(B, T, d)``; entry t is the state just before completion token t, so it also is the
+        state whose value is V(s_t).
+    """
+    steps = torch.arange(batch.mask.shape[1], device=hidden.device)
+    positions = (batch.prompt_lengths[:, None] - 1 + steps).clamp(max=hidden.shape[1] - 1)
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def hidden_states(model: nn.Module, sequences: Tensor) -> Tensor:
+    """Final hidden states ``(B, L, d)`` of a (PEFT-wrapped or plain) policy; no LM head."""
+    return base_of(model).get_decoder()(input_ids=sequences, use_cache=False).last_hidden_state
+
+
+def lm_head(model: nn.Module) -> nn.Module:
+    """The layer from final hidden states to logits."""
+    head = base_of(model).get_output_embeddings()
+    if head is None:
+        raise UserError(f"{type(base_of(model)).__name__} has no LM head; use a causal LM")
+    return head
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Make sure that logits are the LM head of the final hidden states and nothing more.
+
+    Raises:
+        UserError: the architecture rescales or caps its logits afterwards.
+    """
+    tokens = torch.arange(2, 6, device=model.device)[None]
+    with torch.no_grad(), autocast(model):
+        logits = model(input_ids=tokens, use_cache=False).logits.float()
+        ours = lm_head(model)(hidden_states(model, tokens)).float()
+    if not torch.allclose(logits, ours, rtol=1e-2, atol=1e-2):
+        raise UserError(
+            f"model.model_name_or_path: {type(model).__name__} changes its logits after the LM "
+            "head (scaling or soft-capping), which is not supported; use another model"
+        )
+
+
+def _logps_and_entropy(
+    hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logits = head(hidden).float() / temperature
+    normalizer = logits.logsumexp(-1)
+    logps = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
+    entropy = normalizer - (logits.softmax(-1) * logits).sum(-1)
+    return logps, entropy
+
+
+def _logps(hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float) -> Tensor:
+    logits = head(hidden).float() / temperature
+    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
+def token_logps(
+    hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float, chunk: int
+) -> Tensor:
+    """Log-probabilities of ``targets``, differentiable.
+
+    Beyond one chunk the logits are recomputed in the backward pass rather than kept.
+
+    Args:
+        hidden: ``(N, d)``, targets: ``(N,)``; chunk: tokens whose logits exist at once.
+
+    Returns:
+        ``(N,)`` float32, in nats.
+    """
+    if hidden.shape[0] <= chunk:
+        return _logps(hidden, head, targets, temperature)
+    parts = []
+    for states, tokens in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+        parts.append(checkpoint(_logps, states, head, tokens, temperature, use_reentrant=False))
+    return torch.cat(parts)  # type: ignore[arg-type]
+
+
+def token_logps_and_entropy(
+    hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Like :func:`token_logps`, with the entropy of each next-token distribution, ``(N,)`` nats."""
+    pieces = [
+        checkpoint(_logps_and_entropy, h, head, t, temperature, use_reentrant=False)
+        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    ]
+    logps, entropies = zip(*pieces, strict=True)  # type: ignore[misc]
+    return torch.cat(logps), torch.cat(entropies)
+
+
+@torch.no_grad()
+def token_kl(
+    hidden: Tensor,
+    ref_hidden: Tensor,
+    head: nn.Module,
+    ref_head: nn.Module,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+) -> Tensor:
+    """Exact KL(π‖π_ref) of each pair of next-token distributions, ``(N,)`` nats.
+
+    Args:
+        hidden, ref_hidden: ``(N, d)`` final hidden states of policy and reference.
+    """
+    parts = []
+    for ours, theirs in zip(hidden.split(chunk), ref_hidden.split(chunk), strict=True):
+        logps = (head(ours).float() / temperature).log_softmax(-1)
+        ref_logps = (ref_head(theirs).float() / temperature).log_softmax(-1)
+        parts.append((logps.exp() * (logps - ref_logps)).sum(-1))
+    return torch.cat(parts)
+
+
+def _by_length(lengths: Sequence[int], batch_size: int, label: str | None) -> Iterator[list[int]]:
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    yield from progress(batches, label, len(batches)) if label else batches
+
+
+@torch.no_grad()
+def completion_kl(
+    policy: nn.Module,
+    reference: nn.Module,
+    completions: Sequence[Completion],
+    *,
+    batch_size: int = 64,
+    temperature: float = 1.0,
+    label: str | None = None,
+) -> list[float]:
+    """The one definition of KL: exact KL(π‖π_ref) along each sampled path, nats per completion.
+
+    The sum over completion tokens (EOS included) of the exact KL between the two next-token
+    distributions. Its mean over y ~ π is KL(π‖π_ref) without the log-ratio's noise.
+
+    Args:
+        completions: sampled from ``policy``.
+    """
+    lengths = [len(c.prompt_ids) + len(c.completion_ids) for c in completions]
+    device = base_of(policy).device
+    found = torch.zeros(len(completions), dtype=torch.float64)
+    for index in _by_length(lengths, batch_size, label):
+        batch = TokenBatch.collate([completions[i] for i in index], 0, device)
+        states = []
+        for model in (policy, reference):
+            with autocast(model):
+                states.append(predicting_states(hidden_states(model, batch.sequences), batch))
+        kl = torch.zeros(batch.mask.shape, device=device)
+        with autocast(policy):
+            ours, theirs = (s[batch.mask] for s in states)
+            kl[batch.mask] = token_kl(ours, theirs, lm_head(policy), lm_head(reference), temperature)
+        found[torch.tensor(index)] = kl.sum(1).double().cpu()
+    return found.tolist()
+
+
+@torch.no_grad()
+def text_nll(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    batch_size: int = 64,
+) -> tuple[float, int]:
+    """Total negative log-likelihood of ``texts`` (EOS included) in nats, and the tokens counted.
+
+    The first token, which nothing predicts, is not counted.
+    """
+    eos = tokenizer.eos_token_id
+    rows = [tuple(tokenizer(text)["input_ids"]) for text in texts]  # type: ignore[arg-type]
+    rows = [row if row[-1:] == (eos,) else (*row, eos) for row in rows]
+    documents = [Completion("", row[:1], row[1:], "", True) for row in rows if len(row) > 1]
+    device, head = base_of(model).device, lm_head(model)
+    total, count = 0.0, 0
+    for index in _by_length([len(row) for row in rows if len(row) > 1], batch_size, None):
+        batch = TokenBatch.collate([documents[i] for i in index], 0, device)
+        with autocast(model):
+            hidden = predicting_states(hidden_states(model, batch.sequences), batch)[batch.mask]
+            logps = token_logps(hidden, head, batch.completion_ids[batch.mask], 1.0, 1024)
+        total -= float(logps.double().sum())
+        count += len(logps)
+    return total, count

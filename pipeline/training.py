@@ -1,0 +1,72 @@
+"""What every stage with a Trainer does the same way: its arguments, its callbacks, its resume."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pipeline import tracking
+from pipeline.checkpoints import CompleteMarker, last_complete
+from pipeline.config import Experiment
+from pipeline.errors import UserError
+from pipeline.models import trainer_precision
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def stage_arguments(
+    experiment: Experiment, stage: str, config_class: type[Arguments], **defaults: Any
+) -> Arguments:
+    """The trainer configuration of ``stage``: our defaults, then whatever the experiment says.
+
+    Raises:
+        UserError: the configuration class rejects a value.
+    """
+    arguments = {
+        "seed": experiment.seed,
+        "save_strategy": "steps",
+        "save_total_limit": 2,
+        **trainer_precision(experiment.model),
+        **defaults,
+        **experiment.trainer_args(stage),
+        "output_dir": str(experiment.stage_dir(stage) / "checkpoints"),
+        "report_to": tracking.report_to(experiment),
+        "disable_tqdm": True,
+    }
+    try:
+        return config_class(**arguments)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{stage}: {reason}") from error
+
+
+class StopOnNaN(TrainerCallback):
+    """Ends the run, with the last good checkpoint kept, when the loss is no longer a number."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Look at the loss and the gradient norm of each log event."""
+        for name in ("loss", "grad_norm"):
+            value = (logs or {}).get(name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(
+                    f"{args.output_dir}: {name} is {value} at step {state.global_step}; "
+                    "lower the learning rate and run again (the last checkpoint is kept)"
+                )
+
+
+def fit(trainer: Trainer, experiment: Experiment, stage: str) -> None:
+    """Train to the end, from the last whole checkpoint where there is one."""
+    tracking.quieten(trainer)
+    for callback in [*tracking.callbacks(experiment, stage), StopOnNaN(), CompleteMarker()]:
+        trainer.add_callback(callback)
+    checkpoint = last_complete(experiment.stage_dir(stage) / "checkpoints")
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -1,0 +1,17 @@
+"""Reward models behind one small interface: ``reward(prompts, completions) -> list of floats``.
+
+* `sentiment`: a sequence-classification checkpoint, read by the name of its positive label
+* `pairwise`: a scalar head trained on preference pairs (Bradley–Terry), on trl.RewardTrainer
+* `rules`: length windows, patterns, repetition
+* `ensemble`: mean, minimum, mean less k standard deviations, weighted sums
+* `loading`: from a name in a config to a function
+* `guard`: any function, with its mistakes turned into one clear line
+"""
+
+from __future__ import annotations
+
+from reward_models.guard import checked
+from reward_models.interface import RewardError, RewardFunction
+from reward_models.loading import load_reward
+
+__all__ = ["RewardError", "RewardFunction", "checked", "load_reward"]

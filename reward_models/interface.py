@@ -1,0 +1,20 @@
+"""What every reward is: a function of prompts and completions, and one kind of error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+RewardFunction = Callable[[list[str], list[str]], list[float]]
+"""``reward(prompts, completions)`` gives one finite number for each completion, higher is better.
+
+Both lists have the same length; texts are plain, without special tokens. A conversation arrives as
+text, the way the policy's chat template writes it.
+"""
+
+
+class RewardError(ValueError):
+    """A reward that cannot be loaded or that misbehaves; one line that names it and the mend.
+
+    This package stands alone, so it has an error of its own; the pipeline turns it into its
+    ``UserError``.
+    """

@@ -1,0 +1,135 @@
+"""From a name in a config to a reward function."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from reward_models.guard import checked
+from reward_models.interface import RewardError, RewardFunction
+
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_FORMS = "a model folder, a hub id, file.py:function or module:function"
+
+
+def load_reward(
+    spec: str,
+    *,
+    base: Path | None = None,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> RewardFunction:
+    """Return the reward that ``spec`` names, guarded by `checked`.
+
+    Args:
+        spec: A folder or hub id of a sequence-classification checkpoint, ``file.py:function`` or
+            ``module:function``. Functions take (prompts, completions).
+        base: The folder that a relative path starts from, and where modules are looked for too;
+            None is the current one.
+        max_length: The longest text in tokens (checkpoints only).
+        batch_size: Texts scored at once (checkpoints only).
+        dtype: ``torch.bfloat16`` for autocast (checkpoints only).
+        device: Where a checkpoint computes; None is the processor.
+
+    Raises:
+        RewardError: There is no such model, file, module or function, or it is not a reward.
+    """
+    base = base or Path.cwd()
+    source, colon, name = spec.rpartition(":")
+    if colon and source.endswith(".py"):
+        return checked(
+            _function(_import_file(spec, base / Path(source).expanduser()), name, spec), spec
+        )
+    if colon and _MODULE.fullmatch(source) and name.isidentifier():
+        return checked(_function(_import_module(spec, source, base), name, spec), spec)
+    if spec.endswith(".py"):
+        raise RewardError(f"reward {spec}: names no function; write {spec}:function")
+    from reward_models.sentiment import load_classifier
+
+    options: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
+    folder = _model_folder(spec, base)
+    classifier = load_classifier(
+        folder or spec, dtype=dtype, device=device, name=f"reward {spec}", **options
+    )
+    return checked(classifier, spec)
+
+
+def _model_folder(spec: str, base: Path) -> Path | None:
+    """The local folder that ``spec`` names; None for a hub id."""
+    path = base / Path(spec).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RewardError(
+                f"reward {spec}: no model folder (config.json is missing); give {_FORMS}"
+            )
+        return path
+    if path.exists():
+        raise RewardError(f"reward {spec}: is a file, not a model; give {_FORMS}")
+    # A hub id is `name` or `owner/name`: anything else can only be a path.
+    if spec.startswith((".", "/", "~")) or spec.count("/") > 1 or "\\" in spec:
+        raise RewardError(f"reward {spec}: there is no such folder; give {_FORMS}")
+    return None
+
+
+def _import_file(spec: str, path: Path) -> ModuleType:
+    """Run a Python file as a module; its neighbours can be imported from it."""
+    path = path.resolve()
+    if not path.is_file():
+        raise RewardError(f"reward {spec}: there is no file {path}; check the path")
+    # A name of its own, so that reward.py here and a module `reward` elsewhere stay two.
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    _search_in(path.parent)
+    found = importlib.util.spec_from_file_location(name, path)
+    assert found is not None and found.loader is not None  # a .py file has both
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module  # dataclasses and pickling look their module up
+    try:
+        found.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise _import_failed(spec, error) from error
+    return module
+
+
+def _import_module(spec: str, name: str, base: Path) -> ModuleType:
+    _search_in(base)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise _import_failed(spec, error) from error
+
+
+def _search_in(folder: Path) -> None:
+    """Let modules in ``folder`` be imported, after all others so that they can shadow none."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _import_failed(spec: str, error: Exception) -> RewardError:
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return RewardError(
+        f"reward {spec}: cannot be imported ({type(error).__name__}: {first}); mend the file, or "
+        f"name {_FORMS}"
+    )
+
+
+def _function(module: ModuleType, name: str, spec: str) -> Any:
+    if hasattr(module, name):
+        return getattr(module, name)
+    functions = [key for key, value in vars(module).items() if callable(value) and key[0] != "_"]
+    near = difflib.get_close_matches(name, functions, n=1)
+    hint = f"; did you mean {near[0]}?" if near else "; check the name after the colon"
+    raise RewardError(f"reward {spec}: there is no function {name!r}{hint}")

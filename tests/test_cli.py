@@ -1,0 +1,148 @@
+"""The command line: exit codes, one-line errors, a quick --help, interruption, the scripts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli, runner
+from pipeline.config import Experiment
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["sft"], "--config"),
+        ([], "--config"),
+        (["stf", "--config", "x.yaml"], "invalid choice"),
+        (["sft", "--config", "none.yaml"], "none.yaml: no such file"),
+        (["sft", "--config", "x.yaml", "--owerwrite"], "--owerwrite"),
+    ],
+)
+def test_wrong_arguments(
+    argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(argv) == 2
+    assert expected in error_line(capsys)
+
+
+def test_wrong_override(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "sft.max_step=1", "--config", str(tiny)]) == 2
+    assert "did you mean sft.max_steps?" in error_line(capsys)
+
+
+def test_overrides_may_stand_anywhere(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        runner,
+        "stage_function",
+        lambda stage: lambda experiment: seen.append((experiment.seed, experiment.name)),
+    )
+    argv = [
+        "sft",
+        "seed=3",
+        "--config",
+        str(tiny),
+        f"output_dir={tmp_path}",
+        "--overwrite",
+        "name=n",
+    ]
+    assert cli.main(argv) == 0
+    assert seen == [(3, "n")]
+
+
+def test_user_error_of_a_stage(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stage(experiment: Experiment) -> None:
+        raise cli.UserError("rewards.py: returned 3 rewards for 4 completions")
+
+    monkeypatch.setattr(runner, "stage_function", lambda _: stage)
+    assert cli.main(["sft", "--config", str(tiny), f"output_dir={tmp_path}"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: rewards.py: returned 3 rewards for 4 completions"
+    )
+
+
+def test_help_is_quick_and_complete(root: Path) -> None:
+    code = (
+        "import sys; from pipeline.cli import main\n"
+        "try: main(['--help'])\n"
+        "finally: print(sorted({'torch','pydantic','transformers'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout.rstrip().endswith("[]")
+    for word in (*cli.COMMANDS, "examples:", "--overwrite", "configs/tiny.yaml"):
+        assert word in done.stdout
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.startswith("rlhf ")
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from pipeline import cli, runner
+def stage(experiment):
+    (experiment.stage_dir("sft") / "working").touch()
+    time.sleep(60)
+runner.stage_function = lambda _: stage
+sys.exit(cli.main(["sft", "--config", {config!r}, "output_dir=" + {folder!r}]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption(root: Path, tiny: Path, tmp_path: Path, number: signal.Signals) -> None:
+    code = SLOW.format(root=str(root), config=str(tiny), folder=str(tmp_path))
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    started = time.monotonic()
+    while not (tmp_path / "sft" / "working").exists():
+        assert process.poll() is None and time.monotonic() - started < 120
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted; run the same command to resume"
+    assert "Traceback" not in err
+    assert (tmp_path / "sft" / "stage.json").is_file()
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "dpo", "compare"])
+def test_scripts_reach_their_stage(root: Path, tmp_path: Path, stage: str) -> None:
+    """From another folder and without installation; a missing config is as far as this goes."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, str(root / "scripts" / f"{stage}.py")]
+    helped = subprocess.run(
+        [*command, "--config", "none.yaml"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert helped.returncode == 2
+    assert helped.stderr == "error: none.yaml: no such file; --config takes a YAML file\n"
+    source = (root / "scripts" / f"{stage}.py").read_text(encoding="utf-8")
+    assert f'main(["{stage}", *sys.argv[1:]])' in source

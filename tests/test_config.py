@@ -1,0 +1,162 @@
+"""A config is checked whole, and each mistake is one line that names the place and the mend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import STAGES, Experiment, load_experiment
+from pipeline.errors import UserError
+
+Writer = Callable[[str], Path]
+
+
+def complaint(path: Path, *overrides: str) -> str:
+    """The error of a config that must be refused; checks that it is one line."""
+    with pytest.raises(UserError) as caught:
+        load_experiment(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_shipped_configs_load(root: Path) -> None:
+    paths = sorted((root / "configs").glob("*.yaml"))
+    assert {"tiny.yaml", "quickstart.yaml", "gpt2-imdb.yaml"} <= {path.name for path in paths}
+    for path in paths:
+        experiment = load_experiment(path)
+        assert experiment.name == path.stem
+        assert experiment.output_dir == Path("runs") / path.stem
+
+
+def test_defaults_and_paths(write_config: Writer) -> None:
+    experiment = load_experiment(write_config("name: mine\nsft:\n"))
+    assert experiment.output_dir == Path("runs/mine")
+    assert [experiment.stage_dir(stage).name for stage in STAGES] == list(STAGES)
+    assert experiment.trainer_args("sft") == {}
+    assert experiment == Experiment(name="mine")
+
+
+def test_experiment_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Experiment().model.dtype = "float32"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("text", ["1e-5", "1E-5", "1.0e-5", "0.00001", "+1e-05"])
+def test_scientific_notation_is_a_number(write_config: Writer, text: str) -> None:
+    path = write_config(f"sft:\n  learning_rate: {text}\n")
+    assert load_experiment(path).trainer_args("sft")["learning_rate"] == 1e-5
+    overridden = load_experiment(path, [f"ppo.learning_rate={text}", f"beta={text}"])
+    assert overridden.trainer_args("ppo")["learning_rate"] == 1e-5
+    assert overridden.beta == 1e-5
+
+
+def test_no_is_a_word(write_config: Writer) -> None:
+    path = write_config("sft:\n  save_strategy: no\n  gradient_checkpointing: false\n")
+    assert load_experiment(path).trainer_args("sft") == {
+        "save_strategy": "no",
+        "gradient_checkpointing": False,
+    }
+
+
+def test_overrides(tiny: Path) -> None:
+    experiment = load_experiment(
+        tiny,
+        [
+            "seed=7",
+            "model.model_revision=main",
+            "compare.frontier_betas=[0.5, 2]",
+            "sft.lr_scheduler_kwargs.num_cycles=2",
+            "output_dir=elsewhere/a=b",
+        ],
+    )
+    assert (experiment.seed, experiment.model.model_revision) == (7, "main")
+    assert experiment.compare.frontier_betas == [0.5, 2.0]
+    assert experiment.trainer_args("sft")["lr_scheduler_kwargs"] == {"num_cycles": 2}
+    assert experiment.output_dir == Path("elsewhere/a=b")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.lora_r=x", "expected a whole number, found 'x'"),
+        ("model.lora_r=0", "expected a number at least 1, found 0"),
+        ("model.dtype=float16", "expected float32 or bfloat16 or null, found 'float16'"),
+        ("model=3", "expected a section (`key: value` lines), found 3"),
+        ("seed=true", "expected a whole number, found true"),
+        ("data.train_prompts='8'", "expected a whole number, found '8'"),
+        ("generation.temperature=.nan", "expected a finite number, found nan"),
+        ("compare.frontier_betas=[]", "must not be empty"),
+        ("tracking.report_to=wandb", "expected a list (text each), found 'wandb'"),
+        ("data.demonstratoins=3", "did you mean data.demonstrations?"),
+        ("data.max_new_tokens=3", "did you mean generation.max_new_tokens?"),
+        ("trainable_layers=3", "did you mean model.trainable_layers?"),
+        ("sft.lerning_rate=1e-5", "did you mean sft.learning_rate?"),
+        ("reward.sorce=toy", "did you mean reward.source?"),
+        ("ppo.num_ppo_epoch=2", "did you mean ppo.num_ppo_epochs?"),
+        ("ppo.kl_coeff=0.1", "for kl_coef set the top-level beta"),
+        ("dpo.beta=0.1", "the pipeline sets this; set the top-level beta"),
+        ("sft.output_dir=x", "the pipeline sets this; set the top-level output_dir"),
+        ("sft.seed=3", "the pipeline sets this; set the top-level seed"),
+        ("sft.resume_from_checkpoint=x", "resumes when it is run again"),
+        ("ppo.response_length=9", "set generation.max_new_tokens"),
+        ("sft.learning_rate=fast", "expected a number, found 'fast'"),
+        ("sft.learning_rate=-1", "expected a number at least 0, found -1"),
+        ("ppo.gamma=1.5", "expected a number above 0, at most 1, found 1.5"),
+        ("ppo.kl_estimator=k4", "expected k1 or k2 or k3, found 'k4'"),
+        ("reward.num_train_epochs=0", "expected a number above 0, found 0"),
+        ("dpo.bf16=yes", "expected true or false or null, found 'yes'"),
+        ("dpo.lr_scheduler_type=cosin", "did you mean cosine?"),
+        ("data.prompt_words=8", "leaves nothing to complete"),
+        ("compare.best_of_n=99", "is above compare.reference_samples (8)"),
+    ],
+)
+def test_wrong_override(tiny: Path, override: str, expected: str) -> None:
+    message = complaint(tiny, override)
+    assert message.startswith(f"override {override}: ")
+    assert expected in message
+
+
+@pytest.mark.parametrize("override", ["foo", "=1", "a..b=1", "name.x=1", "sft.optim=["])
+def test_malformed_override(tiny: Path, override: str) -> None:
+    assert repr(override) in complaint(tiny, override)
+
+
+def test_wrong_key_in_the_file_names_file_and_key(write_config: Writer) -> None:
+    path = write_config("compare:\n  frontier_betas: [1, -1]\n")
+    expected = f"{path}: compare.frontier_betas[1]: expected a number above 0, found -1"
+    assert complaint(path) == expected
+
+
+def test_lora_and_frozen_layers_contradict(write_config: Writer) -> None:
+    path = write_config("model:\n  use_peft: true\n  trainable_layers: 2\n")
+    assert f"{path}: model.trainable_layers: does not go with model.use_peft" in complaint(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "the file is empty"),
+        ("- a\n", "expected `key: value` lines, found list"),
+        ("seed: 1\nbeta: [1\nname: x\n", ":3:5: "),
+        ("seed: 1\nname: x\nseed: 2\n", ":3:1: the key 'seed' is there twice"),
+        ("1: 2\n", "top level: the key 1 is not text"),
+        ("data:\n  no: 2\n  3: 4\n", "data: the key 3 is not text"),
+        ("dta:\n  min_words: 3\n", "dta: unknown key; did you mean data?"),
+    ],
+)
+def test_broken_yaml(write_config: Writer, text: str, expected: str) -> None:
+    path = write_config(text)
+    message = complaint(path)
+    assert message.startswith(str(path))
+    assert expected in message
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    assert "no such file" in complaint(tmp_path / "none.yaml")
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes("name: café\n".encode("latin-1"))
+    assert "not UTF-8 (byte 9)" in complaint(latin)
+    assert str(tmp_path) in complaint(tmp_path)

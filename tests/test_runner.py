@@ -1,0 +1,286 @@
+"""Stages run once for the same inputs, resume, refuse, and never overwrite. With fake stages."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import runner
+from pipeline.config import STAGES, Experiment, load_experiment
+from pipeline.errors import UserError
+from pipeline.provenance import content_hash, downstream, fingerprint, stage_inputs
+
+Load = Callable[..., Experiment]
+
+
+class Fakes:
+    """Stages that write one file and note that they ran; ``fail`` maps a stage to an exception."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.fail: dict[str, BaseException] = {}
+
+    def function(self, stage: str) -> Callable[[Experiment], None]:
+        def run(experiment: Experiment) -> None:
+            self.ran.append(stage)
+            folder = experiment.stage_dir(stage)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "output").write_text(f"{stage} {experiment.seed}", encoding="utf-8")
+            if stage in self.fail:
+                raise self.fail.pop(stage)
+
+        return run
+
+    def take(self) -> list[str]:
+        """The stages run since the last call."""
+        ran, self.ran = self.ran, []
+        return ran
+
+
+@pytest.fixture
+def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    fakes = Fakes()
+    monkeypatch.setattr(runner, "stage_function", fakes.function)
+    return fakes
+
+
+@pytest.fixture
+def load(tiny: Path, tmp_path: Path) -> Load:
+    def load(*overrides: str) -> Experiment:
+        return load_experiment(tiny, [f"output_dir={tmp_path / 'out'}", *overrides])
+
+    return load
+
+
+def record(experiment: Experiment, stage: str) -> dict[str, Any]:
+    return json.loads((experiment.stage_dir(stage) / "stage.json").read_text(encoding="utf-8"))
+
+
+def refusal(experiment: Experiment, command: str, **options: bool) -> str:
+    with pytest.raises(UserError) as caught:
+        runner.run(experiment, command, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_run_then_skip(fakes: Fakes, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+    runner.run(load(), "run")
+    assert fakes.take() == [*STAGES, "report"]
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("all stages done in ") and "GiB" in line for line in lines)
+    runner.run(load(), "run")
+    assert fakes.take() == ["report"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:5] == [f"{stage}: finished already, skipped" for stage in STAGES]
+
+
+def test_record(fakes: Fakes, load: Load) -> None:
+    experiment = load()
+    runner.run(experiment, "sft")
+    kept = record(experiment, "sft")
+    assert (kept["stage"], kept["status"], kept["seed"]) == ("sft", "finished", 0)
+    assert kept["versions"]["torch"] and kept["versions"]["trl"] and kept["versions"]["python"]
+    assert kept["platform"] and "git" in kept
+    assert kept["config"]["model"]["model_name_or_path"] == "toy"
+    assert kept["config"]["sft"]["learning_rate"] == 3e-3
+    assert kept["seconds"] >= 0 and 0.01 < kept["peak_memory_gib"] < 64
+    assert kept["fingerprint"] == fingerprint(stage_inputs(experiment)["sft"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_interrupted_stage_is_resumed(fakes: Fakes, load: Load, stage: str) -> None:
+    fakes.fail[stage] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(load(), "run")
+    assert record(load(), stage)["status"] == "started"
+    fakes.take()
+    runner.run(load(), "run")
+    assert fakes.take() == [*STAGES[STAGES.index(stage) :], "report"]
+    assert record(load(), stage)["status"] == "finished"
+
+
+def test_other_config_is_refused_before_any_work(fakes: Fakes, load: Load) -> None:
+    runner.run(load(), "run")
+    fakes.take()
+    before = record(load(), "ppo")
+    message = refusal(load("ppo.learning_rate=5e-3"), "run")
+    assert str(load().stage_dir("ppo")) in message
+    assert "ppo.learning_rate = 0.001, the config now has 0.005" in message
+    assert "--overwrite to remove and redo ppo, compare" in message
+    assert fakes.take() == []
+    assert record(load(), "ppo") == before
+
+
+def test_overwrite_redoes_what_differs_and_what_follows(fakes: Fakes, load: Load) -> None:
+    runner.run(load(), "run")
+    leftover = load().stage_dir("ppo") / "leftover"
+    leftover.touch()
+    fakes.take()
+    runner.run(load("ppo.learning_rate=5e-3"), "run", overwrite=True)
+    assert fakes.take() == ["ppo", "compare", "report"]
+    assert not leftover.exists()
+
+
+def test_overwrite_of_one_stage(fakes: Fakes, load: Load) -> None:
+    runner.run(load(), "run")
+    fakes.take()
+    runner.run(load(), "reward", overwrite=True)
+    assert fakes.take() == ["reward"]
+    left = {stage for stage in STAGES if load().stage_dir(stage).exists()}
+    assert left == {"sft", "reward"}
+
+
+def test_a_stage_needs_the_ones_before(fakes: Fakes, load: Load) -> None:
+    assert "run `rlhf sft` first" in refusal(load(), "ppo")
+    runner.run(load(), "sft")
+    assert "run `rlhf reward` first" in refusal(load(), "ppo")
+    runner.run(load(), "reward")
+    assert "sft.learning_rate" in refusal(load("sft.learning_rate=1"), "ppo")
+    runner.run(load(), "ppo")
+    assert "nothing to report" in refusal(load(), "report")
+    assert fakes.take() == ["sft", "reward", "ppo"]
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("seed=1", set(STAGES)),
+        ("model.trainable_layers=1", {"sft", "ppo", "dpo", "compare"}),
+        ("data.heldout=31", set(STAGES)),
+        ("reward.num_train_epochs=3", {"reward", "ppo", "dpo", "compare"}),
+        ("generation.max_new_tokens=9", {"ppo", "dpo", "compare"}),
+        ("beta=2", {"ppo", "dpo", "compare"}),
+        ("ppo.lam=0.9", {"ppo", "compare"}),
+        ("pairs.hard_labels=true", {"dpo", "compare"}),
+        ("compare.bootstrap=99", {"compare"}),
+        ("tracking.log_samples=1", set()),
+        ("name=other", set()),
+        ("output_dir=other", set()),
+        ("beta=1", set()),
+    ],
+)
+def test_what_a_setting_affects(load: Load, override: str, changed: set[str]) -> None:
+    before, after = stage_inputs(load()), stage_inputs(load(override))
+    assert {s for s in STAGES if fingerprint(before[s]) != fingerprint(after[s])} == changed
+
+
+def test_downstream() -> None:
+    assert downstream("sft") == ["ppo", "dpo", "compare"]
+    assert downstream("dpo") == ["compare"]
+    assert downstream("compare") == []
+
+
+def test_content_of_local_files_counts(fakes: Fakes, load: Load, tmp_path: Path) -> None:
+    texts, judge = tmp_path / "texts.jsonl", tmp_path / "judge.py"
+    texts.write_text("{}", encoding="utf-8")
+    judge.write_text("def f(): ...", encoding="utf-8")
+    overrides = (f"data.dataset_name={texts}", f"reward.source={judge}:f")
+    runner.run(load(*overrides), "run")
+    judge.write_text("def f(): return 1", encoding="utf-8")
+    assert "another content of the file that reward.source names" in refusal(
+        load(*overrides), "run"
+    )
+    judge.write_text("def f(): ...", encoding="utf-8")
+    texts.write_text("{ }", encoding="utf-8")
+    assert "data.dataset_name" in refusal(load(*overrides), "run")
+
+
+def test_content_hash(tmp_path: Path) -> None:
+    assert content_hash("toy") is content_hash("owner/name") is content_hash(None) is None
+    folder = tmp_path / "texts"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "sub" / "a.txt").write_text("one", encoding="utf-8")
+    first = content_hash(str(folder))
+    (folder / ".hidden").write_text("x", encoding="utf-8")
+    assert content_hash(str(folder)) == first
+    (folder / "sub" / "a.txt").write_text("two", encoding="utf-8")
+    assert content_hash(str(folder)) != first
+    large = tmp_path / "large"
+    with large.open("wb") as stream:
+        stream.truncate(65 * 2**20)
+    sparse = content_hash(str(large))
+    with large.open("r+b") as stream:
+        stream.seek(-1, os.SEEK_END)
+        stream.write(b"x")
+    assert content_hash(str(large)) != sparse
+
+
+def test_files_of_another_origin_are_left_alone(fakes: Fakes, load: Load) -> None:
+    folder = load().stage_dir("sft")
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").touch()
+    assert "no stage made it" in refusal(load(), "run")
+    assert "no stage made it" in refusal(load(), "run", overwrite=True)
+    assert (folder / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"status": "done", "inputs": {}}'])
+def test_broken_record(fakes: Fakes, load: Load, text: str) -> None:
+    folder = load().stage_dir("sft")
+    folder.mkdir(parents=True)
+    (folder / "stage.json").write_text(text, encoding="utf-8")
+    assert "not a stage record" in refusal(load(), "sft")
+
+
+def test_two_processes(fakes: Fakes, load: Load) -> None:
+    folder = load().output_dir
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("a+") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        holder.write("4711")
+        holder.flush()
+        assert "process 4711 is working in it" in refusal(load(), "run")
+    assert fakes.take() == []
+    runner.run(load(), "sft")
+    assert fakes.take() == ["sft"]
+
+
+def test_folder_that_cannot_be_written(fakes: Fakes, tmp_path: Path, load: Load) -> None:
+    (tmp_path / "out").write_text("a file where the folder should be", encoding="utf-8")
+    assert "cannot be written" in refusal(load(), "run")
+    assert fakes.take() == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("No space left on device (28)"),
+    ],
+)
+def test_full_disk_is_one_line(fakes: Fakes, load: Load, error: Exception) -> None:
+    fakes.fail["reward"] = error
+    assert "the disk is full" in refusal(load(), "run")
+    fakes.take()
+    runner.run(load(), "run")
+    assert fakes.take() == [*STAGES[1:], "report"]
+
+
+def test_a_bug_is_not_hidden(fakes: Fakes, load: Load) -> None:
+    fakes.fail["sft"] = ZeroDivisionError("a bug")
+    with pytest.raises(ZeroDivisionError):
+        runner.run(load(), "run")
+
+
+def test_other_ranks_write_nothing(
+    fakes: Fakes, load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    runner.run(load(), "sft")
+    assert fakes.take() == ["sft"]
+    assert not (load().stage_dir("sft") / "stage.json").exists()
+    assert not (load().output_dir / ".lock").exists()
+    assert capsys.readouterr().err == ""
+    assert "--overwrite" in refusal(load(), "sft", overwrite=True)
+
+
+def test_clock() -> None:
+    assert [runner.clock(s) for s in (3.2, 185, 7620)] == ["3 s", "3 min 05 s", "2 h 07 min"]

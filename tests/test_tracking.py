@@ -1,0 +1,305 @@
+"""Tracking: what is written, what is joined, and that Weights & Biases can never end a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.integrations.integration_utils import WandbCallback
+
+from pipeline import terminal, tracking
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without a W&B account, whatever the one that runs the tests has."""
+    for name in list(os.environ):
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("RANK", raising=False)
+
+
+def experiment(folder: Path, report_to: tuple[str, ...] = ("wandb",)) -> Any:
+    """The part of an experiment that tracking reads."""
+    return SimpleNamespace(
+        name="small",
+        output_dir=folder,
+        tracking=SimpleNamespace(report_to=list(report_to), project="rlhf", log_samples=4),
+        stage_dir=lambda stage: folder / stage,
+        model_dump=lambda mode: {"name": "small"},
+    )
+
+
+class Line(torch.nn.Module):
+    """y = w·x, for a Trainer that takes no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": ((self.w * x - labels) ** 2).mean()}
+
+
+def trainer(exp: Any, steps: int = 4, save: bool = False) -> Trainer:
+    """A Trainer over `Line` with the callbacks of stage ``sft``."""
+    args = TrainingArguments(
+        output_dir=str(exp.output_dir / "sft" / "checkpoints"),
+        max_steps=steps,
+        logging_steps=1,
+        save_strategy="steps" if save else "no",
+        save_steps=2,
+        report_to=tracking.report_to(exp),
+        use_cpu=True,
+        per_device_train_batch_size=2,
+    )
+    rows: Any = [{"x": torch.tensor(float(i)), "labels": torch.tensor(2.0 * i)} for i in range(16)]
+    made = Trainer(
+        Line(),
+        args,
+        train_dataset=rows,
+        callbacks=tracking.callbacks(exp, "sft"),
+    )
+    tracking.quieten(made)
+    return made
+
+
+def test_offline_run_is_joined_by_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # asking would fail
+    exp = experiment(tmp_path)
+    tracking.setup(exp, "sft")
+    import wandb
+
+    run = wandb.run
+    assert run is not None
+    assert (run.project, run.group, run.job_type, run.name) == ("rlhf", "small", "sft", "small-sft")
+    assert run.settings.mode == "offline"
+    assert Path(run.dir).is_relative_to(tmp_path)
+
+    made = trainer(exp)
+    assert any(
+        isinstance(c, tracking.GuardedWandbCallback) for c in made.callback_handler.callbacks
+    )
+    made.train()
+    assert wandb.run is run, "the Trainer must not start a run of its own"
+    assert dict(run.summary)["train/loss"] == pytest.approx(296, rel=1e-3)
+    tracking.log_samples(exp, "sft", 4, [{"prompt": "a", "score": 1.0}, {"prompt": "b"}])
+    tracking.finish()
+    assert wandb.run is None
+    tables = list(tmp_path.glob("wandb/offline-run-*/files/media/table/**/*.table.json"))
+    assert [json.loads(t.read_text())["data"] for t in tables] == [[["a", 1.0], ["b", None]]]
+    assert "warning" not in capfd.readouterr().err.lower()
+
+
+def test_a_resumed_stage_goes_on_in_its_own_run(tmp_path: Path) -> None:
+    ids = []
+    for stage in ("sft", "ppo", "sft"):
+        tracking.setup(experiment(tmp_path), stage)
+        ids.append(sys.modules["wandb"].run.id)
+    tracking.finish()
+    assert ids[0] == ids[2] != ids[1]
+
+
+def test_nothing_is_started_when_nothing_is_asked_for(tmp_path: Path) -> None:
+    exp = experiment(tmp_path, report_to=())
+    tracking.setup(exp, "sft")
+    assert tracking.report_to(exp) == ["none"]
+    assert not (tmp_path / "wandb").exists()
+    assert not any(isinstance(c, WandbCallback) for c in trainer(exp).callback_handler.callbacks)
+
+
+def test_a_wandb_that_cannot_start_costs_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise OSError("disk is full\nand more")
+
+    exp = experiment(tmp_path, report_to=("wandb", "tensorboard"))
+    monkeypatch.setattr(tracking, "_init_wandb", broken)
+    tracking.setup(exp, "sft")
+    assert tracking.report_to(exp) == ["tensorboard"]
+    exp.tracking.report_to = ["wandb"]
+    assert trainer(exp).train().global_step == 4
+    err = capfd.readouterr().err
+    assert err.count("warning: Weights & Biases: disk is full.") == 1
+    assert "and more" not in err
+
+
+def test_a_wandb_that_breaks_midway_costs_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    exp = experiment(tmp_path)
+    tracking.setup(exp, "sft")
+    import wandb
+
+    def broken(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("socket closed")
+
+    monkeypatch.setattr(wandb, "log", broken)
+    made = trainer(exp)
+    assert made.train().global_step == 4
+    tracking.log_samples(exp, "sft", 4, [{"prompt": "a"}])
+    tracking.finish()
+    assert capfd.readouterr().err.count("socket closed") == 1
+
+
+def test_an_account_is_seen_without_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    assert not tracking._has_account(wandb)
+    path = tmp_path / "netrc"
+    path.write_text("machine api.wandb.ai\n  login user\n  password x\n")
+    path.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(path))
+    assert tracking._has_account(wandb)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert not tracking._has_account(wandb)
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    assert tracking._has_account(wandb)
+
+
+def test_an_unreachable_server_means_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens on discard
+    monkeypatch.setattr(tracking, "ONLINE_TIMEOUT", 2.0)
+    exp = experiment(tmp_path)
+    tracking.setup(exp, "sft")
+    import wandb
+
+    assert wandb.run is not None and wandb.run.settings.mode == "offline"
+    assert tracking.report_to(exp) == ["wandb"]
+    tracking.finish()
+    assert "Logging offline instead." in capfd.readouterr().err
+
+
+def test_the_process_ends_and_leaves_no_service_behind(tmp_path: Path) -> None:
+    script = f"""
+        import sys; from types import SimpleNamespace as N; from pathlib import Path
+        from pipeline import tracking
+        folder = Path({str(tmp_path)!r})
+        tracking.setup(N(name="n", output_dir=folder, stage_dir=lambda s: folder / s,
+            tracking=N(report_to=["wandb"], project="p", log_samples=1),
+            model_dump=lambda mode: {{}}), "sft")
+        import wandb; assert wandb.run is not None
+        sys.exit(3)  # without finish()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "")
+    # The pipes above close only when every child that holds them has gone.
+
+
+def test_metrics_of_a_resumed_run_equal_those_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    exp = experiment(tmp_path, report_to=())
+    path = tmp_path / "sft" / "metrics.jsonl"
+    trainer(exp, save=True).train()
+    whole = tracking.read_metrics(path)
+    assert [row["step"] for row in whole] == [1, 2, 3, 4, 4]
+    assert {"step", "epoch", "time", "loss"} <= set(whole[0])
+
+    # A kill in the middle of writing step 4, after the checkpoint of step 2.
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:3]) + lines[3][:20])
+    made = trainer(exp, save=True)
+    made.train(resume_from_checkpoint=str(tmp_path / "sft" / "checkpoints" / "checkpoint-2"))
+    again = tracking.read_metrics(path)
+    assert [row["step"] for row in again] == [1, 2, 3, 4, 4]
+    assert [row.get("loss") for row in again] == [row.get("loss") for row in whole]
+
+    # Resumed at its very end: the closing summary waits to be written again.
+    state = SimpleNamespace(is_world_process_zero=True, global_step=4)
+    tracking.MetricsFile(path).on_train_begin(None, state, None)
+    assert [row["step"] for row in tracking.read_metrics(path)] == [1, 2, 3, 4]
+
+    # Started afresh: nothing of the old run is left.
+    trainer(exp, steps=1).train()
+    assert [row["step"] for row in tracking.read_metrics(path)] == [1, 1]
+
+
+def test_metrics_hold_no_nan_and_take_tensors(tmp_path: Path) -> None:
+    target = tracking.MetricsFile(tmp_path / "sft" / "metrics.jsonl")
+    state = SimpleNamespace(is_world_process_zero=True, global_step=3, epoch=0.5)
+    logs = {"loss": float("nan"), "score": torch.tensor(1.5), "many": torch.tensor([1, 2])}
+    target.on_log(None, state, None, logs=logs)
+    (row,) = tracking.read_metrics(target.path)
+    assert (row["loss"], row["score"], row["many"], row["step"]) == (None, 1.5, [1, 2], 3)
+    state.is_world_process_zero = False
+    target.on_log(None, state, None, logs=logs)
+    assert len(tracking.read_metrics(target.path)) == 1
+
+
+def test_parts_of_a_stage_have_their_own_files(tmp_path: Path) -> None:
+    exp = experiment(tmp_path)
+    names = [tracking.callbacks(exp, "reward", part)[0] for part in ("proxy", "gold")]
+    assert [c.path.name for c in names if isinstance(c, tracking.MetricsFile)] == [
+        "metrics-proxy.jsonl",
+        "metrics-gold.jsonl",
+    ]
+
+
+def test_the_trainer_prints_through_ours_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = trainer(experiment(tmp_path, report_to=()))
+    kinds = [type(c) for c in made.callback_handler.callbacks]
+    assert ProgressCallback not in kinds and PrinterCallback not in kinds
+    made.train()
+    out = capfd.readouterr()
+    assert out.out == ""
+    lines = [line for line in out.err.splitlines() if line.startswith("sft ")]
+    assert len(lines) == 4 and "{" not in out.err
+    assert lines[1].startswith("sft 2/4, 0:0") and " left · loss " in lines[1]
+
+
+def test_key_numbers_of_ppo() -> None:
+    logs = {"objective/kl": 0.7213, "objective/scores": 1.84, "lr": 0.1, "policy/clipfrac_avg": 0.0}
+    assert terminal.key_numbers(logs) == "score 1.84  kl 0.721  clipfrac 0"
+    assert terminal.key_numbers({"train_runtime": 3.0}) == ""
+    assert terminal.key_numbers({"loss": float("nan")}) == "loss nan"
+
+
+def test_progress_tells_time_left_where_lines_cannot_be_redrawn(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    seen = []
+    for item in terminal.progress(range(4), "sampling"):
+        seen.append(item)
+        now[0] += 20.0
+    assert seen == [0, 1, 2, 3]
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[:3] == [
+        "sampling 1/4, 1:00 left", "sampling 2/4, 0:40 left", "sampling 3/4, 0:20 left",
+    ]  # fmt: skip
+    assert lines[-1] == "sampling 4 done in 1:20"
+    monkeypatch.setenv("RANK", "1")
+    list(terminal.progress(range(2), "sampling"))
+    assert capfd.readouterr().err == ""
+    assert terminal.clock(3725) == "1:02:05"
+
+
+def test_printed_samples_hold_no_control_codes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "a\x1b[2Jb\nc", "score": 1.23456}] * 6
+    tracking.log_samples(experiment(tmp_path, report_to=()), "ppo", 7, rows)
+    err = capfd.readouterr().err
+    assert err.splitlines() == ["  ppo 7 · a [2Jb c │ 1.23"] * 3
