@@ -4,7 +4,6 @@
 
 SHELL := /bin/bash
 CONFIG ?= configs/quickstart.yaml
-PYTHON3 ?= python3
 
 ifneq ($(RLHF_PYTHON),)
 PYTHON := $(RLHF_PYTHON)
@@ -14,38 +13,64 @@ else
 PYTHON := $(CURDIR)/.venv/bin/python
 endif
 
-# One stamp an environment, in a folder that git ignores: what is installed is not installed again,
-# so that everything works offline afterwards.
-STAMP := build/installed-$(subst /,-,$(PYTHON))
+# The stamp says that these very requirements are installed, so that they are not installed again
+# and everything works offline afterwards.
+REQUIREMENTS := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+ifeq ($(PYTHON),$(CURDIR)/.venv/bin/python)
+STAMP := .venv/.installed-$(REQUIREMENTS)
+$(STAMP): | .venv/bin/python
+else
+STAMP := build/installed-$(REQUIREMENTS)$(subst /,-,$(PYTHON))
+endif
 TORCH := $(shell grep '^torch==' constraints.txt)
 
+# Shell function: install the arguments with pip, or with uv where pip is missing.
+define INSTALLER
+install() { \
+	if "$(PYTHON)" -m pip --version >/dev/null 2>&1; then "$(PYTHON)" -m pip install --quiet "$$@"; \
+	elif command -v uv >/dev/null; then uv pip install --quiet --python "$(PYTHON)" "$$@"; \
+	else echo "error: $(PYTHON) has no pip, and there is no uv: install one of them" >&2; exit 1; fi; \
+}
+endef
+
+.DEFAULT_GOAL := help
 .PHONY: help install quickstart tiny test lint clean
 
 help:
-	@echo "make quickstart   install, then run $(CONFIG): SFT, reward, PPO, DPO, comparison, report"
-	@echo "make tiny         install, then run configs/tiny.yaml: the same in about a minute, toy model"
+	@echo "make quickstart   install, then run $(CONFIG)"
+	@echo "make tiny         install, then run configs/tiny.yaml: the same in about a minute"
 	@echo "make test         install, then run the tests"
 	@echo "make lint         install, then ruff and pyright"
-	@echo "make clean        remove the environment and caches; runs/ stays"
+	@echo "make clean        remove the environment and the caches; runs/ stays"
 
 install: $(STAMP)
 
-# torch is asked for by itself first: an index may offer several builds of one version, and the
-# choice should not depend on what else is resolved.
-$(STAMP): pyproject.toml constraints.txt
-	@if [ ! -x "$(PYTHON)" ]; then scripts/make_venv.sh "$(PYTHON3)" .venv; fi
-	scripts/install.sh "$(PYTHON)" "$(TORCH)"
-	scripts/install.sh "$(PYTHON)" -c constraints.txt -e ".[dev]"
-	@mkdir -p build && touch "$@"
+.venv/bin/python:
+	@set -e; rm -rf .venv; \
+	for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			if "$$python" -m venv .venv 2>/dev/null; then exit 0; fi; \
+			rm -rf .venv; \
+		fi; \
+	done; \
+	if command -v uv >/dev/null; then uv venv --quiet --python '>=3.11' .venv; exit 0; fi; \
+	echo "error: no Python 3.11 or newer with the venv module: install one, or uv" >&2; exit 1
+
+# torch is asked for by itself first: an index may offer several builds of one version, and which
+# one is taken should not depend on what else is resolved.
+$(STAMP):
+	@echo "installing into $(PYTHON) (some minutes, once)" >&2
+	@set -e; $(INSTALLER); install "$(TORCH)"; install -c constraints.txt -e ".[dev]"
+	@mkdir -p "$(@D)" && touch "$@"
 
 quickstart: $(STAMP)
-	"$(PYTHON)" -m pipeline run --config "$(CONFIG)"
+	@"$(PYTHON)" -m pipeline run --config "$(CONFIG)"
 
 tiny: $(STAMP)
-	"$(PYTHON)" -m pipeline run --config configs/tiny.yaml
+	@"$(PYTHON)" -m pipeline run --config configs/tiny.yaml
 
 test: $(STAMP)
-	"$(PYTHON)" -m pytest -q
+	@"$(PYTHON)" -m pytest -q
 
 lint: $(STAMP)
 	"$(PYTHON)" -m ruff check .

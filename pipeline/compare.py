@@ -75,9 +75,12 @@ def measure(experiment: Experiment) -> dict[str, Evaluation]:
     """What each policy on disk makes of the evaluation prompts, by method, π_ref first.
 
     Sampling depends on nothing but the seed, the policy and the prompts, so a method measured
-    before an interruption is read back instead.
+    before an interruption is read back instead; and PPO and DPO share their random numbers, which
+    takes luck out of the difference between them.
     """
-    present = [method for method in POLICIES if (_model(experiment, method) / "config.json").is_file()]
+    present = [
+        method for method in POLICIES if (_model(experiment, method) / "config.json").is_file()
+    ]
     if "sft" not in present:
         raise UserError(
             f"{_model(experiment, 'sft')}: there is no SFT model to compare with; run `rlhf sft`"
@@ -135,7 +138,8 @@ def _work(experiment: Experiment, method: str) -> Path:
 
 
 def _judge_is_proxy(experiment: Experiment) -> bool:
-    return experiment.reward.source != "sentiment" and experiment.reward.gold is None
+    section = experiment.reward
+    return section.source != "sentiment" and section.gold in (None, section.source)
 
 
 # --- Comparing: arithmetic on the evaluations -----------------------------------------------------
@@ -163,7 +167,9 @@ def compare(
         gain = objectives[name] - base
         row["optimality"] = frontier.ratio(gain, room)
         row["optimality_ci"] = frontier.ratio_interval(gain, room, *bootstrap)
-        row["kl_efficiency"] = frontier.kl_efficiency(rewards, row["reward"], row["kl"], lowest_beta)
+        row["kl_efficiency"] = frontier.kl_efficiency(
+            rewards, row["reward"], row["kl"], lowest_beta
+        )
     # β itself belongs on the curve: it is the point that PPO and DPO aim at.
     curve = frontier.frontier(rewards, [*section.frontier_betas, beta])
     results = {
@@ -175,17 +181,24 @@ def compare(
         "reference_samples": section.reference_samples,
     }
     details = {
-        "optimum": [asdict(row) for row in frontier.doubling(rewards, beta)],
-        "kl_cap": frontier.kl_cap(rewards.shape[1]),
+        **_optimum(rewards, best, beta, *bootstrap),
         "best_of_n": section.best_of_n,
         "best_of_n_kl": BEST_OF_N_KL,
         "judge_is_proxy": _judge_is_proxy(experiment),
-        "objective_ref": float(base.mean()),
-        "j_star": float(best.mean()),
-        "j_star_ci": frontier.mean_interval(best, *bootstrap),
         "ppo_minus_dpo": _difference(objectives, room, *bootstrap),
     }
     return _finite(results), _finite(details)
+
+
+def _optimum(rewards: Array, best: Array, beta: float, resamples: int, seed: int) -> dict[str, Any]:
+    """The two ends of the scale of optimality, and how far the upper one can be trusted."""
+    return {
+        "objective_ref": float(rewards.mean()),
+        "j_star": float(best.mean()),
+        "j_star_ci": frontier.mean_interval(best, resamples, seed),
+        "optimum": [asdict(row) for row in frontier.doubling(rewards, beta)],
+        "kl_cap": frontier.kl_cap(rewards.shape[1]),
+    }
 
 
 def _difference(

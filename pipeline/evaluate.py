@@ -120,7 +120,7 @@ def evaluate_policy(
 def score(
     reward: RewardFunction, prompts: list[str], texts: list[str], batch_size: int, label: str
 ) -> list[float]:
-    """Rewards of ``texts``, ``batch_size`` a call, with progress: a reward may be a slow service."""
+    """Rewards of ``texts``, ``batch_size`` a call, with progress: it may be a slow service."""
     starts = range(0, len(texts), batch_size)
     scores: list[float] = []
     for start in progress(starts, label):

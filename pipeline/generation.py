@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+)
 
 from pipeline.errors import UserError
 from pipeline.models import autocast, base_of
@@ -132,6 +137,28 @@ def sample(
     return [found[r] for r in range(len(rows))]
 
 
+class Sampler(LogitsProcessor):
+    """Draws each row's token by inverting its cumulative distribution.
+
+    ``torch.multinomial``, which ``generate`` samples with, draws one random number for every
+    entry of the vocabulary: a quarter of the time of generating on a processor. This draws one a
+    row, and leaves the drawn token as the only choice.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        """``temperature`` divides the logits."""
+        self.temperature = temperature
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """``(B, V)`` logits to ``(B, V)`` scores with one finite entry a row."""
+        cumulative = (scores.float() / self.temperature).softmax(-1).cumsum(-1)
+        # Scaled by the total, which rounding leaves beside 1, so a draw never falls behind it.
+        draw = torch.rand(len(scores), 1, device=scores.device) * cumulative[:, -1:]
+        token = torch.searchsorted(cumulative, draw, right=True)
+        token.clamp_(max=scores.shape[-1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+
+
 @torch.no_grad()
 def _generate(
     model: nn.Module,
@@ -148,14 +175,14 @@ def _generate(
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompt_ids], device=device)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=True,
-        temperature=temperature,
-        top_k=0,
-        top_p=1.0,
+        do_sample=False,  # the choice is made by Sampler
         eos_token_id=model.generation_config.eos_token_id,  # type: ignore[union-attr]
         pad_token_id=pad,
         use_cache=True,
     )
+    choose = LogitsProcessorList([Sampler(temperature)])
     with autocast(model):
-        output = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)  # type: ignore[operator]
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=choose
+        )
     return output[:, width:].tolist()

@@ -16,6 +16,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    set_seed,
 )
 
 from pipeline import assets, toy
@@ -161,8 +162,8 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     )
 
 
-def make_trainable(model: PreTrainedModel, section: ModelSection) -> nn.Module:
-    """Choose what is trained: LoRA adapters, the upper layers, or all weights.
+def make_trainable(model: PreTrainedModel, section: ModelSection, seed: int = 0) -> nn.Module:
+    """Choose what is trained: LoRA adapters (made with ``seed``), upper layers, or all weights.
 
     Trained weights become float32 (small updates vanish in bfloat16); frozen ones keep their
     dtype, so a bfloat16 trunk costs half the memory and computes at full speed.
@@ -178,6 +179,7 @@ def make_trainable(model: PreTrainedModel, section: ModelSection) -> nn.Module:
             lora_dropout=section.lora_dropout,
             target_modules=section.lora_target_modules,
         )
+        set_seed(seed)
         return get_peft_model(model, config)
     count = section.trainable_layers
     if count is None:
@@ -241,4 +243,4 @@ def load_trainable_sft(experiment: Experiment) -> tuple[nn.Module, PreTrainedTok
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: there is no SFT model; run `rlhf sft` with this config first")
     model, tokenizer = _load(str(path), compute_dtype(section))
-    return make_trainable(prepare(model, tokenizer), section), tokenizer
+    return make_trainable(prepare(model, tokenizer), section, experiment.seed), tokenizer

@@ -146,7 +146,7 @@ def unknown_key(section: str, key: str, valid: Iterable[str], elsewhere: Mapping
         hint = f"did you mean {elsewhere[key]}?"
     elif near:
         hint = f"did you mean {prefix}{near[0]}?"
-    elif len(names) <= 15:
+    elif len(names) <= 20:
         hint = f"expected one of {', '.join(names)}"
     else:
         hint = f"the nearest keys are {', '.join(difflib.get_close_matches(key, names, 3, 0.0))}"

@@ -8,23 +8,22 @@ that part of the report is left out. Only compare/results.json must be there.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pipeline import figures, files, verdict
+from pipeline import figures, files, plotting, verdict
 from pipeline.errors import UserError
-from pipeline.terminal import clock
+from pipeline.runner import clock
 from pipeline.tracking import read_metrics
-from pipeline.verdict import METHODS, NAMES, number, percent, signed
+from pipeline.verdict import METHODS, NAMES
+from pipeline.wording import beta_text, interval, markdown, number, percent, signed, written
 
 if TYPE_CHECKING:
     from pipeline.config import Experiment
@@ -57,7 +56,7 @@ SFT_PANELS = {"SFT loss (nats a token)": ["loss"]}
 DPO_PANELS = {
     "DPO loss": ["loss"],
     "pairs ordered right": ["rewards/accuracies"],
-    "margin (nats, times β)": ["rewards/margins"],
+    "reward margin, chosen − rejected": ["rewards/margins"],
 }
 
 
@@ -130,15 +129,13 @@ def build(found: Found, name: str) -> dict[str, Any]:
     seconds = {s: r["seconds"] for s, r in found.stages.items() if r.get("seconds")}
     return {
         "name": name,
-        "beta": verdict.beta_text(found.results["beta"]),
+        "beta": beta_text(found.results["beta"]),
         "names": NAMES,
         "methods": methods,
         "prompts": found.results.get("prompts"),
         "samples_per_prompt": found.results.get("samples_per_prompt"),
         "best_of_n": found.details.get("best_of_n"),
-        "verdict": verdict.judge(
-            found.results, seconds, bool(found.details.get("judge_is_proxy"))
-        ),
+        "verdict": verdict.judge(found.results, found.details, seconds),
         "columns": [c for c in COLUMNS if any(m.get(c[0]) is not None for m in methods.values())],
         "pictures": pictures(found),
         "samples": samples(found.samples),
@@ -148,6 +145,7 @@ def build(found: Found, name: str) -> dict[str, Any]:
         "j_star_ci": found.details.get("j_star_ci"),
         "kl_cap": found.details.get("kl_cap"),
         "judges": judges(found.reward),
+        "agreement": found.reward.get("proxy_gold_correlation"),
         "judge_is_proxy": bool(found.details.get("judge_is_proxy")),
         "made": made(found),
     }
@@ -161,16 +159,17 @@ def pictures(found: Found) -> dict[str, Picture]:
         (
             "reward_kl",
             "Reward against KL",
-            "Up is better, right is dearer. No method can be above the optimal frontier. All"
-            " points on one dashed line are worth the same at this β; the one that touches the"
-            " frontier is the best that PPO and DPO could reach.",
+            "Up is better, right is dearer. No method can be above the optimal frontier, which is"
+            " estimated from the reference's own samples. All points on one dashed line are worth"
+            " the same at this β; the one that touches the frontier is the best that PPO and DPO"
+            " could reach. Of Best-of-N only an upper bound of its KL is known (arrow).",
             figures.reward_kl(results, details, history.get("ppo", [])),
         ),
         (
             "optimality",
             "How much of the possible gain",
-            "The objective of each method on a scale from SFT to the optimum, with its 95 %"
-            " interval over prompts.",
+            "The objective of each method on a scale from SFT (0\u00a0%) to the optimum"
+            " (100\u00a0%), with its 95\u00a0% interval over prompts.",
             figures.optimality(results["methods"]),
         ),
         (
@@ -183,8 +182,9 @@ def pictures(found: Found) -> dict[str, Picture]:
         (
             "calibration",
             "Calibration of the classifiers",
-            "When a classifier is 80 % sure it should be right in 80 % of cases. Larger dots hold"
-            " more texts.",
+            "Of the texts that a classifier calls positive with 80\u00a0% probability,"
+            " 80\u00a0% should be."
+            " Larger dots hold more texts.",
             figures.calibration(found.reward),
         ),
         (
@@ -214,8 +214,8 @@ def pictures(found: Found) -> dict[str, Picture]:
         ),
     ]
     return {
-        name: Picture(name, title, caption, Markup(figures.svg(figure, name)), figures.png(figure))
-        for name, title, caption, figure in drawn
+        name: Picture(name, title, words, Markup(plotting.svg(figure, name)), plotting.png(figure))
+        for name, title, words, figure in drawn
         if figure is not None
     }
 
@@ -238,7 +238,7 @@ def samples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             lines.append(
                 {
                     "method": method,
-                    "text": str(row["completions"][method]),
+                    "text": str(row["completions"][method]).strip(),
                     "reward": reward,
                     "gold": (row.get("gold") or {}).get(method),
                     "shade": 0 if reward is None else round(100 * reward / largest),
@@ -251,36 +251,29 @@ def samples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def efficiency(found: Found) -> list[dict[str, Any]]:
     """Return each method's KL efficiency: the least KL that buys its reward, over the KL it spent.
 
-    None outside of the frontier's rewards (there is nothing to compare with).
+    None where no reweighting of the reference's samples has that reward.
     """
-    reference = found.results["methods"].get("sft", {}).get("reward")
-    frontier = sorted(found.results.get("frontier") or [], key=lambda row: row["reward"])
-    if reference is None or not frontier:
-        return []
-    rewards = [reference] + [row["reward"] for row in frontier if row["reward"] > reference]
-    kls = [0.0] + [row["kl"] for row in frontier if row["reward"] > reference]
     rows = []
     for name in METHODS[1:]:
         method = found.results["methods"].get(name) or {}
-        reward, kl = method.get("reward"), method.get("kl")
-        if reward is None or not kl:
-            continue
-        inside = reference <= reward <= rewards[-1]
-        least = float(np.interp(reward, rewards, kls)) if inside else None
-        share = None if least is None else least / kl
-        rows.append({"method": name, "reward": reward, "kl": kl, "least": least, "share": share})
+        share, kl = method.get("kl_efficiency"), method.get("kl")
+        if "kl_efficiency" in method and kl is not None:
+            least = None if share is None else share * kl
+            row = {"method": name, "reward": method.get("reward"), "kl": kl, "least": least}
+            rows.append(row | {"share": share})
     return rows
 
 
 def judges(reward: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
-    """Return a row of text for the proxy and one for the gold judge, as far as measured."""
+    """Return a row of text for the proxy, the gold judge and a single person, as measured."""
     rows = []
-    for key, label in (("proxy", "reward (proxy)"), ("gold", "judge (gold)")):
+    labels = {"proxy": "reward (proxy)", "gold": "judge (gold)", "one_rater": "one person"}
+    for key, label in labels.items():
         found = reward.get(key) or {}
         cells = [
             percent(found.get("accuracy")),
             number(found.get("correlation")),
-            number(found.get("calibration_error"), 3),
+            number(found.get("ece"), 3),
         ]
         if set(cells) != {"–"}:
             rows.append((label, cells))
@@ -331,20 +324,6 @@ def made(found: Found) -> dict[str, Any]:
     }
 
 
-def markdown(text: Any) -> str:
-    """Return ``text`` for Markdown, also inside a table: nothing in it is markup, one line."""
-    line = " ".join(str(text).split())
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]|#~$])", r"\\\1", line)
-
-
-def written(value: Any, how: Any) -> str:
-    """Write a table's number as its column says."""
-    if isinstance(how, str):
-        return number(value, int(how.removeprefix("digits ")))
-    return how(value)
-
-
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("pipeline", "templates"),
@@ -358,7 +337,7 @@ def _environment() -> Environment:
         "num": number,
         "signed": signed,
         "percent": percent,
-        "interval": verdict.interval,
+        "interval": interval,
         "written": written,
     }
     return environment

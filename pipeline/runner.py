@@ -197,7 +197,7 @@ def _remove(experiment: Experiment, stage: str) -> None:
     shutil.rmtree(experiment.stage_dir("report"), ignore_errors=True)
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
     """Give a finished stage's memory back, so that stages do not add up."""
     gc.collect()
     torch = sys.modules.get("torch")
@@ -290,7 +290,7 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
                     say(f"{step.stage}: finished already, skipped")
                     continue
                 _run_step(experiment, step)
-                _free_memory()
+                free_memory()
             if command in ("run", "report") and is_main_process():
                 stage_function("report")(experiment)
         except Exception as error:

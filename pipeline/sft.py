@@ -21,7 +21,7 @@ def run(experiment: Experiment) -> None:
     )
     model, tokenizer = load_base(experiment.model, experiment.seed)
     trainer = SFTTrainer(
-        model=make_trainable(model, experiment.model),  # type: ignore[arg-type]
+        model=make_trainable(model, experiment.model, experiment.seed),  # type: ignore[arg-type]
         args=arguments,
         train_dataset=Dataset.from_dict({arguments.dataset_text_field: data.demonstrations}),
         processing_class=tokenizer,

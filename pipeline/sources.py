@@ -249,16 +249,20 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """Silence the progress bars and cache messages of ``datasets`` inside the block."""
+    """Silence bars and messages of ``datasets`` inside the block, and the hub's retries too."""
     import datasets
+    from huggingface_hub.utils import logging as hub_logging
 
     shown = not datasets.are_progress_bars_disabled()
     verbosity = datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
+    hub_verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
     try:
         yield
     finally:
         datasets.logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if shown:
             datasets.enable_progress_bars()

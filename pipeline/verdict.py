@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.wording import beta_text, interval, number, percent, signed
+
 METHODS = ("sft", "ppo", "dpo", "best_of_n")
 NAMES = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "best_of_n": "Best-of-N"}
 
@@ -39,37 +41,6 @@ class Verdict:
     cautions: list[str]
 
 
-def number(value: Any, digits: int = 2) -> str:
-    """Return ``value`` with ``digits`` decimals and a real minus sign, or – where there is none."""
-    if value is None:
-        return "–"
-    text = f"{value:.{digits}f}"
-    if float(text) == 0:
-        text = text.lstrip("-")
-    return text.replace("-", "−")
-
-
-def signed(value: Any, digits: int = 2) -> str:
-    """Return `number` with a plus where it is positive."""
-    text = number(value, digits)
-    return text if value is None or float(f"{value:.{digits}f}") <= 0 else "+" + text
-
-
-def percent(value: Any) -> str:
-    """Return a share as whole percent, or – where there is none."""
-    return "–" if value is None else number(100 * value, 0) + " %"
-
-
-def interval(ci: Any, show: Any = percent) -> str:
-    """Return e.g. ``[52 % to 71 %]``, or nothing where there is no interval."""
-    return f"[{show(ci[0])} to {show(ci[1])}]" if ci else ""
-
-
-def beta_text(beta: float) -> str:
-    """Return β as it was written: 1, 0.1, 0.05."""
-    return f"{beta:g}"
-
-
 def gain(method: Numbers, sft: Numbers, key: str) -> float | None:
     """Return how far ``method`` is above SFT in ``key``, None where either has no number."""
     after, before = method.get(key), sft.get(key)
@@ -91,27 +62,42 @@ def gains(method: Numbers, sft: Numbers) -> bool:
     return change is not None and change > 0
 
 
-def overlap(first: Numbers, second: Numbers) -> bool | None:
-    """Whether the two optimality intervals overlap; None where there are not two."""
+def level(first: Numbers, second: Numbers, difference: Numbers | None) -> tuple[bool, str]:
+    """Return whether two policies cannot be told apart, and the words for why.
+
+    ``difference`` is the interval of the first's optimality less the second's, paired by prompt;
+    where there is none, the two intervals are compared, which tells fewer apart.
+    """
+    if difference and difference.get("optimality_ci"):
+        low, high = difference["optimality_ci"]
+        points = f"{number(100 * low, 0)} to {number(100 * high, 0)} points"
+        if low <= 0 <= high:
+            return True, f"the difference ({points}) may be nothing"
+        return False, f"the difference is {points}"
     a, b = first.get("optimality_ci"), second.get("optimality_ci")
     if not a or not b:
-        return None
-    return a[0] <= b[1] and b[0] <= a[1]
+        return True, "there are no intervals to tell them apart"
+    if a[0] <= b[1] and b[0] <= a[1]:
+        return True, "their intervals overlap"
+    return False, "their intervals do not overlap"
 
 
 def judge(
-    results: Numbers, seconds: Mapping[str, float] | None = None, judge_is_proxy: bool = False
+    results: Numbers,
+    details: Numbers | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> Verdict:
-    """Return the verdict on ``results`` (the content of compare/results.json).
+    """Return the verdict on the content of compare/results.json and, if any, details.json.
 
     ``seconds`` are the training times of ``ppo`` and ``dpo``, used only between equals.
     """
+    details = details or {}
     methods: Mapping[str, Numbers] = results["methods"]
     sft = methods.get("sft", {})
     trained = [name for name in ("ppo", "dpo") if name in methods]
     fit = [n for n in trained if gains(methods[n], sft) and not hacks(methods[n], sft)]
     cautions = [line for name in trained for line in _cautions(name, methods[name], sft)]
-    if judge_is_proxy:
+    if details.get("judge_is_proxy"):
         cautions.append(
             "The judge is the reward itself, so this report cannot tell progress from reward"
             " hacking. Name an independent judge to find out."
@@ -119,7 +105,7 @@ def judge(
     beta = beta_text(results["beta"])
     reasons = [_progress(name, methods[name], sft) for name in trained]
     reasons += _best_of_n(results)
-    level = False
+    same = False
     if not fit:
         ship, headline = None, _neither(trained, methods, sft, beta)
     elif len(fit) == 1:
@@ -128,25 +114,24 @@ def judge(
         headline += "".join(_why_not(n, methods[n], sft) for n in trained if n != ship) + "."
     else:
         first, second = sorted(fit, key=lambda n: _score(methods[n]), reverse=True)
-        level = overlap(methods[first], methods[second]) is not False
-        if level:
+        paired = _ordered(details.get("ppo_minus_dpo"), first)
+        same, words = level(methods[first], methods[second], paired)
+        if same:
             ship, why = _cheaper(first, second, methods, seconds or {})
             headline = (
-                f"{NAMES[first]} and {NAMES[second]} are level at β = {beta}: they reach"
-                f" {percent(methods[first].get('optimality'))} and"
-                f" {percent(methods[second].get('optimality'))} of the possible gain and their"
-                f" intervals overlap. Ship {NAMES[ship]}: {why}."
+                f"{NAMES[first]} and {NAMES[second]} are level at β = {beta}:"
+                f" {_amount(methods[first])} and {_amount(methods[second])}"
+                f" {_unit(methods[first])}, and {words}. Ship {NAMES[ship]}: {why}."
             )
         else:
             ship = first
             headline = (
                 f"Ship {NAMES[first]} at β = {beta}: it {_share(methods[first])},"
-                f" {NAMES[second]} {percent(methods[second].get('optimality'))}, and their"
-                " intervals do not overlap."
+                f" {NAMES[second]} {_amount(methods[second])}, and {words}."
             )
     if ship and _cautions(ship, methods[ship], sft):
         headline += " Read the caution first."
-    return Verdict(ship, level, headline, reasons, cautions)
+    return Verdict(ship, same, headline, reasons, cautions)
 
 
 def _score(method: Numbers) -> float:
@@ -155,10 +140,28 @@ def _score(method: Numbers) -> float:
     return float("-inf") if value is None else float(value)
 
 
+def _ordered(ppo_minus_dpo: Numbers | None, first: str) -> Numbers | None:
+    """The paired difference with ``first`` in front."""
+    if not ppo_minus_dpo or not ppo_minus_dpo.get("optimality_ci") or first == "ppo":
+        return ppo_minus_dpo
+    low, high = ppo_minus_dpo["optimality_ci"]
+    return {"optimality_ci": [-high, -low]}
+
+
+def _amount(method: Numbers) -> str:
+    if method.get("optimality") is None:
+        return number(method.get("objective"))
+    return percent(method["optimality"])
+
+
+def _unit(method: Numbers) -> str:
+    return "in the objective" if method.get("optimality") is None else "of the possible gain"
+
+
 def _share(method: Numbers) -> str:
     if method.get("optimality") is None:
-        return f"raises the objective to {number(method.get('objective'))}"
-    return f"reaches {percent(method['optimality'])} of the possible gain"
+        return f"has an objective of {_amount(method)}"
+    return f"reaches {_amount(method)} of the possible gain"
 
 
 def _why_not(name: str, method: Numbers, sft: Numbers) -> str:
@@ -167,9 +170,7 @@ def _why_not(name: str, method: Numbers, sft: Numbers) -> str:
     return f"; {NAMES[name]} is not above SFT by more than the noise"
 
 
-def _neither(
-    trained: list[str], methods: Mapping[str, Numbers], sft: Numbers, beta: str
-) -> str:
+def _neither(trained: list[str], methods: Mapping[str, Numbers], sft: Numbers, beta: str) -> str:
     hacking = [NAMES[name] for name in trained if hacks(methods[name], sft)]
     if len(hacking) == len(trained) and hacking:
         both = " and ".join(hacking)
@@ -181,15 +182,22 @@ def _neither(
             f"Ship neither, keep SFT: {hacking[0]} raises the reward but not the judge, and {other}"
             f" is not above SFT by more than the noise (β = {beta})."
         )
-    return (
-        f"Ship neither, keep SFT: at β = {beta} no policy is above it by more than the noise."
-    )
+    return f"Ship neither, keep SFT: at β = {beta} no policy is above it by more than the noise."
 
 
 def _cheaper(
-    first: str, second: str, methods: Mapping[str, Numbers], seconds: Mapping[str, float]
+    first: str,
+    second: str,
+    methods: Mapping[str, Numbers],
+    seconds: Mapping[str, float],
 ) -> tuple[str, str]:
-    """Of two equals, the one that took clearly less time, else the one that moved less."""
+    """Of two equals, return the one without cautions, else the one that took clearly less time,
+    else the one that moved less; and the reason."""
+    sft = methods.get("sft", {})
+    marred = [name for name in (first, second) if _cautions(name, methods[name], sft)]
+    if len(marred) == 1:
+        clean = second if marred == [first] else first
+        return clean, f"{NAMES[marred[0]]} comes with a caution"
     a, b = seconds.get(first), seconds.get(second)
     if a and b and not 0.9 < a / b < 1.1:
         quick, slow = (first, second) if a < b else (second, first)
@@ -224,8 +232,8 @@ def _best_of_n(results: Numbers) -> list[str]:
     if best.get("optimality") is None:
         return []
     return [
-        f"Best-of-N needs no training and reaches {percent(best['optimality'])}, but draws N"
-        " completions for each one it answers with."
+        f"Best-of-N needs no training and reaches at least {percent(best['optimality'])}, but"
+        " draws N completions for each one it answers with."
     ]
 
 

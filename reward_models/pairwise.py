@@ -48,6 +48,7 @@ def train_pairwise(
     )
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     # RewardTrainer ends every plain text with EOS; scoring must do the same.
+    assert trainer.model is not None
     setattr(trainer.model.config, APPENDS_EOS, isinstance(pairs[0]["chosen"], str))
     folder = Path(output_dir) / "model"
     trainer.save_model(str(folder))

@@ -111,7 +111,7 @@ class SequenceClassifier:
         self.max_length = _length_limit(model, tokenizer, max_length)
         self.batch_size = batch_size
         self.dtype = dtype
-        self.ending = tokenizer.eos_token if getattr(model.config, APPENDS_EOS, False) else ""
+        self.ending = str(tokenizer.eos_token) if getattr(model.config, APPENDS_EOS, False) else ""
 
     def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
         """Return one score for each completion."""

@@ -143,7 +143,7 @@ def test_lora_and_frozen_layers_contradict(write_config: Writer) -> None:
         ("seed: 1\nbeta: [1\nname: x\n", ":3:5: "),
         ("seed: 1\nname: x\nseed: 2\n", ":3:1: the key 'seed' is there twice"),
         ("1: 2\n", "top level: the key 1 is not text"),
-        ("data:\n  no: 2\n  3: 4\n", "data: the key 3 is not text"),
+        ("data:\n  3: 4\n", "data: the key 3 is not text"),
         ("dta:\n  min_words: 3\n", "dta: unknown key; did you mean data?"),
     ],
 )

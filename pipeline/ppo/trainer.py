@@ -17,7 +17,7 @@ from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
 
 from classic_rl.advantages import masked_mean, mean_and_variance, moments
 from classic_rl.losses import (
@@ -44,8 +44,8 @@ from pipeline.ppo.rollout import (
 )
 from pipeline.records import Prompt
 from pipeline.scoring import TokenBatch, check_head
+from reward_models import RewardFunction, checked
 
-RewardFunction = Callable[[list[str], list[str]], list[float]]
 SampleLog = Callable[[int, list[dict[str, Any]]], None]
 
 VALUE_HEAD = "value_head.safetensors"
@@ -95,10 +95,11 @@ class PPOTrainer(Trainer):
         if not train_dataset:
             raise UserError("PPO has no training prompts; check the data section")
         check_head(base_of(model))
-        self.reward_function = reward_function
+        self.reward_function = checked(reward_function)
         self.log_samples = log_samples
         self.kl_control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self.score_deviation = RunningDeviation()
+        set_seed(args.seed)  # the Trainer does so later, but the value head is made here
         super().__init__(
             model=ActorCritic(model, args),
             args=args,
@@ -207,23 +208,10 @@ class PPOTrainer(Trainer):
             )
 
     def _reward(self, completions: Sequence[Completion]) -> Tensor:
-        """Scores ``(B,)`` of the completions, checked for length and finiteness."""
-        scores = self.reward_function(
-            [c.prompt for c in completions], [c.text for c in completions]
-        )
-        if len(scores) != len(completions):
-            raise UserError(
-                f"the reward function returned {len(scores)} scores for {len(completions)} "
-                "completions; return one number for each"
-            )
-        found = torch.tensor(scores, dtype=torch.float32, device=self.args.device)
-        if not bool(found.isfinite().all()):
-            row = int((~found.isfinite()).nonzero()[0])
-            raise UserError(
-                f"the reward function returned {scores[row]} for completion {row} "
-                f"({completions[row].text[:60]!r}); return finite numbers"
-            )
-        return found
+        """Scores ``(B,)`` of the completions."""
+        prompts, texts = [c.prompt for c in completions], [c.text for c in completions]
+        scores = self.reward_function(prompts, texts)
+        return torch.tensor(scores, dtype=torch.float32, device=self.args.device)
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values.to(self.args.device), reduction="sum")  # type: ignore[return-value]

@@ -1,0 +1,171 @@
+"""What the pictures share: colours, text sizes, SVG and PNG, labels that keep out of the way.
+
+The colours are those of `PALETTE`; `svg` puts CSS variables in their place, so that one picture
+serves a light and a dark page. Sizes are chosen so that a phone's 360 pixels show readable text.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Colour-blind safe; every method has its own marker too. Name of the CSS variable → light colour.
+PALETTE = {
+    "ink": "#1b2430",
+    "soft": "#5c6878",
+    "line": "#d9dee5",
+    "paper": "#fefefe",
+    "sft": "#7a8594",
+    "ppo": "#0b67b8",
+    "dpo": "#cf5a00",
+    "best_of_n": "#00876a",
+    "frontier": "#2f3b4a",
+}
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.labelsize": 9.5,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlecolor": PALETTE["ink"],
+    "axes.labelcolor": PALETTE["soft"],
+    "axes.edgecolor": PALETTE["line"],
+    "axes.facecolor": PALETTE["paper"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": PALETTE["line"],
+    "grid.linewidth": 0.7,
+    "xtick.color": PALETTE["soft"],
+    "ytick.color": PALETTE["soft"],
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "text.color": PALETTE["ink"],
+    "figure.facecolor": PALETTE["paper"],
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.fonttype": "path",
+}
+WIDTH = 4.3  # inches
+Drawing = Callable[..., Figure | None]
+
+
+def styled(draw: Drawing) -> Drawing:
+    """Draw in `STYLE`, whatever the process's own settings are."""
+
+    @wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> Figure | None:
+        with matplotlib.rc_context():
+            matplotlib.rcParams.update(STYLE)
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+def svg(figure: Figure, name: str) -> str:
+    """Return ``figure`` as an inline ``<svg>`` whose colours are the page's CSS variables.
+
+    ``name`` keeps the ids inside apart from those of the page's other pictures.
+    """
+    out = io.StringIO()
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    for variable, colour in PALETTE.items():
+        text = text.replace(colour, f"var(--{variable})")
+    return (
+        text.replace('id="', f'id="{name}-')
+        .replace('href="#', f'href="#{name}-')
+        .replace("url(#", f"url(#{name}-")
+    )
+
+
+def png(figure: Figure) -> bytes:
+    """Return ``figure`` as a PNG on its light ground."""
+    out = io.BytesIO()
+    with matplotlib.rc_context(dict(STYLE)):
+        figure.savefig(out, format="png", dpi=200)
+    return out.getvalue()
+
+
+def figure(height: float) -> tuple[Figure, Axes]:
+    """Return a figure of the common width and ``height`` inches, and its axes."""
+    made = Figure(figsize=(WIDTH, height), layout="constrained")
+    return made, made.subplots()
+
+
+def label_points(
+    axes: Axes,
+    points: Mapping[str, tuple[tuple[float, float], str]],
+    taken: list[Any],
+    curve: Sequence[tuple[float, float]],
+) -> None:
+    """Write each name beside its point, where it covers neither a point, a name nor the curve."""
+    axes.figure.draw_without_rendering()  # pyright: ignore[reportAttributeAccessIssue]
+    solid = [axes.transData.transform(p) for p, _ in points.values()]
+    if len(curve) > 1:
+        x, y = np.array(curve, dtype=float).T
+        fine = np.linspace(x[0], x[-1], 200)
+        solid += list(axes.transData.transform(np.column_stack([fine, np.interp(fine, x, y)])))
+    frame = axes.get_window_extent()
+    for text, (point, colour) in points.items():
+        best, least = None, math.inf
+        for dx, dy, ha, va in _DIRECTIONS:
+            note = axes.annotate(
+                text, point, xytext=(dx, dy), textcoords="offset points", ha=ha, va=va,
+                color=colour, fontweight="bold", zorder=6,
+            )  # fmt: skip
+            box = note.get_window_extent().padded(2)
+            cost = 3.0 * sum(box.overlaps(other) for other in taken)
+            cost += sum(box.contains(*p) for p in solid)
+            cost += 10.0 * (not (frame.contains(*box.p0) and frame.contains(*box.p1)))
+            if cost < least:
+                if best is not None:
+                    best.remove()
+                best, least, chosen = note, cost, box
+            else:
+                note.remove()
+        taken.append(chosen)  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+_DIRECTIONS = (
+    (8, 0, "left", "center"),
+    (7, -6, "left", "top"),
+    (7, 6, "left", "bottom"),
+    (0, -9, "center", "top"),
+    (0, 9, "center", "bottom"),
+    (-8, 0, "right", "center"),
+    (-7, -6, "right", "top"),
+    (-7, 6, "right", "bottom"),
+)  # fmt: skip
+
+
+def label_ends(axes: Axes, ends: Mapping[str, tuple[tuple[float, float], str]]) -> None:
+    """Write names at the right of their lines, pushed apart where they would touch."""
+    low, high = axes.get_ylim()
+    gap = 0.075 * (high - low)
+    last = -math.inf
+    for text, (point, colour) in sorted(ends.items(), key=lambda item: item[1][0][1]):
+        last = max(point[1], last + gap)
+        axes.annotate(
+            text, (1.0, last), xycoords=("axes fraction", "data"), xytext=(5, 0),
+            textcoords="offset points", va="center", color=colour, fontweight="bold",
+            annotation_clip=False,
+        )  # fmt: skip

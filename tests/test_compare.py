@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import compare, frontier
+from pipeline.config import CompareSection, Experiment, RewardSection, TrackingSection
+from pipeline.errors import UserError
+from pipeline.evaluate import Evaluation
+from pipeline.files import read_json
+from pipeline.models import prepare
+from pipeline.toy import toy_language_model, toy_texts, toy_tokenizer
+
+KEYS = {
+    "reward", "gold", "gold_positive", "kl", "objective", "optimality", "optimality_ci",
+    "perplexity", "distinct_2", "length", "ended",
+}  # fmt: skip
+PROMPTS = 12
+
+
+def experiment(folder: Path, **compare_section: Any) -> Experiment:
+    section: dict[str, Any] = {
+        "samples_per_prompt": 4,
+        "reference_samples": 16,
+        "best_of_n": 4,
+        "bootstrap": 60,
+    }
+    return Experiment(
+        output_dir=folder,
+        reward=RewardSection(source="rules.py:length"),
+        compare=CompareSection(**(section | compare_section)),
+        tracking=TrackingSection(report_to=[], log_samples=0),
+    )
+
+
+def evaluation(method: str, m: int, shift: float, kl: float) -> Evaluation:
+    rng = np.random.default_rng(len(method) + m)
+    count = PROMPTS * m
+    rewards = rng.normal(shift, 2.0, count)
+    return Evaluation(
+        prompts=[f"prompt {i}" for i in range(PROMPTS)],
+        samples_per_prompt=m,
+        texts=[f"{method} text {i} {i % 3}" for i in range(count)],
+        lengths=[3 + i % 4 for i in range(count)],
+        ended=[i % 5 > 0 for i in range(count)],
+        proxy=rewards.tolist(),
+        gold=(rewards / 2 + rng.normal(0, 0.5, count)).tolist(),
+        kl=(kl * rng.uniform(0.5, 1.5, count)).tolist(),
+        nll=40.0 + shift,
+        nll_tokens=20,
+    )
+
+
+class Models:
+    """Stands in for checkpoints, rewards and sampling; counts what is evaluated."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.evaluated: list[str] = []
+        self.killed_at: str | None = None
+        monkeypatch.setattr(compare, "load_checkpoint", lambda path, dtype: (str(path), None))
+        monkeypatch.setattr(compare, "proxy_reward", lambda experiment: None)
+        monkeypatch.setattr(compare, "gold_reward", lambda experiment: None)
+        monkeypatch.setattr(
+            compare,
+            "load_data",
+            lambda experiment: type("Data", (), {"eval_prompts": [], "heldout": []}),
+        )
+        monkeypatch.setattr(compare, "evaluate_policy", self.evaluate)
+
+    def evaluate(self, policy: str, tokenizer: Any, reference: str, *args: Any, **kwargs: Any):
+        method = Path(policy).parent.name
+        if method == self.killed_at:
+            raise KeyboardInterrupt
+        assert Path(reference).parent.name == "sft"
+        self.evaluated.append(method)
+        shift, kl = {"sft": (0.0, 0.0), "ppo": (2.0, 0.9), "dpo": (1.5, 1.0)}[method]
+        return evaluation(method, kwargs["samples_per_prompt"], shift, kl)
+
+
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> Models:
+    return Models(monkeypatch)
+
+
+def checkpoints(exp: Experiment, *methods: str) -> Experiment:
+    for method in methods:
+        folder = exp.stage_dir(method) / "model"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+    return exp
+
+
+def read(exp: Experiment) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    folder = exp.stage_dir("compare")
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return read_json(folder / "results.json"), read_json(folder / "details.json"), rows
+
+
+def test_the_files_of_a_comparison(
+    tmp_path: Path, models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
+    compare.run(exp)
+    results, details, rows = read(exp)
+    assert (results["beta"], results["prompts"], results["samples_per_prompt"]) == (1.0, 12, 4)
+    assert list(results["methods"]) == ["sft", "ppo", "dpo", "best_of_n"]
+    assert all(set(row) >= KEYS for row in results["methods"].values())
+    betas = [point["beta"] for point in results["frontier"]]
+    assert betas == sorted({*exp.compare.frontier_betas, 1.0})
+    assert set(results["frontier"][0]) == {"beta", "reward", "kl", "ess"}
+
+    sft, ppo, best = (results["methods"][name] for name in ("sft", "ppo", "best_of_n"))
+    assert (sft["optimality"], sft["optimality_ci"], sft["kl"]) == (0.0, [0.0, 0.0], 0.0)
+    assert sft["kl_efficiency"] is None and best["perplexity"] is None
+    assert sft["samples"] == 12 * 16 and ppo["samples"] == 12 * 4
+    assert sft["perplexity"] == pytest.approx(math.exp(2.0))
+
+    assert [row["n"] for row in details["optimum"]] == [8, 16]
+    assert details["j_star"] == pytest.approx(details["optimum"][-1]["j_star"])
+    assert details["objective_ref"] == pytest.approx(sft["objective"])
+    assert details["kl_cap"] == pytest.approx(math.log(16))
+    assert details["judge_is_proxy"] is True
+    assert details["best_of_n"] == 4 and "upper bound" in details["best_of_n_kl"]
+    low, high = details["j_star_ci"]
+    assert low < details["j_star"] < high
+
+    room = details["j_star"] - details["objective_ref"]
+    for row in results["methods"].values():
+        assert row["objective"] == pytest.approx(row["reward"] - row["kl"])
+        expected = (row["objective"] - details["objective_ref"]) / room
+        assert row["optimality"] == pytest.approx(expected)
+        assert row["optimality_ci"][0] <= row["optimality"] <= row["optimality_ci"][1]
+    difference = ppo["optimality"] - results["methods"]["dpo"]["optimality"]
+    assert details["ppo_minus_dpo"]["optimality"] == pytest.approx(difference)
+
+    out = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in out[1:5]] == ["SFT", "PPO", "DPO", "best-of-4"]
+    assert len({len(line) for line in out[:5]}) == 1
+    assert "optimality PPO − DPO" in out[5]
+    assert len(rows) == PROMPTS
+
+
+def test_samples_are_the_first_and_not_the_best(tmp_path: Path, models: Models) -> None:
+    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
+    compare.run(exp)
+    _, _, rows = read(exp)
+    sft = Evaluation(**read_json(exp.stage_dir("compare") / "work" / "sft.json"))
+    for i, row in enumerate(rows):
+        assert row["prompt"] == f"prompt {i}"
+        assert row["completions"]["sft"].startswith(f"sft text {16 * i} ")
+        assert row["completions"]["ppo"].startswith(f"ppo text {4 * i} ")
+        first = sft.proxy[16 * i : 16 * i + 4]
+        assert row["rewards"]["best_of_n"] == max(first)
+        at = 16 * i + first.index(max(first))
+        assert row["completions"]["best_of_n"] == sft.texts[at]
+        assert row["gold"]["best_of_n"] == sft.gold[at]
+
+
+def test_best_of_n_against_drawing_it() -> None:
+    reference = evaluation("sft", 16, 0.0, 0.0)
+    metrics, objective = compare.best_of_n(reference, 4, beta=0.5, text_samples=4)
+    rewards, gold = reference.grid(reference.proxy), reference.grid(reference.gold)
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(4000):
+        pick = rng.permutation(16)[:4]
+        at = pick[rewards[:, pick].argmax(1)]
+        rows = np.arange(PROMPTS)
+        drawn.append((rewards[rows, at].mean(), (gold[rows, at] > 0).mean()))
+    # 4,000 draws leave a standard error of about 0.004 and 0.001.
+    assert metrics["reward"] == pytest.approx(np.mean([r for r, _ in drawn]), abs=0.03)
+    assert metrics["gold_positive"] == pytest.approx(np.mean([g for _, g in drawn]), abs=0.01)
+    kl = math.log(4) - 3 / 4
+    assert metrics["kl"] == pytest.approx(kl) and metrics["kl_se"] is None
+    assert float(objective.mean()) == pytest.approx(metrics["reward"] - 0.5 * kl)
+    assert metrics["distinct_2"] is not None
+    few, _ = compare.best_of_n(reference, 8, beta=0.5, text_samples=4)
+    assert few["distinct_2"] is None  # two blocks of 8 are fewer texts than the others have
+
+
+@pytest.mark.parametrize("killed_at", ["sft", "ppo", "dpo"])
+def test_a_killed_comparison_goes_on_with_the_same_numbers(
+    tmp_path: Path, models: Models, killed_at: str
+) -> None:
+    whole = checkpoints(experiment(tmp_path / "whole"), "sft", "ppo", "dpo")
+    compare.run(whole)
+    models.evaluated.clear()
+
+    exp = checkpoints(experiment(tmp_path / "killed"), "sft", "ppo", "dpo")
+    models.killed_at = killed_at
+    with pytest.raises(KeyboardInterrupt):
+        compare.run(exp)
+    assert not (exp.stage_dir("compare") / "results.json").exists()
+    models.killed_at = None
+    compare.run(exp)
+    assert models.evaluated == ["sft", "ppo", "dpo"]  # each once, before or after
+    for name in ("results.json", "details.json", "samples.jsonl"):
+        ours, theirs = (e.stage_dir("compare") / name for e in (exp, whole))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_method_that_was_not_trained_is_left_out(
+    tmp_path: Path, models: Models, capfd: pytest.CaptureFixture[str]
+) -> None:
+    exp = checkpoints(experiment(tmp_path), "sft", "ppo")
+    compare.run(exp)
+    results, details, rows = read(exp)
+    assert list(results["methods"]) == ["sft", "ppo", "best_of_n"]
+    assert set(rows[0]["completions"]) == {"sft", "ppo", "best_of_n"}
+    assert details["ppo_minus_dpo"] is None
+    err = capfd.readouterr().err
+    assert "dpo is left out" in err and "ppo is left out" not in err
+
+
+def test_without_sft_there_is_nothing_to_compare_with(tmp_path: Path, models: Models) -> None:
+    with pytest.raises(UserError, match=r"sft/model: there is no SFT model.*rlhf sft"):
+        compare.run(checkpoints(experiment(tmp_path), "ppo"))
+
+
+def test_what_is_undefined_is_null_and_never_nan(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flat(policy: str, tokenizer: Any, reference: str, *args: Any, **kwargs: Any) -> Evaluation:
+        m = kwargs["samples_per_prompt"]
+        return Evaluation(
+            ["p"], m, [""] * m, [1] * m, [True] * m, [0.5] * m, [0.5] * m, [0.0] * m, 1e9, 1
+        )
+
+    monkeypatch.setattr(compare, "evaluate_policy", flat)
+    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
+    compare.run(exp)
+    results, details, _ = read(exp)
+    row = results["methods"]["ppo"]
+    undefined = ("optimality", "optimality_ci", "kl_efficiency", "perplexity", "distinct_2")
+    assert [row[key] for key in (*undefined, "reward_se")] == [None] * 6
+    assert details["ppo_minus_dpo"] == {"optimality": None, "optimality_ci": None}
+    assert compare._finite({"a": [float("nan"), 1.0, {"b": math.inf}]}) == {
+        "a": [None, 1.0, {"b": None}]
+    }
+
+
+def test_the_judge_is_its_own_where_one_is_trained_or_named(tmp_path: Path) -> None:
+    exp = experiment(tmp_path)
+    found = {}
+    for source, gold in (("sentiment", None), ("a:b", None), ("a:b", "c:d"), ("a:b", "a:b")):
+        section = RewardSection(source=source, gold=gold)
+        found[source, gold] = compare._judge_is_proxy(exp.model_copy(update={"reward": section}))
+    assert list(found.values()) == [False, True, False, True]
+
+
+def test_a_comparison_of_real_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Toy checkpoints from disk, sampled and scored for real; a policy equal to π_ref is π_ref."""
+    tokenizer = toy_tokenizer()
+    exp = experiment(tmp_path, reference_samples=8, samples_per_prompt=3, best_of_n=2)
+    exp = exp.model_copy(update={"model": exp.model.model_copy(update={"dtype": "float32"})})
+    for method, seed in (("sft", 0), ("ppo", 0), ("dpo", 1)):
+        folder = exp.stage_dir(method) / "model"
+        prepare(toy_language_model(seed), tokenizer).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    texts = [rated.text for rated in toy_texts(6, seed=0)]
+    prompts = [" ".join(text.split()[:3]) for text in texts[:4]]
+    data = type("Data", (), {"eval_prompts": prompts, "heldout": texts})
+
+    def letters(prompts: list[str], completions: list[str]) -> list[float]:
+        return [c.count("e") - 2.0 for c in completions]
+
+    monkeypatch.setattr(compare, "load_data", lambda experiment: data)
+    monkeypatch.setattr(compare, "proxy_reward", lambda experiment: letters)
+    compare.run(exp)
+    results, _, rows = read(exp)
+    methods = results["methods"]
+    assert methods["ppo"]["kl"] == pytest.approx(0.0, abs=1e-6)
+    assert methods["dpo"]["kl"] > 0.01
+    assert methods["ppo"]["perplexity"] == pytest.approx(methods["sft"]["perplexity"])
+    assert methods["best_of_n"]["reward"] > methods["sft"]["reward"]
+    assert [row["prompt"] for row in rows] == prompts
+    assert rows[0]["rewards"]["dpo"] == letters([], [rows[0]["completions"]["dpo"]])[0]
+    sft = Evaluation(**read_json(exp.stage_dir("compare") / "work" / "sft.json"))
+    rewards = sft.grid(sft.proxy)
+    point = next(row for row in results["frontier"] if row["beta"] == exp.beta)
+    assert point["reward"] == frontier.frontier_point(rewards, exp.beta).reward

@@ -1,0 +1,361 @@
+"""Splits that do not leak, and one clear line for every mistake in a data file."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import Experiment
+from pipeline.data import ExperimentData, first_words, load_data, load_preferences
+from pipeline.errors import UserError
+from pipeline.records import RatedText
+from pipeline.sources import read_rows
+from pipeline.toy import toy_texts
+
+SMALL = {"demonstrations": 60, "heldout": 20, "train_prompts": 50, "eval_prompts": 10}
+
+
+def experiment(seed: int = 0, reward: dict[str, Any] | None = None, **data: Any) -> Experiment:
+    tree = {"seed": seed, "data": {"dataset_name": "toy", **SMALL, **data}, "reward": reward}
+    return Experiment.model_validate(tree)
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def rated_rows(count: int = 200) -> list[dict[str, Any]]:
+    return [{"text": text.text, "label": text.rating} for text in toy_texts(count, seed=5)]
+
+
+def message_of(name: Path | str, **data: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load_data(experiment(dataset_name=str(name), **data))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# --- Splits ---------------------------------------------------------------------------------------
+
+
+def texts_of(rated: list[RatedText]) -> set[str]:
+    return {text.text for text in rated}
+
+
+def test_split_sizes_and_determinism():
+    data = load_data(experiment())
+    assert [len(getattr(data, name)) for name in SMALL] == list(SMALL.values())
+    assert data == load_data(experiment())
+    assert data.demonstrations != load_data(experiment(seed=1)).demonstrations
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_held_out_is_trained_on(seed):
+    data = load_data(experiment(seed=seed))
+    training = set(data.demonstrations) | texts_of(data.proxy) | texts_of(data.gold)
+    assert not training & set(data.heldout)
+    assert not training & texts_of(data.classifier_test)
+    assert not set(data.heldout) & texts_of(data.classifier_test)
+    assert not texts_of(data.proxy) & texts_of(data.gold)
+    assert not set(map(str, data.train_prompts)) & set(map(str, data.eval_prompts))
+    assert len(set(map(str, data.eval_prompts))) == len(data.eval_prompts)
+    assert all(len(str(prompt).split()) == 4 for prompt in data.train_prompts + data.eval_prompts)
+
+
+def test_evaluation_texts_are_in_no_training_split(tmp_path):
+    rows = [
+        {"text": f"remark number {number} says that it is good", "label": number % 2 * 2 - 1}
+        for number in range(150)
+    ]  # three words tell which text it is
+    path = write_jsonl(tmp_path / "remarks.jsonl", rows)
+    data = load_data(experiment(dataset_name=str(path), prompt_words=3))
+    rated = [text.text for text in data.proxy + data.gold + data.classifier_test]
+    used = {first_words(text, 3) for text in data.demonstrations + data.heldout + rated}
+    assert not used & set(map(str, data.eval_prompts))
+
+
+def test_the_classifier_trains_on_clear_texts_and_is_tested_on_all():
+    data = load_data(experiment(neutral_margin=1.0))
+    assert all(abs(text.rating) >= 1.0 for text in data.proxy + data.gold)
+    assert any(abs(text.rating) < 1.0 for text in data.classifier_test)
+    assert 0.8 < len(data.proxy) / len(data.gold) < 1.25
+
+
+def test_duplicates_are_removed_before_splitting(tmp_path):
+    rows = rated_rows(150)
+    shouted = [{**row, "text": row["text"].upper() + " !"} for row in rows]
+    path = write_jsonl(tmp_path / "twice.jsonl", rows + shouted)
+    data = load_data(experiment(dataset_name=str(path), demonstrations=50))
+    training = [*data.demonstrations, *texts_of(data.proxy), *texts_of(data.gold)]
+    held = [*data.heldout, *texts_of(data.classifier_test)]
+    assert not {text.lower().strip(" !") for text in training} & {
+        text.lower().strip(" !") for text in held
+    }
+
+
+def test_lengths_are_respected():
+    data = load_data(experiment(min_words=12, max_words=16))
+    assert {len(text.split()) for text in data.demonstrations + data.heldout} <= set(range(12, 17))
+
+
+def test_first_words_keeps_the_spacing():
+    assert first_words("  a\tb\n c d", 3) == "  a\tb\n c"
+    assert first_words("a b", 5) == "a b"
+    assert first_words("", 5) == ""
+
+
+def test_labels_are_not_needed_when_no_classifier_is_trained(tmp_path):
+    path = tmp_path / "plain.txt"
+    path.write_text("\n\n".join(row["text"] for row in rated_rows()) + "\n", encoding="utf-8")
+    own = {"source": "my_rewards:length"}
+    data = load_data(experiment(dataset_name=str(path), reward=own))
+    assert len(data.demonstrations) == 60
+    assert data.proxy == data.gold == data.classifier_test == []
+    assert "line 1: no column 'label'; there are 'text'" in message_of(path)
+
+
+# --- Formats --------------------------------------------------------------------------------------
+
+
+def write_as(form: str, folder: Path, rows: list[dict[str, Any]]) -> Path:
+    path = folder / f"rows.{form}"
+    if form == "jsonl":
+        return write_jsonl(path, rows)
+    if form == "json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif form == "csv":
+        with path.open("w", encoding="utf-8-sig", newline="") as stream:
+            writer = csv.DictWriter(stream, ["text", "label"])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        import datasets
+
+        if form == "parquet":
+            datasets.Dataset.from_list(rows).to_parquet(path)
+        else:
+            saved = datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)})
+            saved.save_to_disk(path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["jsonl", "json", "csv", "parquet", "saved"])
+def test_every_format_gives_the_same_data(form, tmp_path):
+    rows = [*rated_rows(), {"text": 'She said "bon, voilà",\u2028twice, of the film', "label": 2}]
+    expected = load_data(experiment(dataset_name=str(write_as("jsonl", tmp_path, rows))))
+    path = write_as(form, tmp_path, rows)
+    assert load_data(experiment(dataset_name=str(path))) == expected
+    assert isinstance(expected, ExperimentData)
+
+
+def test_a_folder_is_read_by_split(tmp_path):
+    rows = rated_rows(10)
+    write_jsonl(tmp_path / "train-0.jsonl", rows[:3])
+    write_jsonl(tmp_path / "train-1.jsonl", rows[3:5])
+    write_jsonl(tmp_path / "test.jsonl", rows[5:])
+    found = read_rows(str(tmp_path), key="data.dataset_name", split="train")
+    assert [row.values for row in found] == rows[:5]
+    assert len(read_rows(str(tmp_path), key="data.dataset_name", split="test")) == 5
+    assert "no file for split 'dev'" in message_of(tmp_path, train_split="dev")
+
+
+def test_line_breaks_of_web_pages_become_spaces(tmp_path):
+    rows = rated_rows()
+    for row in rows:
+        row["text"] = row["text"].replace(" is ", "<br /><br />is ")
+    data = load_data(experiment(dataset_name=str(write_jsonl(tmp_path / "web.jsonl", rows))))
+    assert not any("<br" in text for text in data.demonstrations)
+    assert sorted(data.demonstrations)[0] in {text.text for text in toy_texts(200, seed=5)}
+
+
+def test_classes_work_with_their_own_limit(tmp_path):
+    rows = [{**row, "label": int(row["label"] > 0)} for row in rated_rows()]
+    path = write_jsonl(tmp_path / "classes.jsonl", rows)
+    data = load_data(experiment(dataset_name=str(path), positive_above=0.5))
+    assert {text.rating for text in data.proxy} == {0.0, 1.0}
+    message = message_of(path)
+    assert "no negative text" in message and "data.positive_above=0.5" in message
+
+
+# --- Mistakes -------------------------------------------------------------------------------------
+
+
+def test_missing_file_names_the_nearest(tmp_path):
+    write_jsonl(tmp_path / "reviews.jsonl", rated_rows(1))
+    message = message_of(tmp_path / "review.jsonl")
+    assert "data.dataset_name" in message
+    assert f"nearest: {tmp_path / 'reviews.jsonl'}" in message
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "txt"])
+def test_empty_file(suffix, tmp_path):
+    path = tmp_path / f"empty.{suffix}"
+    path.write_text("\n" if suffix != "csv" else "text,label\n", encoding="utf-8")
+    assert f"{path} has no rows" in message_of(path)
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [
+        ({"txt": "a b", "label": 1}, "line 3: no column 'text'; there are 'txt', 'label'"),
+        ({"text": "a b"}, "line 3: no column 'label'; there are 'text'"),
+        ({"text": None, "label": 1}, "line 3: column 'text' is empty"),
+        ({"text": 7, "label": 1}, "line 3: column 'text' must be text, found 7"),
+        ({"text": "a b", "label": "good"}, "line 3: column 'label' must be a number, found 'good'"),
+        ({"text": "a b", "label": [1]}, "line 3: column 'label' must be a number, found [1]"),
+        ({"text": "a b", "label": float("nan")}, "line 3: column 'label' must be a number"),
+        ({"text": "a \ud800 b", "label": 1}, "line 3: column 'text' holds \\ud800 alone"),
+        (["a b", 1], "line 3: a row must be an object"),
+    ],
+)
+def test_a_bad_row_is_named(broken, expected, tmp_path):
+    rows: list[Any] = rated_rows(4)
+    rows[2] = broken
+    path = write_jsonl(tmp_path / "rows.jsonl", rows)
+    assert f"{path}, {expected}" in message_of(path)
+
+
+def test_bad_csv_rows_are_named(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\none,1\ntwo\n", encoding="utf-8")
+    assert f"{path}, line 3: no column 'label'" in message_of(path)
+    path.write_text("text,label\none,1\ntwo, three,2\n", encoding="utf-8")
+    assert f"{path}, line 3: more cells than the header" in message_of(path)
+
+
+def test_not_json_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "a", "label": 1}\n{"text": \n', encoding="utf-8")
+    assert f"{path}, line 2: not JSON" in message_of(path)
+    path = tmp_path / "rows.json"
+    path.write_text('[{"text": "a", "label": 1},\n oops]', encoding="utf-8")
+    assert f"{path}, line 2: not JSON" in message_of(path)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "txt"])
+def test_not_utf8_names_line_and_byte(suffix, tmp_path):
+    path = tmp_path / f"latin.{suffix}"
+    path.write_bytes(b"text,label\nok,1\n" + "café,1\n".encode("latin-1"))
+    assert f"{path}, line 3: not UTF-8 (byte 19 is 0xe9)" in message_of(path)
+
+
+def test_not_parquet_and_unknown_format(tmp_path):
+    (tmp_path / "rows.parquet").write_bytes(b"nonsense")
+    assert "cannot be read as parquet" in message_of(tmp_path / "rows.parquet")
+    (tmp_path / "rows.xlsx").write_bytes(b"nonsense")
+    assert "unknown format" in message_of(tmp_path / "rows.xlsx")
+    (tmp_path / "folder").mkdir()
+    assert "no data file" in message_of(tmp_path / "folder")
+
+
+def test_too_few_rows_say_how_many_there_are_and_what_to_lower(tmp_path):
+    path = write_jsonl(tmp_path / "few.jsonl", rated_rows(70))
+    message = message_of(path)
+    assert "70 different texts" in message
+    assert "97 are asked for" in message  # 10 evaluation + 20 held out + 7 tests + 60
+    assert message.endswith("lower data.demonstrations")
+    message = message_of("toy", eval_prompts=500, demonstrations=10)
+    assert "different prompts" in message and message.endswith("lower data.eval_prompts")
+    message = message_of("toy", train_prompts=9000)
+    assert message.endswith("lower data.train_prompts")
+    assert "none of the 3000 texts" in message_of("toy", min_words=40, max_words=50)
+
+
+def test_labels_on_one_side(tmp_path):
+    rows = [{**row, "label": 3} for row in rated_rows()]
+    message = message_of(write_jsonl(tmp_path / "happy.jsonl", rows))
+    assert "no negative text at data.positive_above=0" in message
+
+
+def test_a_hub_id_that_cannot_be_reached(monkeypatch):
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = message_of("nobody/no-such-reviews")
+    assert message.startswith("data.dataset_name: nobody/no-such-reviews: cannot be loaded")
+    assert "needs the network" in message
+
+
+def test_unknown_embedded_kind():
+    assert "nearest: embedded:movie-reviews" in message_of("embedded:movie-review")
+
+
+# --- Own prompts and preferences ------------------------------------------------------------------
+
+
+def chat(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
+
+
+@pytest.mark.parametrize("wrap", [str, chat])
+def test_own_prompts(wrap, tmp_path):
+    rows = [{"prompt": wrap(f"question {number}")} for number in range(60)]
+    path = write_jsonl(tmp_path / "prompts.jsonl", rows + rows)
+    data = load_data(experiment(prompts_name=str(path)))
+    assert len(data.eval_prompts) == 10 and len(data.train_prompts) == 50
+    shown = [json.dumps(prompt) for prompt in data.eval_prompts + data.train_prompts]
+    assert sorted(shown) == sorted(json.dumps(row["prompt"]) for row in rows)
+    assert len(data.demonstrations) == 60
+    with pytest.raises(UserError, match="60 different prompts.*lower data.train_prompts"):
+        load_data(experiment(prompts_name=str(path), train_prompts=51))
+
+
+def test_prompts_of_a_text_file_are_its_lines(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("\n".join(f"question {number}" for number in range(60)), encoding="utf-8")
+    data = load_data(experiment(prompts_name=str(path)))
+    assert set(map(str, data.eval_prompts)) <= {f"question {number}" for number in range(60)}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        (3, "must be text or a list of messages, found 3"),
+        (" ", "column 'prompt' is empty"),
+        ([], "must be text or a list of messages"),
+        (["hello"], "a message needs role and content"),
+        ([{"role": "user"}], "a message needs role and content"),
+        ([{"role": "assistant", "content": "x"}], "must not end with the assistant's message"),
+    ],
+)
+def test_bad_prompts(prompt, expected, tmp_path):
+    path = write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "fine"}, {"prompt": prompt}])
+    with pytest.raises(UserError) as caught:
+        load_data(experiment(prompts_name=str(path)))
+    assert f"{path}, line 2: " in str(caught.value) and expected in str(caught.value)
+
+
+def test_preferences(tmp_path):
+    answer = [{"role": "assistant", "content": "yes"}]
+    refusal = [{"role": "assistant", "content": "no"}]
+    rows = [
+        {"prompt": "is it", "chosen": " good", "rejected": " bad", "score": 1},
+        {"prompt": chat("is it?"), "chosen": answer, "rejected": refusal},
+        {"chosen": chat("is it?") + answer, "rejected": chat("is it?") + refusal},
+    ]
+    pairs = load_preferences(str(write_jsonl(tmp_path / "pairs.jsonl", rows)))
+    assert pairs[0] == {"prompt": "is it", "chosen": " good", "rejected": " bad"}
+    assert pairs[1] == pairs[2] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": "a", "chosen": "b"}, "no column 'rejected'; there are 'prompt', 'chosen'"),
+        ({"prompt": "a", "chosen": "b", "rejected": 4}, "column 'rejected' must be text"),
+        ({"prompt": "a", "chosen": "b", "rejected": chat("c")}, "must all be text"),
+        ({"chosen": "b", "rejected": chat("c")}, "must both be text or messages"),
+    ],
+)
+def test_bad_preferences(row, expected, tmp_path):
+    path = write_jsonl(tmp_path / "pairs.jsonl", [row])
+    with pytest.raises(UserError) as caught:
+        load_preferences(str(path))
+    assert f"{path}, line 1: " in str(caught.value) and expected in str(caught.value)

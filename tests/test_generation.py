@@ -1,0 +1,84 @@
+"""Sampling: the right distribution, the right end, nothing global disturbed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pipeline import toy
+from pipeline.errors import UserError
+from pipeline.generation import Sampler, cut_at_eos, encode_prompt, prompt_text, sample
+from pipeline.models import prepare
+
+PROMPTS = ["the film about love", "a movie", "this sequel about school is"]
+
+
+@pytest.fixture(scope="module")
+def policy():
+    tokenizer = toy.toy_tokenizer()
+    return prepare(toy.toy_language_model(0), tokenizer).eval(), tokenizer
+
+
+def test_sampler_draws_from_the_softmax() -> None:
+    torch.manual_seed(0)
+    logits = torch.tensor([2.0, 0.0, -torch.inf, 1.0])
+    scores = Sampler(temperature=0.5)(torch.empty(0), logits.expand(40_000, 4))
+    found = torch.bincount(scores.argmax(-1), minlength=4) / 40_000
+    assert torch.allclose(found, (logits / 0.5).softmax(-1), atol=0.01)
+    assert found[2] == 0
+
+
+def test_eos_ends_a_completion_even_when_it_is_the_pad_token(policy) -> None:
+    model, tokenizer = policy
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    completions = sample(
+        model, tokenizer, PROMPTS * 40, max_new_tokens=12, batch_size=50, seed=0
+    )
+    ended = [c for c in completions if c.ended]
+    assert 5 < len(ended) < len(completions)
+    for c in ended:
+        assert c.completion_ids.index(tokenizer.eos_token_id) == len(c.completion_ids) - 1
+        assert "<eos>" not in c.text
+    for c in completions:
+        if not c.ended:
+            assert len(c.completion_ids) == 12
+            assert tokenizer.eos_token_id not in c.completion_ids
+
+
+def test_cut_at_eos_keeps_the_first_eos_and_drops_the_rest() -> None:
+    assert cut_at_eos([5, 6, 0, 0, 0], {0}) == ((5, 6, 0), True)
+    assert cut_at_eos([5, 6], {0}) == ((5, 6), False)
+    assert cut_at_eos([9, 1], {0, 9}) == ((9,), True)
+
+
+def test_order_seed_and_global_state(policy) -> None:
+    model, tokenizer = policy
+    state = torch.random.get_rng_state()
+    settings = {"samples_per_prompt": 2, "max_new_tokens": 5, "batch_size": 4}
+    first = sample(model, tokenizer, PROMPTS, seed=3, **settings)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert first == sample(model, tokenizer, PROMPTS, seed=3, **settings)
+    assert first != sample(model, tokenizer, PROMPTS, seed=4, **settings)
+    assert [c.prompt for c in first] == [p for p in PROMPTS for _ in range(2)]
+
+
+def test_prompts_of_unlike_length_are_not_disturbed_by_padding(policy) -> None:
+    """Left padding must not leak: greedy continuation in a batch equals the one alone."""
+    model, tokenizer = policy
+    for prompt in PROMPTS:
+        settings = {"max_new_tokens": 6, "temperature": 1e-4, "seed": 0}
+        alone = sample(model, tokenizer, [prompt], batch_size=1, **settings)[0]
+        among = sample(model, tokenizer, [*PROMPTS, prompt], batch_size=4, **settings)[-1]
+        assert alone.completion_ids == among.completion_ids
+
+
+def test_conversations_use_the_chat_template(policy) -> None:
+    _, tokenizer = policy
+    messages = [{"role": "user", "content": "the film"}]
+    text = tokenizer.decode(list(encode_prompt(tokenizer, messages)))
+    assert text.startswith("<|user|>") and text.endswith("<|assistant|>")
+    assert prompt_text(messages) == "the film"
+    tokenizer = toy.toy_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(UserError, match="no chat template"):
+        encode_prompt(tokenizer, messages)

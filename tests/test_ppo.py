@@ -1,0 +1,394 @@
+"""The PPO trainer's promises, each of which has been a bug somewhere (docs: README, "PPO")."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from pipeline import toy
+from pipeline.config import ModelSection
+from pipeline.generation import Completion
+from pipeline.models import make_trainable, prepare
+from pipeline.ppo import PPOConfig, PPOTrainer
+from pipeline.ppo.control import KLController, RolloutSampler, RunningDeviation
+from pipeline.ppo.rollout import token_rewards
+from reward_models import RewardError
+
+PROMPTS = [" ".join(t.text.split()[:4]) for t in toy.toy_texts(48, seed=0)]
+
+
+def letters(prompts: list[str], completions: list[str]) -> list[float]:
+    """A reward of text alone."""
+    return [0.2 * text.count("o") for text in completions]
+
+
+class Recorder(TrainerCallback):
+    """Keeps what is logged, and the policy's weights at the end of every step."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, float]] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        self.logs.append({"step": state.global_step, **logs})
+
+
+def make_trainer(
+    folder: Path, reward=letters, section: dict[str, Any] | None = None, **arguments: Any
+) -> tuple[PPOTrainer, Recorder]:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 8,
+        "num_mini_batches": 2,
+        "num_ppo_epochs": 2,
+        "total_episodes": 48,
+        "response_length": 6,
+        "learning_rate": 2e-3,
+        "value_learning_rate": 1e-2,
+        "kl_coef": 0.1,
+    }
+    tokenizer = toy.toy_tokenizer()
+    choice = ModelSection(model_name_or_path="toy", **({"trainable_layers": 2} | (section or {})))
+    model = make_trainable(prepare(toy.toy_language_model(0), tokenizer), choice)
+    recorder = Recorder()
+    trainer = PPOTrainer(
+        model=model,
+        reward_function=reward,
+        args=PPOConfig(**(settings | arguments)),
+        processing_class=tokenizer,
+        train_dataset=PROMPTS,
+        eval_dataset=PROMPTS[:8],
+        callbacks=[recorder],
+    )
+    return trainer, recorder
+
+
+def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.actor_critic.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    "section",
+    [{"trainable_layers": 2}, {"trainable_layers": None}, {"trainable_layers": None, "use_peft": True}],
+    ids=["upper layers", "all weights", "LoRA"],
+)
+def test_first_update_has_ratio_one_and_no_kl(tmp_path: Path, section: dict[str, Any]) -> None:
+    trainer, recorder = make_trainer(
+        tmp_path, section=section, num_ppo_epochs=1, num_mini_batches=1, total_episodes=8
+    )
+    trainer.train()
+    first = recorder.logs[0]
+    assert first["val/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert first["val/ratio_var"] == pytest.approx(0.0, abs=1e-5)
+    assert first["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert first["objective/kl_exact"] == pytest.approx(0.0, abs=1e-5)
+    assert first["policy/approxkl_avg"] == pytest.approx(0.0, abs=1e-9)
+    assert first["policy/clipfrac_avg"] == 0.0
+    # Whitened advantages have mean zero, so the surrogate's value at ratio 1 is zero as well.
+    assert first["loss/policy_avg"] == pytest.approx(0.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_optimizer_steps_per_rollout_whatever_the_accumulation(
+    tmp_path: Path, accumulation: int
+) -> None:
+    """16 completions a rollout, 2 epochs of 2 minibatches: 4 steps, as asked."""
+    trainer, recorder = make_trainer(
+        tmp_path,
+        per_device_train_batch_size=8 // accumulation,
+        gradient_accumulation_steps=accumulation,
+        num_mini_batches=2,
+        num_ppo_epochs=2,
+    )
+    trainer.train()
+    assert trainer.args.rollout_batch_size == 16
+    assert trainer.state.global_step == 3 * 4  # 48 episodes are 3 rollouts
+    assert [log["step"] for log in recorder.logs if "objective/kl" in log] == [4, 8, 12]
+    assert recorder.logs[-2]["episode"] == 48
+
+
+def test_accumulation_changes_nothing(tmp_path: Path) -> None:
+    """The minibatch mean is over its tokens, however it is cut into microbatches."""
+    ends = []
+    for accumulation in (1, 4):
+        trainer, _ = make_trainer(
+            tmp_path,
+            per_device_train_batch_size=8 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            total_episodes=16,
+        )
+        trainer.train()
+        ends.append(weights(trainer))
+    for name, value in ends[0].items():
+        assert torch.allclose(value, ends[1][name], atol=1e-5), name
+
+
+def test_cached_trunk_changes_nothing(tmp_path: Path) -> None:
+    ends = []
+    for cached in (True, False):
+        trainer, _ = make_trainer(tmp_path, cache_trunk=cached, total_episodes=16)
+        sequences = torch.arange(3, 9)[None]
+        assert (trainer.actor_critic.trunk(sequences) is not None) is cached
+        trainer.train()
+        ends.append(weights(trainer))
+    for name, value in ends[0].items():
+        assert torch.allclose(value, ends[1][name], atol=1e-5), name
+
+
+def test_frozen_weights_and_reference_stay_put(tmp_path: Path) -> None:
+    trainer, _ = make_trainer(tmp_path)
+    before = weights(trainer)
+    reference = trainer.actor_critic._reference[0]
+    reference_before = [p.detach().clone() for p in reference.parameters()]
+    trainer.train()
+    for name, parameter in trainer.actor_critic.named_parameters():
+        moved = not torch.equal(before[name], parameter)
+        assert moved is parameter.requires_grad, name
+    for old, new in zip(reference_before, reference.parameters(), strict=True):
+        assert torch.equal(old, new)
+
+
+def test_eos_is_scored_and_trained_when_it_is_the_pad_token(tmp_path: Path) -> None:
+    """Paid for ending, the policy must learn to end: the EOS position carries the gradient."""
+
+    def short(prompts: list[str], completions: list[str]) -> list[float]:
+        return [-float(len(text.split())) for text in completions]
+
+    trainer, recorder = make_trainer(
+        tmp_path,
+        reward=short,
+        section={"trainable_layers": None},
+        per_device_train_batch_size=16,
+        total_episodes=1600,
+        kl_coef=0.01,
+        learning_rate=3e-3,
+    )
+    assert trainer.tokenizer.pad_token_id == trainer.tokenizer.eos_token_id
+    trainer.train()
+    rollouts = [log for log in recorder.logs if "val/ended" in log]
+    first = sum(log["val/ended"] for log in rollouts[:5]) / 5
+    last = sum(log["val/ended"] for log in rollouts[-5:]) / 5
+    assert last > first + 0.3
+
+
+def test_score_lands_on_the_last_token_and_kl_on_every_token(tmp_path: Path) -> None:
+    from pipeline.ppo.actor_critic import ReferenceScores
+
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    logps = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, 0.0, 0.0]])
+    ref = torch.tensor([[-2.0, -2.0, -1.0], [-1.5, 0.0, 0.0]])
+    zero = torch.zeros_like(ref)
+    old = ReferenceScores(logps, zero, zero, ref, zero)
+    rewards = token_rewards(torch.tensor([5.0, 7.0]), old, mask, 0.5, "k1")
+    assert rewards.tolist() == [[-0.5, 0.0, 5.0 + 1.0], [7.0 - 0.25, 0.0, 0.0]]
+
+
+def test_missing_eos_penalty_and_clipping() -> None:
+    from pipeline.ppo.rollout import shaped_scores
+
+    args = PPOConfig(output_dir="x", use_cpu=True, bf16=False, reward_clip=2.0, missing_eos_penalty=1.0)
+    shaped = shaped_scores(
+        torch.tensor([5.0, 5.0, -9.0]), torch.tensor([True, False, True]), args, RunningDeviation()
+    )
+    assert shaped.tolist() == [2.0, 1.0, -2.0]
+
+
+def test_value_warmup_moves_the_value_head_alone(tmp_path: Path) -> None:
+    trainer, _ = make_trainer(
+        tmp_path, value_warmup_rollouts=5, total_episodes=48, weight_decay=0.1
+    )
+    before = weights(trainer)
+    trainer.train()
+    for name, parameter in trainer.actor_critic.named_parameters():
+        assert torch.equal(before[name], parameter) is ("value_head" not in name), name
+
+
+def test_target_kl_ends_the_update_and_not_the_next(tmp_path: Path) -> None:
+    trainer, recorder = make_trainer(
+        tmp_path, target_kl=1e-9, num_ppo_epochs=3, logging_steps=1, total_episodes=32
+    )
+    seen: list[tuple[int, bool]] = []
+
+    class Watch(TrainerCallback):
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            seen.append((state.global_step, trainer.stopped_early))
+
+    trainer.add_callback(Watch())
+    before = weights(trainer)
+    trainer.train()
+    per_rollout = trainer.args.steps_per_rollout
+    stopped = {step for step, flag in seen if flag}
+    assert not {0, per_rollout} & stopped  # a rollout's first step has KL 0
+    assert set(range(2, per_rollout)) <= stopped  # and everything after is skipped
+    assert any(not torch.equal(before[n], p) for n, p in trainer.actor_critic.named_parameters())
+
+
+def test_actor_and_critic_have_their_own_learning_rates(tmp_path: Path) -> None:
+    trainer, _ = make_trainer(tmp_path, weight_decay=0.1)
+    groups = trainer.create_optimizer().param_groups
+    head = {id(p) for p in trainer.actor_critic.value_head.parameters()}
+    for group in groups:
+        critic = any(id(p) in head for p in group["params"])
+        assert group["lr"] == (1e-2 if critic else 2e-3)
+        assert not (critic and group["weight_decay"])
+    counted = sum(len(g["params"]) for g in groups)
+    assert counted == sum(p.requires_grad for p in trainer.actor_critic.parameters())
+
+
+def test_same_seed_same_run_and_other_seed_another(tmp_path: Path) -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        trainer, recorder = make_trainer(tmp_path, seed=seed, total_episodes=32)
+        trainer.train()
+        runs.append((weights(trainer), [log.get("objective/scores") for log in recorder.logs]))
+    assert runs[0][1] == runs[1][1] != runs[2][1]
+    assert all(torch.equal(v, runs[1][0][n]) for n, v in runs[0][0].items())
+
+
+def test_evaluate_and_keeping_the_best_checkpoint(tmp_path: Path) -> None:
+    trainer, recorder = make_trainer(
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=4,
+        save_strategy="steps",
+        save_steps=4,
+        save_total_limit=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="objective",
+        greater_is_better=True,
+    )
+    trainer.train()
+    evaluated = [log["eval_objective"] for log in recorder.logs if "eval_objective" in log]
+    assert len(evaluated) == 3
+    assert trainer.state.best_metric == max(evaluated)
+    metrics = trainer.evaluate()
+    assert metrics["eval_objective"] == pytest.approx(max(evaluated), abs=1e-5)
+    assert metrics["eval_objective"] == pytest.approx(
+        metrics["eval_scores"] - 0.1 * metrics["eval_kl"], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("section", [{}, {"trainable_layers": None, "use_peft": True}])
+def test_resume_equals_the_uninterrupted_run(tmp_path: Path, section: dict[str, Any]) -> None:
+    """Over an epoch's end (48 prompts are 3 rollouts), with an adaptive β and running scales."""
+    settings: dict[str, Any] = {
+        "section": section,
+        "total_episodes": 96,
+        "save_strategy": "steps",
+        "save_steps": 16,
+        "kl_target": 0.01,
+        "kl_horizon": 100,
+        "normalize_rewards": True,
+    }
+    whole, whole_log = make_trainer(tmp_path / "whole", **settings)
+    whole.train()
+    part, _ = make_trainer(tmp_path / "part", **settings)
+
+    class Stop(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = True
+
+    part.add_callback(Stop())
+    part.train()
+    assert part.state.global_step == 16
+    again, again_log = make_trainer(tmp_path / "part", **settings)
+    again.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-16"))
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(again)[name]), name
+    assert again.kl_control.coefficient == whole.kl_control.coefficient != 0.1
+    assert vars(again.score_deviation) == vars(whole.score_deviation)
+    last = [log for log in whole_log.logs if "objective/scores" in log][-1]
+    assert last["objective/scores"] == again_log.logs[-2]["objective/scores"]
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda p, c: [1.0], "1"),
+        (lambda p, c: [float("nan")] * len(c), "nan"),
+        (lambda p, c: 1 / 0, "division"),
+    ],
+    ids=["wrong length", "NaN", "raises"],
+)
+def test_a_broken_reward_function_is_one_clear_error(tmp_path: Path, reward, message: str) -> None:
+    trainer, _ = make_trainer(tmp_path, reward=reward)
+    with pytest.raises(RewardError, match=message) as error:
+        trainer.train()
+    assert "\n" not in str(error.value)
+
+
+def test_conversations_as_prompts(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def reward(prompts: list[str], completions: list[str]) -> list[float]:
+        seen.extend(prompts)
+        return [0.0] * len(completions)
+
+    trainer, _ = make_trainer(tmp_path, reward=reward, total_episodes=16)
+    trainer.train_dataset = [[{"role": "user", "content": p}] for p in PROMPTS]  # type: ignore
+    trainer.train()
+    assert set(seen) <= set(PROMPTS)
+
+
+def test_bad_settings_name_the_field() -> None:
+    for field, value in {"lam": 1.5, "gamma": 0.0, "cliprange": -1, "temperature": 0.0}.items():
+        with pytest.raises(ValueError, match=field):
+            PPOConfig(output_dir="x", use_cpu=True, bf16=False, **{field: value})
+
+
+def test_kl_controller_follows_ziegler() -> None:
+    control = KLController(0.1, target=6.0, horizon=1000)
+    control.update(60.0, episodes=100)  # far above: the error is clipped to 0.2
+    assert control.coefficient == pytest.approx(0.1 * (1 + 0.2 * 100 / 1000))
+    control.update(5.4, episodes=100)
+    assert control.coefficient == pytest.approx(0.102 * (1 - 0.1 * 0.1))
+    fixed = KLController(0.1, None, 1000)
+    fixed.update(60.0, 100)
+    assert fixed.coefficient == 0.1
+
+
+def test_running_deviation_equals_the_deviation_of_everything() -> None:
+    scores = torch.randn(300, generator=torch.Generator().manual_seed(0)).double() * 3 + 5
+    running = RunningDeviation()
+    assert running.value == 1.0
+    for part in scores.split(77):
+        running.update(len(part), float(part.sum()), float(part.square().sum()))
+    assert running.value == pytest.approx(float(scores.std(unbiased=False)))
+
+
+def test_rollout_sampler_repeats_each_rollout_and_reshuffles_each_epoch() -> None:
+    sampler = RolloutSampler(prompts=10, rollout=4, repeats=3, seed=0)
+    first = list(sampler)
+    assert len(first) == len(sampler) == 2 * 4 * 3
+    assert first[0:4] == first[4:8] == first[8:12] != first[12:16]
+    assert len(set(first[:4] + first[12:16])) == 8
+    assert first == list(sampler)
+    sampler.set_epoch(1)
+    assert first != list(sampler)
+    few = RolloutSampler(prompts=3, rollout=8, repeats=1, seed=0)
+    assert len(list(few)) == 8 and set(few) == {0, 1, 2}
+
+
+def test_minibatches_are_reshuffled_every_epoch_and_cover_the_rollout(tmp_path: Path) -> None:
+    from types import SimpleNamespace
+
+    from pipeline.ppo.rollout import schedule
+    from pipeline.scoring import TokenBatch
+
+    trainer, _ = make_trainer(tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=4)
+    rows = [Completion("", (3,), tuple(range(4, 5 + i % 5)), "", True) for i in range(16)]
+    batch = TokenBatch.collate(rows, 0, torch.device("cpu"))
+    rollout: Any = SimpleNamespace(completions=rows, batch=batch)
+    plan = schedule(rollout, trainer.args, seed=1)
+    assert len(plan) == trainer.args.steps_per_rollout == 4
+    epochs = [torch.cat(plan[0] + plan[1]), torch.cat(plan[2] + plan[3])]
+    for order in epochs:
+        assert sorted(order.tolist()) == list(range(16))
+    assert set(torch.cat(plan[0]).tolist()) != set(torch.cat(plan[2]).tolist())

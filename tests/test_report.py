@@ -1,0 +1,444 @@
+"""The report: what it says for which numbers, and that text in it stays text."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import figures, plotting, report, verdict, wording
+from pipeline.errors import UserError
+
+EVIL = '<script>alert(1)</script> | a | "b" & *c* `d`\n# e \x1b[2J'
+
+DRAWN = {
+    "reward_kl", "optimality", "proxy_gold", "calibration", "optimum",
+    "training_ppo", "training_dpo", "training_sft",
+}  # fmt: skip
+RESULTS: dict[str, Any] = {
+    "beta": 1.0,
+    "methods": {
+        "sft": {
+            "reward": 0.98, "gold": 0.91, "gold_positive": 0.58, "kl": 0.0, "objective": 0.98,
+            "optimality": 0.0, "optimality_ci": [0.0, 0.0], "perplexity": 74.2, "distinct_1": 0.41,
+            "distinct_2": 0.86, "length": 18.6, "ended": 0.21,
+        },
+        "ppo": {
+            "reward": 4.02, "gold": 3.1, "gold_positive": 0.9, "kl": 1.05, "objective": 2.97,
+            "optimality": 0.76, "optimality_ci": [0.7, 0.82], "kl_efficiency": 0.62,
+            "perplexity": 78.0, "distinct_1": 0.37, "distinct_2": 0.8,
+            "length": 18.2, "ended": 0.24,
+        },
+        "dpo": {
+            "reward": 3.05, "gold": 2.6, "gold_positive": 0.82, "kl": 0.74, "objective": 2.31,
+            "optimality": 0.51, "optimality_ci": [0.44, 0.58], "kl_efficiency": 0.37,
+            "perplexity": 76.1, "distinct_1": 0.39, "distinct_2": 0.83,
+            "length": 18.9, "ended": 0.2,
+        },
+        "best_of_n": {
+            "reward": 4.1, "gold": 3.35, "gold_positive": 0.94, "kl": 1.2, "objective": 2.9,
+            "optimality": 0.73, "optimality_ci": [0.68, 0.78], "kl_efficiency": None,
+            "perplexity": None, "distinct_1": 0.4, "distinct_2": 0.85,
+            "length": 18.4, "ended": 0.22,
+        },
+    },
+    "frontier": [
+        {"beta": b, "kl": k, "reward": r, "ess": e}
+        for b, k, r, e in (
+            (0.1, 3.1, 5.35, 2.1), (0.2, 2.6, 5.28, 2.9), (0.35, 2.1, 5.12, 4.2),
+            (0.5, 1.75, 5.0, 6.0), (0.7, 1.4, 4.85, 9.1), (1.0, 1.0, 4.65, 15.0),
+            (1.5, 0.66, 4.1, 24.0), (2.0, 0.45, 3.7, 33.0), (3.0, 0.26, 3.0, 44.0),
+            (5.0, 0.12, 2.2, 55.0), (10.0, 0.035, 1.55, 62.0),
+        )
+    ],
+    "prompts": 64,
+    "samples_per_prompt": 8,
+}  # fmt: skip
+TEXTS = {
+    "sft": " , but the plot never quite decides what it wants to be and",
+    "ppo": " a warm , funny and beautifully acted film that stays with you .",
+    "dpo": " an engaging and thoughtful story with a strong central performance",
+    "best_of_n": " one of the most charming and surprising comedies of the year .",
+}
+
+
+def write(path: Path, value: Any) -> None:
+    """Write JSON, or JSON lines for a list."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = value if isinstance(value, list) else [value]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def histories(rng: np.random.Generator) -> dict[str, list[dict[str, Any]]]:
+    """Training curves as the three trainers log them."""
+    ppo = []
+    for step in range(1, 49):
+        t = 1 - math.exp(-step / 18)
+        noise = rng.normal(size=5)
+        ppo.append({
+            "step": step, "epoch": step / 48, "time": 1.7e9 + step,
+            "objective/scores": 0.3 + 3.6 * t + 0.25 * noise[0],
+            "objective/kl": max(0.0, 1.1 * t + 0.06 * noise[1]),
+            "objective/entropy": 58 - 14 * t + noise[2],
+            "policy/clipfrac_avg": max(0.0, 0.09 + 0.03 * noise[3]),
+            "val/explained_variance": 0.75 * t + 0.04 * noise[4],
+        })  # fmt: skip
+    sft = [{"step": s, "loss": 4.3 + math.exp(-s / 12)} for s in range(5, 76, 5)]
+    sft += [{"step": s, "eval_loss": 4.35 + 0.8 * math.exp(-s / 14)} for s in (25, 50, 75)]
+    dpo = [
+        {"step": s, "loss": 0.69 - 0.1 * (1 - math.exp(-s / 20)) + 0.01 * rng.normal(),
+         "rewards/accuracies": 0.5 + 0.2 * (1 - math.exp(-s / 20)),
+         "rewards/margins": 0.6 * (1 - math.exp(-s / 20))}
+        for s in range(4, 64, 4)
+    ]  # fmt: skip
+    return {"sft": sft, "ppo": ppo, "dpo": dpo}
+
+
+def fill(folder: Path) -> None:
+    """Write a whole experiment's outputs, with plausible made-up numbers."""
+    rng = np.random.default_rng(0)
+    write(folder / "compare" / "results.json", RESULTS)
+    doubling = [(2, 2.1), (4, 2.7), (8, 3.1), (16, 3.4), (32, 3.55), (64, 3.62)]
+    write(folder / "compare" / "details.json", {
+        "optimum": [{"n": n, "j_star": j, "ess": n / 4} for n, j in doubling],
+        "kl_cap": math.log(64), "best_of_n": 8, "judge_is_proxy": False,
+        "objective_ref": 0.98, "j_star": 3.62, "j_star_ci": [3.4, 3.84],
+        "ppo_minus_dpo": {"optimality": 0.25, "optimality_ci": [0.17, 0.33]},
+    })  # fmt: skip
+    bins = [(0.05, 0.07, 90), (0.24, 0.3, 22), (0.45, 0.5, 18), (0.66, 0.62, 25), (0.95, 0.92, 160)]
+    marks = {
+        "accuracy": 0.86, "correlation": 0.79, "ece": 0.021,
+        "bins": [{"predicted": p, "positive": q, "texts": n} for p, q, n in bins],
+    }  # fmt: skip
+    gold = copy.deepcopy(marks) | {"accuracy": 0.85, "correlation": 0.78}
+    gold["bins"] = [b | {"positive": 0.95 * b["positive"]} for b in marks["bins"]]
+    person = {"accuracy": 0.91, "correlation": 0.74}
+    agreement = {"proxy": marks, "gold": gold, "one_rater": person, "proxy_gold_correlation": 0.86}
+    write(folder / "reward" / "metrics.json", agreement)
+    means = {name: (m["reward"], m["gold"]) for name, m in RESULTS["methods"].items()}
+    rows = []
+    for i in range(64):
+        drawn = {n: rng.normal(size=2) @ np.array([[1.8, 1.5], [0, 0.9]]) + means[n] for n in means}
+        rows.append({
+            "prompt": ["the film is", "a movie that , at", "this new comedy ,", "it 's a"][i % 4],
+            "completions": TEXTS,
+            "rewards": {n: float(v[0]) for n, v in drawn.items()},
+            "gold": {n: float(v[1]) for n, v in drawn.items()},
+        })  # fmt: skip
+    write(folder / "compare" / "samples.jsonl", rows)
+    for stage, history in histories(rng).items():
+        write(folder / stage / "metrics.jsonl", history)
+    for stage, seconds in zip(report.STAGES, (141.2, 96, 402.7, 188, 77), strict=True):
+        write(folder / stage / "stage.json", {
+            "stage": stage, "status": "finished", "seconds": seconds, "peak_memory_gib": 3.4,
+            "seed": 0, "finished": "2026-01-02T03:04:05+00:00", "cores": 2, "accelerator": None,
+            "platform": "Linux", "git": {"commit": "0123456789abcdef", "changed": False},
+            "versions": {"python": "3.11.9", "torch": "2.13.0", "peft": None},
+            "config": {
+                "name": "quickstart", "beta": 1.0, "reward": {"source": "sentiment"},
+                "model": {"model_name_or_path": "embedded:smollm2-135m-instruct"},
+                "data": {"dataset_name": "embedded:movie-reviews"},
+            },
+        })  # fmt: skip
+
+
+def experiment(folder: Path, name: str = "quickstart") -> Any:
+    """The part of an experiment that the report reads."""
+    return SimpleNamespace(name=name, output_dir=folder, stage_dir=lambda stage: folder / stage)
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Path:
+    fill(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but not turned into SVG and PNG, which takes seconds."""
+    monkeypatch.setattr(plotting, "svg", lambda figure, name: f'<svg id="{name}"></svg>')
+    monkeypatch.setattr(plotting, "png", lambda figure: b"")
+
+
+class Tags(HTMLParser):
+    """Collects tags and what they point at, and checks that they close."""
+
+    VOID = {"meta", "br", "link", "img"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+        self.links: list[tuple[str, str, str]] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.add(tag)
+        for key, value in attrs:
+            if key in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                self.links.append((tag, key, value or ""))
+            if key == "id":
+                self.ids.append(value or "")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_everything_is_written_and_nothing_is_fetched(filled: Path) -> None:
+    report.run(experiment(filled))
+    folder = filled / "report"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"index.html", "report.md", "results.json"} | {f"{n}.png" for n in DRAWN}
+    assert json.loads((folder / "results.json").read_text()) == RESULTS
+    html = (folder / "index.html").read_text(encoding="utf-8")
+    tags = Tags(html)
+    assert tags.open == []
+    assert len(tags.ids) == len(set(tags.ids)), "ids of inline pictures must not collide"
+    assert not tags.names & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    for tag, key, value in tags.links:
+        # Links may lead away when a reader follows them; nothing else may leave the file.
+        assert tag == "a" or value.startswith("#"), (tag, key, value)
+    assert "@import" not in html and not re.search(r"url\((?!#)", html)
+    assert 'name="viewport"' in html and "prefers-color-scheme: dark" in html
+    assert html.count("<svg") == len(DRAWN)
+    assert (folder / "reward_kl.png").read_bytes().startswith(b"\x89PNG")
+    assert len(html) < 1_500_000
+
+
+def test_generated_text_stays_text(filled: Path, undrawn: None) -> None:
+    path = filled / "compare" / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["prompt"] = EVIL
+    rows[0]["completions"] = dict.fromkeys(TEXTS, EVIL + "\u2028</td></table>")
+    rows[1]["prompt"] = [{"role": "user", "content": EVIL}]
+    write(path, rows)
+    stage = json.loads((filled / "compare" / "stage.json").read_text())
+    stage["config"]["model"]["model_name_or_path"] = EVIL
+    write(filled / "compare" / "stage.json", stage)
+    report.run(experiment(filled, name=EVIL))
+    html = (filled / "report" / "index.html").read_text(encoding="utf-8")
+    assert "script" not in Tags(html).names
+    assert "&lt;script&gt;alert(1)" in html
+    text = (filled / "report" / "report.md").read_text(encoding="utf-8")
+    assert "<script" not in text and "</td>" not in text
+
+
+def tables(text: str) -> list[list[str]]:
+    """The tables of a Markdown text, as lists of rows."""
+    found: list[list[str]] = []
+    before = ""
+    for line in text.split("\n"):
+        if line.startswith("|"):
+            if not before.startswith("|"):
+                found.append([])
+            found[-1].append(line)
+        before = line
+    return found
+
+
+def test_markdown_tables_are_intact(filled: Path, undrawn: None) -> None:
+    path = filled / "compare" / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["completions"] = dict.fromkeys(TEXTS, EVIL + "\\|\r\n\n| x |")
+    write(path, rows)
+    report.run(experiment(filled))
+    text = (filled / "report" / "report.md").read_text(encoding="utf-8")
+    found = tables(text)
+    assert len(found) == 1 + report.SAMPLES + 4
+    for table in found:
+        widths = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in table}
+        assert len(widths) == 1 and re.fullmatch(r"[|:\-]+", table[1]), table
+        assert len(table) >= 3
+    assert len(found[0]) == 2 + 4
+    for name in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (filled / "report" / name).is_file()
+    assert "\n\n\n\n" not in text
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["compare/details.json", "compare/samples.jsonl", "reward/metrics.json", "ppo/metrics.jsonl",
+     "sft/stage.json", "all"],
+)  # fmt: skip
+def test_what_is_missing_is_left_out(filled: Path, undrawn: None, missing: str) -> None:
+    for path in sorted(filled.rglob("*.json*")):
+        if missing in ("all", path.relative_to(filled).as_posix()) and path.name != "results.json":
+            path.unlink()
+    report.run(experiment(filled))
+    html = (filled / "report" / "index.html").read_text(encoding="utf-8")
+    assert Tags(html).open == []
+    assert "None" not in re.sub(r"<svg.*?</svg>|<style.*?</style>", "", html, flags=re.S)
+    text = (filled / "report" / "report.md").read_text(encoding="utf-8")
+    assert "None" not in text
+    assert ("Calibration" in text) == (missing not in ("reward/metrics.json", "all"))
+
+
+def test_metrics_may_be_null_or_absent(filled: Path, undrawn: None) -> None:
+    results = copy.deepcopy(RESULTS)
+    for method in results["methods"].values():
+        method["gold"] = None
+        del method["gold_positive"], method["distinct_1"]
+        method["optimality"] = method["optimality_ci"] = None
+    results["frontier"] = []
+    (filled / "compare" / "details.json").unlink()
+    write(filled / "compare" / "results.json", results)
+    report.run(experiment(filled))
+    html = (filled / "report" / "index.html").read_text(encoding="utf-8")
+    assert "2.97 and 2.31 in the objective, and there are no intervals" in html
+    assert "distinct-2" in html and "distinct-1" not in html and "judge positive" not in html
+
+
+def test_no_comparison_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"results\.json: not there; run the compare stage"):
+        report.run(experiment(tmp_path))
+    write(tmp_path / "compare" / "results.json", {"beta": 1})
+    with pytest.raises(UserError, match="not a comparison's results"):
+        report.run(experiment(tmp_path))
+    (tmp_path / "compare" / "results.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        report.run(experiment(tmp_path))
+
+
+def changed(**methods: dict[str, Any]) -> dict[str, Any]:
+    """`RESULTS` with some numbers of some methods replaced."""
+    results = copy.deepcopy(RESULTS)
+    for name, numbers in methods.items():
+        results["methods"][name] |= numbers
+    return results
+
+
+def judged(*args: Any, **kwargs: Any) -> verdict.Verdict:
+    """The verdict with ordinary spaces, as the tests below write it."""
+    found = verdict.judge(*args, **kwargs)
+    lists = [[line.replace("\u00a0", " ") for line in x] for x in (found.reasons, found.cautions)]
+    headline = found.headline.replace("\u00a0", " ")
+    return verdict.Verdict(found.ship, found.level, headline, *lists)
+
+
+def test_verdict_when_one_is_clearly_better() -> None:
+    found = judged(RESULTS)
+    assert (found.ship, found.level, found.cautions) == ("ppo", False, [])
+    assert found.headline == (
+        "Ship PPO at β = 1: it reaches 76 % of the possible gain, DPO 51 %, and their intervals do"
+        " not overlap."
+    )
+    other = judged(changed(dpo={"optimality": 0.95, "optimality_ci": [0.9, 0.99]}))
+    assert other.ship == "dpo" and other.headline.startswith("Ship DPO")
+
+
+def test_verdict_when_the_intervals_overlap() -> None:
+    results = changed(dpo={"optimality": 0.7, "optimality_ci": [0.62, 0.78]})
+    quick = judged(results, seconds={"ppo": 400.0, "dpo": 200.0})
+    assert (quick.ship, quick.level) == ("dpo", True)
+    assert "are level at β = 1" in quick.headline and "intervals overlap" in quick.headline
+    assert "Ship DPO: PPO took 2.0 times as long to train." in quick.headline
+    results["methods"]["dpo"]["distinct_2"] = 0.3
+    marred = judged(results, seconds={"ppo": 400.0, "dpo": 200.0})
+    assert marred.ship == "ppo" and "Ship PPO: DPO comes with a caution." in marred.headline
+    results["methods"]["dpo"]["distinct_2"] = 0.83
+    near = judged(results)
+    assert "it stays nearer to the reference (0.74 against 1.05 nats)" in near.headline
+
+
+def test_verdict_goes_by_the_paired_difference_where_there_is_one() -> None:
+    close = changed(dpo={"optimality": 0.7, "optimality_ci": [0.62, 0.78]})
+    sharp = judged(close, {"ppo_minus_dpo": {"optimality_ci": [0.02, 0.1]}})
+    assert (sharp.ship, sharp.level) == ("ppo", False)
+    assert sharp.headline.endswith("DPO 70 %, and the difference is 2 to 10 points.")
+    far = judged(RESULTS, {"ppo_minus_dpo": {"optimality_ci": [-0.04, 0.5]}})
+    assert far.level and "the difference (−4 to 50 points) may be nothing" in far.headline
+    turned = changed(dpo={"optimality": 0.8, "optimality_ci": [0.7, 0.9]})
+    other = judged(turned, {"ppo_minus_dpo": {"optimality_ci": [-0.07, -0.01]}})
+    assert (other.ship, other.level) == ("dpo", False)
+    assert "PPO 76 %, and the difference is 1 to 7 points." in other.headline
+
+
+def test_verdict_names_reward_hacking() -> None:
+    one = judged(changed(ppo={"gold": 0.7}))
+    assert one.ship == "dpo"
+    assert "PPO raises the reward but not the judge, which is reward hacking" in one.headline
+    assert one.cautions == [
+        "PPO hacks the reward: the reward rose by 3.04, the judge moved by −0.21."
+    ]
+    both = judged(changed(ppo={"gold": 0.7}, dpo={"gold": 0.91}))
+    assert both.ship is None
+    assert both.headline.startswith("Ship neither, keep SFT: PPO and DPO raise the reward but")
+    part = judged(changed(ppo={"gold": 1.9}))
+    assert part.cautions == [
+        "PPO: the judge confirms only 33 % of the reward's gain (+0.99 of +3.04)."
+    ]
+    assert part.headline.endswith("Read the caution first.")
+
+
+def test_verdict_when_nothing_is_gained() -> None:
+    flat = {"optimality": 0.02, "optimality_ci": [-0.05, 0.09]}
+    found = judged(changed(ppo=flat, dpo=flat))
+    assert found.ship is None
+    assert "no policy is above it by more than the noise" in found.headline
+    one = judged(changed(dpo=flat))
+    assert one.ship == "ppo" and "DPO is not above SFT by more than the noise" in one.headline
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"distinct_2": 0.5}, "PPO repeats itself: distinct-2 is 0.50, after 0.86"),
+        (
+            {"perplexity": 150.0},
+            "PPO forgets: perplexity of held-out human text is 150.0",
+        ),
+        ({"length": 4.0}, "PPO changed its length: 4.0 tokens, after 18.6"),
+        ({"ended": 0.02}, "PPO stops less often by itself: 2 % of completions, after 21 %"),
+        ({"kl": 14.0}, "PPO is far from the reference: 14.0 nats"),
+    ],
+)
+def test_verdict_names_spoilt_text(numbers: dict[str, float], words: str) -> None:
+    found = judged(changed(ppo=numbers))
+    assert len(found.cautions) == 1 and found.cautions[0].startswith(words)
+    assert found.headline.endswith("Read the caution first.")
+
+
+def test_verdict_says_when_there_is_no_independent_judge() -> None:
+    found = judged(RESULTS, {"judge_is_proxy": True})
+    assert any("The judge is the reward itself" in line for line in found.cautions)
+
+
+def test_numbers_as_they_are_written() -> None:
+    assert wording.number(-1.234) == "−1.23"
+    assert wording.number(-0.001) == "0.00"
+    assert wording.number(None) == "–"
+    assert [wording.signed(v) for v in (1.0, 0.001, -1.0)] == ["+1.00", "0.00", "−1.00"]
+    assert wording.percent(0.756) == "76\u00a0%"
+    assert wording.interval([0.5, 0.61]) == "[50 to 61\u00a0%]"
+    assert wording.interval(None) == ""
+    assert wording.beta_text(0.05) == "0.05"
+
+
+def test_kl_efficiency_gives_the_least_kl() -> None:
+    rows = {row["method"]: row for row in report.efficiency(report.Found(RESULTS))}
+    assert rows["ppo"]["least"] == pytest.approx(0.62 * 1.05)
+    assert rows["best_of_n"]["least"] is None and rows["best_of_n"]["share"] is None
+
+
+def test_pictures_take_the_pages_colours() -> None:
+    figure = figures.reward_kl(RESULTS, {}, [])
+    assert figure is not None
+    text = plotting.svg(figure, "one")
+    assert "var(--ppo)" in text and plotting.PALETTE["ppo"] not in text
+    assert not re.search(r'id="(?!one-)', text)

@@ -1,0 +1,161 @@
+"""Log-probabilities and KL against the plain computation on full logits."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from pipeline import toy
+from pipeline.config import ModelSection
+from pipeline.generation import Completion, sample
+from pipeline.models import frozen_copy, make_trainable, prepare
+from pipeline.scoring import (
+    TokenBatch,
+    check_head,
+    completion_kl,
+    hidden_states,
+    lm_head,
+    predicting_states,
+    text_nll,
+    token_logps,
+    token_logps_and_entropy,
+)
+from pipeline.trunk import SplitDecoder, lowest_trained_layer
+
+
+@pytest.fixture(scope="module")
+def policy():
+    tokenizer = toy.toy_tokenizer()
+    return prepare(toy.toy_language_model(0), tokenizer).eval(), tokenizer
+
+
+@pytest.fixture(scope="module")
+def completions(policy) -> list[Completion]:
+    prompts = ["the film about love", "a movie", "this sequel about school is"] * 3
+    return sample(*policy, prompts, max_new_tokens=9, batch_size=9, seed=1)
+
+
+def plain_logps(model, completion: Completion) -> torch.Tensor:
+    """One row, no padding, full logits."""
+    ids = torch.tensor([completion.prompt_ids + completion.completion_ids])
+    logps = model(ids).logits.log_softmax(-1)[0, len(completion.prompt_ids) - 1 : -1]
+    return logps.gather(-1, torch.tensor(completion.completion_ids)[:, None]).squeeze(-1)
+
+
+@torch.no_grad()
+def test_logps_and_entropy_equal_the_full_computation(policy, completions) -> None:
+    model, tokenizer = policy
+    batch = TokenBatch.collate(completions, tokenizer.pad_token_id, torch.device("cpu"))
+    hidden = predicting_states(hidden_states(model, batch.sequences), batch)[batch.mask]
+    targets = batch.completion_ids[batch.mask]
+    expected = torch.cat([plain_logps(model, c) for c in completions])
+    for chunk in (1000, 7):
+        logps = token_logps(hidden, lm_head(model), targets, 1.0, chunk)
+        again, entropy = token_logps_and_entropy(hidden, lm_head(model), targets, 1.0, chunk)
+        assert torch.allclose(logps, expected, atol=1e-5)
+        assert torch.allclose(again, expected, atol=1e-5)
+        full = lm_head(model)(hidden)
+        wanted = torch.distributions.Categorical(logits=full).entropy()
+        assert torch.allclose(entropy, wanted, atol=1e-5)
+
+
+def test_chunked_logps_have_the_same_gradient(policy, completions) -> None:
+    model, tokenizer = policy
+    batch = TokenBatch.collate(completions, tokenizer.pad_token_id, torch.device("cpu"))
+    hidden = predicting_states(hidden_states(model, batch.sequences), batch)[batch.mask].detach()
+    gradients = []
+    for chunk in (1000, 7):
+        states = hidden.clone().requires_grad_(True)
+        token_logps(states, lm_head(model), batch.completion_ids[batch.mask], 0.7, chunk).sum().backward()
+        gradients.append(states.grad)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-5)
+
+
+@torch.no_grad()
+def test_mask_covers_eos_and_nothing_behind_it(policy, completions) -> None:
+    _, tokenizer = policy
+    batch = TokenBatch.collate(completions, tokenizer.pad_token_id, torch.device("cpu"))
+    assert batch.mask.sum(1).tolist() == [len(c.completion_ids) for c in completions]
+    index = torch.tensor([4, 1])
+    part = batch.rows(index)
+    for row, i in enumerate(index.tolist()):
+        kept = tuple(part.completion_ids[row][part.mask[row]].tolist())
+        assert kept == completions[i].completion_ids
+
+
+@torch.no_grad()
+def test_kl_equals_the_hand_computed_sum_along_the_path(policy, completions) -> None:
+    model, _ = policy
+    other = prepare(toy.toy_language_model(1), toy.toy_tokenizer()).eval()
+    found = completion_kl(model, other, completions, batch_size=4)
+    for completion, kl in zip(completions, found, strict=True):
+        ids = torch.tensor([completion.prompt_ids + completion.completion_ids])
+        p = model(ids).logits.log_softmax(-1)[0, len(completion.prompt_ids) - 1 : -1]
+        q = other(ids).logits.log_softmax(-1)[0, len(completion.prompt_ids) - 1 : -1]
+        assert kl == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4)
+    assert completion_kl(model, copy.deepcopy(model), completions) == [0.0] * len(completions)
+
+
+@torch.no_grad()
+def test_path_kl_and_log_ratio_agree_in_the_mean(policy) -> None:
+    """Both estimate KL(π‖π_ref); the path-wise sum with the smaller spread."""
+    model, tokenizer = policy
+    other = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in other.parameters():
+        parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    drawn = sample(model, tokenizer, ["a movie"] * 600, max_new_tokens=6, batch_size=600, seed=2)
+    path = torch.tensor(completion_kl(model, other, drawn))
+    ratios = torch.stack([(plain_logps(model, c) - plain_logps(other, c)).sum() for c in drawn])
+    standard_error = float(ratios.std()) / 600**0.5
+    assert float(path.mean()) == pytest.approx(float(ratios.mean()), abs=4 * standard_error)
+    assert path.std() < 0.5 * ratios.std()
+
+
+@torch.no_grad()
+def test_text_nll_counts_every_token_but_the_first_and_the_eos(policy) -> None:
+    model, tokenizer = policy
+    text = "the film is dull"
+    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+    logps = model(torch.tensor([ids])).logits.log_softmax(-1)[0, :-1]
+    expected = -float(logps.gather(-1, torch.tensor(ids[1:])[:, None]).sum())
+    total, count = text_nll(model, tokenizer, [text])
+    assert count == len(ids) - 1
+    assert total == pytest.approx(expected, rel=1e-5)
+
+
+def test_check_head_accepts_a_plain_model(policy) -> None:
+    check_head(policy[0])
+
+
+def test_split_decoder_equals_the_whole_and_shares_weights() -> None:
+    model = prepare(toy.toy_language_model(0), toy.toy_tokenizer())
+    make_trainable(model, ModelSection(model_name_or_path="toy", trainable_layers=2))
+    assert lowest_trained_layer(model) == 2
+    split = SplitDecoder.build(model, 2)
+    assert split is not None
+    tokens = torch.arange(3, 12)[None]
+    hidden = split.upper(split.lower(tokens))
+    assert torch.allclose(hidden, hidden_states(model, tokens), atol=1e-6)
+    hidden.sum().backward()
+    layers = model.model.layers
+    assert layers[3].mlp.up_proj.weight.grad is not None
+    assert layers[1].mlp.up_proj.weight.grad is None
+    assert SplitDecoder.build(model, 0) is None
+
+
+def test_frozen_copy_shares_the_trunk_and_stays_behind() -> None:
+    model = prepare(toy.toy_language_model(0), toy.toy_tokenizer())
+    make_trainable(model, ModelSection(model_name_or_path="toy", trainable_layers=1))
+    reference = frozen_copy(model, torch.float32)
+    ours, theirs = dict(model.named_parameters()), dict(reference.named_parameters())
+    for name, parameter in ours.items():
+        assert (theirs[name] is parameter) is not parameter.requires_grad
+        assert not (parameter.requires_grad and theirs[name].requires_grad)
+    with torch.no_grad():
+        model.model.layers[3].mlp.up_proj.weight.add_(1.0)
+    assert not torch.equal(
+        reference.model.layers[3].mlp.up_proj.weight, model.model.layers[3].mlp.up_proj.weight
+    )
