@@ -39,7 +39,7 @@ def masked_whiten(values: Tensor, mask: Tensor, mean: Tensor, variance: Tensor) 
 
 
 def moments(values: Tensor, mask: Tensor) -> Tensor:
-    """Sufficient statistics ``[count, sum, sum of squares]`` over the mask, shape ``(3,)``, float64.
+    """Statistics ``[count, sum, sum of squares]`` over the mask, shape ``(3,)``, float64.
 
     They add across processes, so one all-reduce turns local moments into global ones.
     """

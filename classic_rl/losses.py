@@ -50,7 +50,7 @@ def value_loss(
 
 
 def kl_estimate(logps: Tensor, ref_logps: Tensor, estimator: KLEstimator = "k1") -> Tensor:
-    r"""Per-sample estimates of KL(π‖π_ref) from y ~ π (Schulman 2020, "Approximating KL divergence").
+    r"""Estimates of KL(π‖π_ref) from y ~ π (Schulman 2020, "Approximating KL divergence").
 
     With ``log r = log π_ref − log π``: k1 is ``−log r`` (unbiased, noisy, may be negative), k2 is
     ``(log r)²/2`` (biased, never negative), k3 is ``(r − 1) − log r`` (unbiased, never negative).

@@ -10,10 +10,10 @@ from pipeline import tracking
 from pipeline.config import Experiment
 from pipeline.data import load_preferences
 from pipeline.errors import UserError
-from pipeline.models import compute_dtype, frozen_copy, load_trainable_sft, save_policy
+from pipeline.models import best_device, compute_dtype, frozen_copy, load_trainable_sft, save_policy
 from pipeline.preferences import make_pairs
 from pipeline.training import fit, stage_arguments
-from pipeline.trl_compat import TokenizedDPOTrainer
+from pipeline.trl_compat import TokenizedDPOTrainer, fit_tiles_to
 
 _TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
@@ -46,6 +46,7 @@ def run(experiment: Experiment) -> None:
     # Without a reference TRL loads one from config._name_or_path, whatever the weights in memory.
     dtype = compute_dtype(experiment.model)
     reference = None if isinstance(model, PeftModel) else frozen_copy(model, dtype)
+    fit_tiles_to(best_device().type)
     trainer = TokenizedDPOTrainer(
         model=model,  # type: ignore[arg-type]
         ref_model=reference,  # type: ignore[arg-type]

@@ -73,7 +73,10 @@ def autocast(model: nn.Module) -> AbstractContextManager[Any]:
 
 
 def _load(
-    name: str, dtype: torch.dtype | str, revision: str | None = None, trust_remote_code: bool = False
+    name: str,
+    dtype: torch.dtype | str,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     arguments: dict[str, Any] = {"revision": revision} if revision else {}
     if trust_remote_code:
@@ -215,9 +218,7 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 def base_of(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model inside a PEFT model, or the model itself."""
-    return cast(
-        PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model
-    )
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
 def save_policy(

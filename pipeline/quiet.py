@@ -6,8 +6,10 @@ leaves the libraries alone.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import warnings
+from contextlib import suppress
 
 _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",  # else a warning at every fork
@@ -34,11 +36,28 @@ def before_imports() -> None:
     # Threads that wait for each other by spinning make torch up to twenty times slower as soon as
     # one more process wants a core; sleeping costs nothing measurable on an idle machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # oneDNN keeps compiled kernels and their scratch memory for every shape it has met, 1,024 of
+    # them: gigabytes, as every batch has another length. With 64 the speed is the same.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    _keep_freed_memory()
     if verbose():
         return
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=_NOISY)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the memory of freed tensors up to 32 MiB instead of returning it.
+
+    Otherwise every large temporary costs page faults: a third of the time of training on a
+    processor. A no-op elsewhere than on glibc.
+    """
+    mmap_threshold, trim_threshold = -3, -1
+    with suppress(OSError, AttributeError):
+        glibc = ctypes.CDLL("libc.so.6")
+        glibc.mallopt(mmap_threshold, 32 * 2**20)
+        glibc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def after_imports() -> None:

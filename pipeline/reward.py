@@ -38,6 +38,7 @@ from pipeline.models import best_device, compute_dtype
 from pipeline.records import RatedText
 from pipeline.terminal import say
 from pipeline.toy import toy_encoder, toy_tokenizer
+from pipeline.training import resume
 from reward_models import RewardError, RewardFunction, load_reward, measure
 from reward_models.training import LABELS, classifier_trainer, encode, new_classifier
 
@@ -188,8 +189,7 @@ def _train(
         [*tracking.callbacks(experiment, "reward", part), CompleteMarker()],
     )
     tracking.quieten(trainer)
-    resume = last_complete(checkpoints)
-    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    resume(trainer, last_complete(checkpoints))
     if trainer.is_world_process_zero():
         with new_folder(_folder(experiment, part)) as beside:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(beside)

@@ -20,6 +20,15 @@ from pipeline.models import autocast, base_of
 from pipeline.terminal import progress
 
 
+def logits_chunk(device: torch.device) -> int:
+    """Tokens whose logits exist at once: few enough for a processor's cache, many for a GPU.
+
+    At a vocabulary of 49,152 the passes over the logits are bound by memory; on a processor 128
+    tokens at once take half the time of 1,024.
+    """
+    return 128 if device.type == "cpu" else 2048
+
+
 @dataclass(frozen=True)
 class TokenBatch:
     """B completions as tensors.
@@ -169,8 +178,8 @@ def token_kl(
     ref_hidden: Tensor,
     head: nn.Module,
     ref_head: nn.Module,
-    temperature: float = 1.0,
-    chunk: int = 1024,
+    temperature: float,
+    chunk: int,
 ) -> Tensor:
     """Exact KL(π‖π_ref) of each pair of next-token distributions, ``(N,)`` nats.
 
@@ -221,7 +230,9 @@ def completion_kl(
         kl = torch.zeros(batch.mask.shape, device=device)
         with autocast(policy):
             ours, theirs = (s[batch.mask] for s in states)
-            kl[batch.mask] = token_kl(ours, theirs, lm_head(policy), lm_head(reference), temperature)
+            heads = lm_head(policy), lm_head(reference)
+            chunk = logits_chunk(device)
+            kl[batch.mask] = token_kl(ours, theirs, *heads, temperature, chunk)
         found[torch.tensor(index)] = kl.sum(1).double().cpu()
     return found.tolist()
 
@@ -248,7 +259,8 @@ def text_nll(
         batch = TokenBatch.collate([documents[i] for i in index], 0, device)
         with autocast(model):
             hidden = predicting_states(hidden_states(model, batch.sequences), batch)[batch.mask]
-            logps = token_logps(hidden, head, batch.completion_ids[batch.mask], 1.0, 1024)
+            targets = batch.completion_ids[batch.mask]
+            logps = token_logps(hidden, head, targets, 1.0, logits_chunk(device))
         total -= float(logps.double().sum())
         count += len(logps)
     return total, count

@@ -8,8 +8,9 @@ from trl import SFTConfig, SFTTrainer
 from pipeline import tracking
 from pipeline.config import Experiment
 from pipeline.data import load_data
-from pipeline.models import compute_dtype, load_base, make_trainable, save_policy
+from pipeline.models import best_device, compute_dtype, load_base, make_trainable, save_policy
 from pipeline.training import fit, stage_arguments
+from pipeline.trl_compat import fit_tiles_to
 
 
 def run(experiment: Experiment) -> None:
@@ -20,6 +21,7 @@ def run(experiment: Experiment) -> None:
         experiment, "sft", SFTConfig, gradient_checkpointing=False, dataset_text_field="text"
     )
     model, tokenizer = load_base(experiment.model, experiment.seed)
+    fit_tiles_to(best_device().type)
     trainer = SFTTrainer(
         model=make_trainable(model, experiment.model, experiment.seed),  # type: ignore[arg-type]
         args=arguments,

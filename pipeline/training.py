@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -11,6 +12,7 @@ from pipeline import tracking
 from pipeline.checkpoints import CompleteMarker, last_complete
 from pipeline.config import Experiment
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.models import trainer_precision
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -68,5 +70,18 @@ def fit(trainer: Trainer, experiment: Experiment, stage: str) -> None:
     tracking.quieten(trainer)
     for callback in [*tracking.callbacks(experiment, stage), StopOnNaN(), CompleteMarker()]:
         trainer.add_callback(callback)
-    checkpoint = last_complete(experiment.stage_dir(stage) / "checkpoints")
+    resume(trainer, last_complete(experiment.stage_dir(stage) / "checkpoints"))
+
+
+def resume(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train from ``checkpoint``, or from the start where there is none.
+
+    A checkpoint of the last step is only loaded: the Trainer's loop would make one step more when
+    that step lies within an epoch.
+    """
+    if checkpoint is not None:
+        state = read_json(checkpoint / "trainer_state.json")
+        if state["global_step"] >= state["max_steps"]:
+            trainer._load_from_checkpoint(str(checkpoint))
+            return
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

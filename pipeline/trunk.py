@@ -65,7 +65,6 @@ class SplitDecoder:
         return self._upper(inputs_embeds=activations, use_cache=False).last_hidden_state
 
 
-
 def lowest_trained_layer(model: PreTrainedModel) -> int:
     """Index of the lowest decoder layer with a trained weight; 0 if the embeddings train too."""
     if any(p.requires_grad for p in model.get_input_embeddings().parameters()):

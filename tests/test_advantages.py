@@ -41,9 +41,7 @@ def test_gae_at_lambda_zero_is_the_td_error(rollout) -> None:
 def test_nothing_behind_the_mask_reaches_a_result(rollout) -> None:
     rewards, values, mask = rollout
     expected = gae(rewards, values, mask)
-    spoiled = gae(
-        torch.where(mask, rewards, torch.nan), torch.where(mask, values, torch.nan), mask
-    )
+    spoiled = gae(torch.where(mask, rewards, torch.nan), torch.where(mask, values, torch.nan), mask)
     for ours, theirs in zip(expected, spoiled, strict=True):
         assert torch.equal(ours, theirs)
         assert not ours[~mask].any()

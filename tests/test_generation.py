@@ -31,9 +31,7 @@ def test_sampler_draws_from_the_softmax() -> None:
 def test_eos_ends_a_completion_even_when_it_is_the_pad_token(policy) -> None:
     model, tokenizer = policy
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    completions = sample(
-        model, tokenizer, PROMPTS * 40, max_new_tokens=12, batch_size=50, seed=0
-    )
+    completions = sample(model, tokenizer, PROMPTS * 40, max_new_tokens=12, batch_size=50, seed=0)
     ended = [c for c in completions if c.ended]
     assert 5 < len(ended) < len(completions)
     for c in ended:

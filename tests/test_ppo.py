@@ -76,7 +76,11 @@ def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "section",
-    [{"trainable_layers": 2}, {"trainable_layers": None}, {"trainable_layers": None, "use_peft": True}],
+    [
+        {"trainable_layers": 2},
+        {"trainable_layers": None},
+        {"trainable_layers": None, "use_peft": True},
+    ],
     ids=["upper layers", "all weights", "LoRA"],
 )
 def test_first_update_has_ratio_one_and_no_kl(tmp_path: Path, section: dict[str, Any]) -> None:
@@ -193,7 +197,9 @@ def test_score_lands_on_the_last_token_and_kl_on_every_token(tmp_path: Path) -> 
 def test_missing_eos_penalty_and_clipping() -> None:
     from pipeline.ppo.rollout import shaped_scores
 
-    args = PPOConfig(output_dir="x", use_cpu=True, bf16=False, reward_clip=2.0, missing_eos_penalty=1.0)
+    args = PPOConfig(
+        output_dir="x", use_cpu=True, bf16=False, reward_clip=2.0, missing_eos_penalty=1.0
+    )
     shaped = shaped_scores(
         torch.tensor([5.0, 5.0, -9.0]), torch.tensor([True, False, True]), args, RunningDeviation()
     )
@@ -382,7 +388,9 @@ def test_minibatches_are_reshuffled_every_epoch_and_cover_the_rollout(tmp_path: 
     from pipeline.ppo.rollout import schedule
     from pipeline.scoring import TokenBatch
 
-    trainer, _ = make_trainer(tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=4)
+    trainer, _ = make_trainer(
+        tmp_path, gradient_accumulation_steps=2, per_device_train_batch_size=4
+    )
     rows = [Completion("", (3,), tuple(range(4, 5 + i % 5)), "", True) for i in range(16)]
     batch = TokenBatch.collate(rows, 0, torch.device("cpu"))
     rollout: Any = SimpleNamespace(completions=rows, batch=batch)

@@ -16,8 +16,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from pipeline.models import make_trainable, prepare
 from pipeline.config import ModelSection
+from pipeline.models import make_trainable, prepare
 from pipeline.ppo import PPOConfig, PPOTrainer
 
 WORDS = ("a", "b", "c", "d")
@@ -119,7 +119,9 @@ def test_a_wrong_sign_of_the_kl_does_not(tmp_path: Path, monkeypatch: pytest.Mon
 
     plain = rollout.token_rewards
     monkeypatch.setattr(
-        rollout, "token_rewards", lambda scores, old, mask, beta, kind: plain(scores, old, mask, -beta, kind)
+        rollout,
+        "token_rewards",
+        lambda scores, old, mask, beta, kind: plain(scores, old, mask, -beta, kind),
     )
     optimality, _, _ = solve(0, tmp_path, total_episodes=256 * 20)
     assert optimality < 0.8

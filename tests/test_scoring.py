@@ -68,7 +68,9 @@ def test_chunked_logps_have_the_same_gradient(policy, completions) -> None:
     gradients = []
     for chunk in (1000, 7):
         states = hidden.clone().requires_grad_(True)
-        token_logps(states, lm_head(model), batch.completion_ids[batch.mask], 0.7, chunk).sum().backward()
+        token_logps(
+            states, lm_head(model), batch.completion_ids[batch.mask], 0.7, chunk
+        ).sum().backward()
         gradients.append(states.grad)
     assert torch.allclose(gradients[0], gradients[1], atol=1e-5)
 

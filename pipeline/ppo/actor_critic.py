@@ -16,6 +16,7 @@ from pipeline.scoring import (
     TokenBatch,
     hidden_states,
     lm_head,
+    logits_chunk,
     predicting_states,
     token_kl,
     token_logps,
@@ -120,7 +121,7 @@ class ActorCritic(nn.Module):
         states = self._states(batch, trunk)
         seen = states if self.args.value_backprop else states.detach()
         arguments = (lm_head(self.policy), batch.completion_ids[batch.mask])
-        settings = (self.args.temperature, self.args.logits_chunk)
+        settings = self._logit_settings(states.device)
         if with_entropy:
             logps, entropy = token_logps_and_entropy(states, *arguments, *settings)
         else:
@@ -136,12 +137,15 @@ class ActorCritic(nn.Module):
         head = lm_head(self.policy)
         ref_head = lm_head(self._reference[0]) if self._reference else head
         targets = batch.completion_ids[batch.mask]
-        settings = (self.args.temperature, self.args.logits_chunk)
+        settings = self._logit_settings(states.device)
         logps, entropy = token_logps_and_entropy(states, head, targets, *settings)
         ref_logps = token_logps(ref_states, ref_head, targets, *settings)
         exact = token_kl(states, ref_states, head, ref_head, *settings)
         columns = (logps, self.value_head(states), entropy, ref_logps, exact)
         return ReferenceScores(*(_spread(x, batch.mask) for x in columns))
+
+    def _logit_settings(self, device: torch.device) -> tuple[float, int]:
+        return self.args.temperature, self.args.logits_chunk or logits_chunk(device)
 
     def _states(self, batch: TokenBatch, trunk: Tensor | None) -> Tensor:
         if trunk is not None and self._split:

@@ -50,7 +50,7 @@ class PPOConfig(TrainingArguments):
         value_warmup_rollouts: first rollouts in which only the value head learns.
         cache_trunk: keep the activations below the lowest trainable layer for the whole rollout
             when the lower layers are frozen, so that every pass runs the upper layers only.
-        logits_chunk: completion tokens whose logits exist at once.
+        logits_chunk: completion tokens whose logits exist at once; ``None`` = as suits the device.
         log_completions: completions kept for the sample log at each rollout.
 
     ``logging_steps`` (default: one rollout), ``save_steps``, ``eval_steps`` and ``max_steps``
@@ -98,7 +98,7 @@ class PPOConfig(TrainingArguments):
     value_warmup_rollouts: int = 0
 
     cache_trunk: bool = True
-    logits_chunk: int = 1024
+    logits_chunk: int | None = None
     log_completions: int = 4
 
     @property
@@ -129,10 +129,9 @@ class PPOConfig(TrainingArguments):
             "kl_horizon",
             "cliprange",
             "value_head_hidden",
-            "logits_chunk",
         )
         optional = ("total_episodes", "generation_batch_size", "kl_target", "cliprange_value")
-        optional += ("target_kl", "reward_clip", "value_learning_rate")
+        optional += ("target_kl", "reward_clip", "value_learning_rate", "logits_chunk")
         not_negative = ("kl_coef", "vf_coef", "entropy_coef", "value_warmup_rollouts")
         for name in positive:
             self._require(name, getattr(self, name) > 0, "above 0")

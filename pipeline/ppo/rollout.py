@@ -123,9 +123,7 @@ def assemble(
         mean, variance = mean_and_variance(reduce_sum(moments(advantages, mask)))
         mean, variance = mean.to(advantages.dtype), variance.to(advantages.dtype)
         advantages = masked_whiten(advantages, mask, mean, variance)
-    return Rollout(
-        list(completions), batch, trunk, scores, old, rewards, advantages, returns
-    )
+    return Rollout(list(completions), batch, trunk, scores, old, rewards, advantages, returns)
 
 
 def schedule(rollout: Rollout, args: PPOConfig, seed: int) -> list[list[Tensor]]:

@@ -13,27 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, load_peft_weights, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
 
-from classic_rl.advantages import masked_mean, mean_and_variance, moments
-from classic_rl.losses import (
-    clip_active,
-    clipped_surrogate,
-    explained_variance,
-    kl_estimate,
-    value_loss,
-)
+from classic_rl.losses import clipped_surrogate, value_loss
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
 from pipeline.generation import Completion, sample
 from pipeline.models import base_of
+from pipeline.ppo import state
 from pipeline.ppo.actor_critic import ActorCritic
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.control import KLController, RolloutSampler, RunningDeviation
+from pipeline.ppo.metrics import UpdateMetrics, rollout_metrics
 from pipeline.ppo.rollout import (
     Microbatch,
     Rollout,
@@ -47,20 +39,6 @@ from pipeline.scoring import TokenBatch, check_head
 from reward_models import RewardFunction, checked
 
 SampleLog = Callable[[int, list[dict[str, Any]]], None]
-
-VALUE_HEAD = "value_head.safetensors"
-STATE = "ppo_state.json"
-
-# Sums over the tokens of an update, kept until the next log event.
-_UPDATE_METRICS = (
-    "loss/policy_avg",
-    "loss/value_avg",
-    "policy/approxkl_avg",
-    "policy/clipfrac_avg",
-    "val/clipfrac_avg",
-    "val/ratio",
-    "val/ratio_squared",
-)
 
 
 class PPOTrainer(Trainer):
@@ -114,8 +92,7 @@ class PPOTrainer(Trainer):
         self.add_callback(_GradientGate(self))
         self._pending: list[Microbatch] = []
         self._rollout_metrics: dict[str, float] = {}
-        self._update_sums = torch.zeros(len(_UPDATE_METRICS) + 1, dtype=torch.float64)
-        self._minibatch_kl = torch.zeros(2, dtype=torch.float64)
+        self._update_metrics = UpdateMetrics()
         self._critic_grad_norm: Tensor | float | None = None
         self.stopped_early = False
         self._updating_since = 0.0
@@ -193,9 +170,7 @@ class PPOTrainer(Trainer):
         self._updating_since = now
         return made
 
-    def _sample(
-        self, model: ActorCritic, prompts: Sequence[Prompt], seed: int
-    ) -> list[Completion]:
+    def _sample(self, model: ActorCritic, prompts: Sequence[Prompt], seed: int) -> list[Completion]:
         with self.accelerator.autocast():
             return sample(
                 model.policy,
@@ -238,28 +213,8 @@ class PPOTrainer(Trainer):
         # DDP averages gradients over processes; the normalizer already counts all their tokens.
         share = args.world_size / data.normalizer
         loss = torch.where(mask, total, 0.0).sum() * share
-        self._note(data, log_ratio.detach(), policy.detach(), critic.detach(), output.values)
+        self._update_metrics.add(args, data, log_ratio, policy, critic, output.values)
         return (loss, output) if return_outputs else loss
-
-    @torch.no_grad()
-    def _note(
-        self, data: Microbatch, log_ratio: Tensor, policy: Tensor, critic: Tensor, values: Tensor
-    ) -> None:
-        """Add one microbatch to the sums behind the update's metrics."""
-        args, mask = self.args, data.batch.mask
-        clip_value = args.cliprange_value or float("inf")
-        columns = (
-            policy,
-            critic,
-            kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k2"),
-            clip_active(log_ratio, data.advantages, args.cliprange).float(),
-            ((values - data.old_values).abs() > clip_value).float(),
-            log_ratio.exp(),
-            log_ratio.exp().square(),
-        )
-        sums = torch.stack([torch.where(mask, c, 0.0).double().sum() for c in columns])
-        self._update_sums += torch.cat([sums, mask.sum()[None].double()]).cpu()
-        self._minibatch_kl += torch.stack([sums[2], mask.sum().double()]).cpu()
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
         """Clip actor and critic apart, or a large value error would shrink the policy's step."""
@@ -276,15 +231,13 @@ class PPOTrainer(Trainer):
         A parameter without gradient is left alone by the optimizer, momentum and weight decay
         included. That is how an update beyond ``target_kl`` ends and how the critic warms up.
         """
-        args = self.args
-        if args.target_kl is not None and not self.stopped_early:
-            total, count = self._sum_over_processes(self._minibatch_kl).tolist()
-            self.stopped_early = total / max(count, 1.0) > args.target_kl
-        self._minibatch_kl.zero_()
+        kl = self._update_metrics.minibatch_kl(self._sum_over_processes)
+        limit = self.args.target_kl
+        self.stopped_early |= limit is not None and kl > limit
         model = self.actor_critic
         if self.stopped_early:
             model.zero_grad(set_to_none=True)
-        elif self.rollout_index < args.value_warmup_rollouts:
+        elif self.rollout_index < self.args.value_warmup_rollouts:
             model.policy.zero_grad(set_to_none=True)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -315,37 +268,12 @@ class PPOTrainer(Trainer):
 
     # -- metrics -------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _record(self, rollout: Rollout) -> None:
-        """Note the rollout's metrics (TRL's names) and steer β."""
-        old, mask, beta = rollout.old, rollout.batch.mask, self.kl_control.coefficient
-        count = self._sum_over_processes(torch.tensor(float(len(rollout.completions))))
-        kl = (old.logps - old.ref_logps).sum(1)
-        ended = torch.tensor([c.ended for c in rollout.completions], dtype=torch.float32)
-        per_episode = {
-            "objective/kl": kl,
-            "objective/kl_exact": old.exact_kl.sum(1),
-            "objective/entropy": old.entropy.sum(1),
-            "objective/scores": rollout.scores,
-            "objective/non_score_reward": -beta * kl,
-            "objective/rlhf_reward": rollout.scores - beta * kl,
-            "val/ended": ended.to(rollout.scores.device),
-            "val/length": mask.sum(1).float(),
-        }
-        sums = self._sum_over_processes(torch.stack([v.double().sum() for v in per_episode.values()]))
-        means = dict(zip(per_episode, (sums / count).tolist(), strict=True))
-        everyone = torch.ones_like(rollout.scores, dtype=torch.bool)
-        statistics = self._sum_over_processes(moments(rollout.scores, everyone))
-        means["objective/scores_std"] = float(mean_and_variance(statistics)[1].sqrt())
-        means["objective/kl_coef"] = beta
-        means["val/explained_variance"] = float(
-            explained_variance(old.values[mask], rollout.returns[mask])
-        )
-        means["policy/entropy_avg"] = float(masked_mean(old.entropy, mask))
-        means["val/num_eos_tokens"] = means["val/ended"] * float(count)
-        means["episode"] = float((self.rollout_index + 1) * count)
-        self._rollout_metrics = means
-        self.kl_control.update(means["objective/kl"], int(count))
+        """Note the rollout's metrics, steer β by its KL, and show some of its text."""
+        metrics = rollout_metrics(rollout, self.kl_control.coefficient, self._sum_over_processes)
+        size = self.args.rollout_batch_size
+        self._rollout_metrics = metrics | {"episode": float((self.rollout_index + 1) * size)}
+        self.kl_control.update(metrics["objective/kl"], size)
         if self.log_samples is not None and self.is_world_process_zero():
             self.log_samples(self.state.global_step, self._sample_rows(rollout))
 
@@ -361,17 +289,12 @@ class PPOTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was gathered since the last log event, over all processes."""
         if self._rollout_metrics and "loss" in logs:
-            sums = self._sum_over_processes(self._update_sums).cpu()
-            count = max(float(sums[-1]), 1.0)
-            update = dict(zip(_UPDATE_METRICS, (sums[:-1] / count).tolist(), strict=True))
-            squared = update.pop("val/ratio_squared")
-            update["val/ratio_var"] = max(squared - update["val/ratio"] ** 2, 0.0)
+            update = self._update_metrics.collect(self._sum_over_processes)
             update["policy/stopped_early"] = float(self.stopped_early)
             if self._critic_grad_norm is not None:
                 update["val/grad_norm"] = float(self._critic_grad_norm)
             self._rollout_metrics["time/update"] = time.perf_counter() - self._updating_since
             logs = {**logs, **self._rollout_metrics, **update}
-            self._update_sums.zero_()
             self._rollout_metrics = {}
         super().log(logs, start_time)
 
@@ -417,32 +340,14 @@ class PPOTrainer(Trainer):
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        """Write policy (or adapter), value head, controller and tokenizer into one folder."""
         folder = Path(output_dir or str(self.args.output_dir))
-        model = self.actor_critic
-        folder.mkdir(parents=True, exist_ok=True)
-        if isinstance(model.policy, PeftModel):
-            model.policy.save_pretrained(str(folder))
-        else:
-            base_of(model.policy).save_pretrained(str(folder), max_shard_size="1TB")
-        save_file(model.value_head.state_dict(), folder / VALUE_HEAD)
-        self.tokenizer.save_pretrained(str(folder))
-        state = {"kl_coef": self.kl_control.coefficient, "deviation": vars(self.score_deviation)}
-        write_json(folder / STATE, state)
+        state.save(folder, self.actor_critic, self.tokenizer, self.kl_control, self.score_deviation)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        folder, target = Path(resume_from_checkpoint), self.actor_critic
-        if isinstance(target.policy, PeftModel):
-            set_peft_model_state_dict(target.policy, load_peft_weights(str(folder)))
-        else:
-            weights = load_file(folder / "model.safetensors")
-            base_of(target.policy).load_state_dict(weights, strict=False)
-        target.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
-        state = read_json(folder / STATE)
-        self.kl_control.coefficient = state["kl_coef"]
-        vars(self.score_deviation).update(state["deviation"])
+        folder = Path(resume_from_checkpoint)
+        state.load(folder, self.actor_critic, self.kl_control, self.score_deviation)
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None
@@ -457,6 +362,3 @@ class _GradientGate(TrainerCallback):
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.trainer.gate_gradients()
-
-
-

@@ -1,0 +1,112 @@
+"""The whole experiment on configs/tiny.yaml: its outputs; a kill in any stage is harmless."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = ("sft", "ppo", "dpo", "best_of_n")
+MEASURES = (
+    *("reward", "gold", "gold_positive", "kl", "objective", "optimality", "optimality_ci"),
+    *("perplexity", "distinct_2", "length", "ended"),
+)
+
+
+def start(output: Path) -> subprocess.Popen[bytes]:
+    """`rlhf run` on the tiny config in a process group of its own."""
+    command = [sys.executable, "-m", "pipeline", "run", "--config", "configs/tiny.yaml"]
+    return subprocess.Popen(
+        [*command, f"output_dir={output}"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    output = tmp_path_factory.mktemp("whole") / "run"
+    assert start(output).wait(timeout=300) == 0
+    return output
+
+
+def test_every_stage_leaves_its_outputs(whole: Path) -> None:
+    for stage in ("sft", "reward", "ppo", "dpo", "compare"):
+        record = json.loads((whole / stage / "stage.json").read_text())
+        assert record["status"] == "finished"
+        assert record["seed"] == 0
+        assert {"torch", "transformers", "trl"} <= set(record["versions"])
+    for stage in ("sft", "ppo", "dpo"):
+        assert (whole / stage / "model" / "model.safetensors").is_file()
+        lines = (whole / stage / "metrics.jsonl").read_text().splitlines()
+        assert all("step" in json.loads(line) for line in lines) and lines
+    ppo = json.loads((whole / "ppo" / "metrics.jsonl").read_text().splitlines()[0])
+    for name in ("objective/kl", "objective/scores", "objective/rlhf_reward", "objective/entropy"):
+        assert name in ppo
+    assert {"policy/clipfrac_avg", "policy/approxkl_avg", "val/ratio"} <= set(ppo)
+    metrics = json.loads((whole / "reward" / "metrics.json").read_text())
+    assert metrics["proxy"]["accuracy"] > 0.8 and metrics["gold"]["accuracy"] > 0.8
+
+
+def test_results_have_the_documented_shape(whole: Path) -> None:
+    results = json.loads((whole / "compare" / "results.json").read_text())
+    assert results["beta"] == 1.0
+    assert set(results["methods"]) == set(METHODS)
+    for name in METHODS:
+        assert set(MEASURES) <= set(results["methods"][name])
+    assert results["methods"]["sft"]["kl"] == 0.0
+    assert results["methods"]["sft"]["optimality"] == 0.0
+    assert results["methods"]["ppo"]["kl"] > 0.0
+    for point in results["frontier"]:
+        assert {"beta", "reward", "kl", "ess"} <= set(point)
+    assert (results["prompts"], results["samples_per_prompt"]) == (16, 2)
+
+
+def test_report_is_written(whole: Path) -> None:
+    html = (whole / "report" / "index.html").read_text()
+    assert "<html" in html and "PPO" in html and "DPO" in html
+    assert (whole / "report" / "report.md").is_file()
+    assert list((whole / "report").glob("*.png"))
+
+
+KILL_WHEN = {
+    "sft": "sft/checkpoints/checkpoint-*/complete.json",
+    "reward": "reward/checkpoints/gold/checkpoint-*/complete.json",
+    "ppo": "ppo/checkpoints/checkpoint-*/complete.json",
+    "dpo": "dpo/checkpoints/checkpoint-*/complete.json",
+    "compare": "compare/work/*.json",
+}
+
+
+def test_killed_in_every_stage_and_started_again_the_numbers_are_the_same(
+    whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    for stage, pattern in KILL_WHEN.items():
+        process = start(output)
+        deadline = time.monotonic() + 120
+        while not list(output.glob(pattern)):
+            assert process.poll() is None, f"ended before it could be killed in {stage}"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        status = json.loads((output / stage / "stage.json").read_text())["status"]
+        assert status == "started", f"{stage} was over before the kill"
+    assert start(output).wait(timeout=300) == 0
+    for name in ("sft/model", "ppo/model", "dpo/model", "reward/proxy", "reward/gold"):
+        ours, theirs = (folder / name / "model.safetensors" for folder in (output, whole))
+        assert ours.read_bytes() == theirs.read_bytes(), name
+    for name in ("compare/results.json", "compare/samples.jsonl", "dpo/pairs.jsonl"):
+        assert (output / name).read_text() == (whole / name).read_text(), name
