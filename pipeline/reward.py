@@ -31,12 +31,12 @@ from transformers import (
 from pipeline import assets, tracking
 from pipeline.checkpoints import CompleteMarker, last_complete
 from pipeline.config import Experiment, ModelSection
+from pipeline.console import say
 from pipeline.data import ExperimentData, first_words, load_data
 from pipeline.errors import UserError
 from pipeline.files import new_folder, write_json
 from pipeline.models import best_device, compute_dtype
 from pipeline.records import RatedText
-from pipeline.terminal import say
 from pipeline.toy import toy_encoder, toy_tokenizer
 from pipeline.training import resume
 from reward_models import RewardError, RewardFunction, load_reward, measure

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from pipeline import quiet
 from pipeline.config import STAGES, Experiment
+from pipeline.console import is_main_process, say
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.provenance import (
@@ -56,17 +57,6 @@ class Step:
 def stage_function(stage: str) -> StageFunction:
     """Import a stage and return its `run`."""
     return importlib.import_module(MODULES[stage]).run
-
-
-def is_main_process() -> bool:
-    """True on the one process that writes records and prints (rank 0 under a launcher)."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def say(line: str) -> None:
-    """Print a line for the person at the terminal, once."""
-    if is_main_process():
-        print(line, file=sys.stderr, flush=True)
 
 
 def clock(seconds: float) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -249,7 +250,7 @@ def text_nll(
 
     The first token, which nothing predicts, is not counted.
     """
-    eos = tokenizer.eos_token_id
+    eos: Any = tokenizer.eos_token_id
     rows = [tuple(tokenizer(text)["input_ids"]) for text in texts]  # type: ignore[arg-type]
     rows = [row if row[-1:] == (eos,) else (*row, eos) for row in rows]
     documents = [Completion("", row[:1], row[1:], "", True) for row in rows if len(row) > 1]

@@ -6,7 +6,6 @@ Everything goes to stderr, so that what a command prints as its result can be pi
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 from transformers import TrainerCallback
+
+from pipeline.console import is_main_process, say
 
 T = TypeVar("T")
 
@@ -39,11 +40,6 @@ KEY_NUMBERS = {
     "eval_rewards/accuracies": "eval_pair_acc",
     "learning_rate": "lr",
 }
-
-
-def is_main_process() -> bool:
-    """True on the one process that prints, writes metrics and owns the W&B run."""
-    return int(os.environ.get("RANK", "0")) == 0
 
 
 class Meter:
@@ -122,12 +118,6 @@ def clock(seconds: float) -> str:
     minutes, second = divmod(int(seconds + 0.5), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
-
-
-def say(text: str) -> None:
-    """Print a line on stderr, above any open bar instead of through it."""
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -52,7 +54,7 @@ def test_cut_at_eos_keeps_the_first_eos_and_drops_the_rest() -> None:
 def test_order_seed_and_global_state(policy) -> None:
     model, tokenizer = policy
     state = torch.random.get_rng_state()
-    settings = {"samples_per_prompt": 2, "max_new_tokens": 5, "batch_size": 4}
+    settings: dict[str, Any] = {"samples_per_prompt": 2, "max_new_tokens": 5, "batch_size": 4}
     first = sample(model, tokenizer, PROMPTS, seed=3, **settings)
     assert torch.equal(state, torch.random.get_rng_state())
     assert first == sample(model, tokenizer, PROMPTS, seed=3, **settings)
@@ -64,7 +66,7 @@ def test_prompts_of_unlike_length_are_not_disturbed_by_padding(policy) -> None:
     """Left padding must not leak: greedy continuation in a batch equals the one alone."""
     model, tokenizer = policy
     for prompt in PROMPTS:
-        settings = {"max_new_tokens": 6, "temperature": 1e-4, "seed": 0}
+        settings: dict[str, Any] = {"max_new_tokens": 6, "temperature": 1e-4, "seed": 0}
         alone = sample(model, tokenizer, [prompt], batch_size=1, **settings)[0]
         among = sample(model, tokenizer, [*PROMPTS, prompt], batch_size=4, **settings)[-1]
         assert alone.completion_ids == among.completion_ids

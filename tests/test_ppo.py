@@ -55,7 +55,8 @@ def make_trainer(
         "kl_coef": 0.1,
     }
     tokenizer = toy.toy_tokenizer()
-    choice = ModelSection(model_name_or_path="toy", **({"trainable_layers": 2} | (section or {})))
+    chosen: dict[str, Any] = {"trainable_layers": 2} | (section or {})
+    choice = ModelSection(model_name_or_path="toy", **chosen)
     model = make_trainable(prepare(toy.toy_language_model(0), tokenizer), choice)
     recorder = Recorder()
     trainer = PPOTrainer(

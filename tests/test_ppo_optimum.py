@@ -72,10 +72,11 @@ def solve(seed: int, folder: Path, **arguments: Any) -> tuple[float, float, floa
     generator = torch.Generator().manual_seed(seed)
     rewards = torch.randn(len(ys), generator=generator).double()
     table: dict[str, float] = {}
-    for y, r in zip(ys, rewards.tolist(), strict=True):
-        # A text does not show its EOS: completions that differ only in it share a reward.
-        table.setdefault(words.decode(y, skip_special_tokens=True).strip(), r)
-    rewards = torch.tensor([table[words.decode(y, skip_special_tokens=True).strip()] for y in ys])
+    # A text does not show its EOS: completions that differ only in it share a reward.
+    texts = [str(words.decode(list(y), skip_special_tokens=True)).strip() for y in ys]
+    for text, r in zip(texts, rewards.tolist(), strict=True):
+        table.setdefault(text, r)
+    rewards = torch.tensor([table[text] for text in texts])
     optimal = reference * (rewards / BETA).exp()
     optimal = optimal / optimal.sum()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ def policy():
 @pytest.fixture(scope="module")
 def completions(policy) -> list[Completion]:
     prompts = ["the film about love", "a movie", "this sequel about school is"] * 3
-    return sample(*policy, prompts, max_new_tokens=9, batch_size=9, seed=1)
+    model, tokenizer = policy
+    return sample(model, tokenizer, prompts, max_new_tokens=9, batch_size=9, seed=1)
 
 
 def plain_logps(model, completion: Completion) -> torch.Tensor:
@@ -151,7 +153,7 @@ def test_split_decoder_equals_the_whole_and_shares_weights() -> None:
 def test_frozen_copy_shares_the_trunk_and_stays_behind() -> None:
     model = prepare(toy.toy_language_model(0), toy.toy_tokenizer())
     make_trainable(model, ModelSection(model_name_or_path="toy", trainable_layers=1))
-    reference = frozen_copy(model, torch.float32)
+    reference: Any = frozen_copy(model, torch.float32)
     ours, theirs = dict(model.named_parameters()), dict(reference.named_parameters())
     for name, parameter in ours.items():
         assert (theirs[name] is parameter) is not parameter.requires_grad

@@ -104,7 +104,8 @@ class UpdateMetrics:
         sums = reduce_sum(self._sums).cpu()
         self._sums.zero_()
         count = max(float(sums[-1]), 1.0)
-        metrics = dict(zip(self.NAMES, (sums[:-1] / count).tolist(), strict=True))
+        means: list[float] = (sums[:-1] / count).tolist()
+        metrics: dict[str, float] = dict(zip(self.NAMES, means, strict=True))
         squared = metrics.pop("val/ratio_squared")
         metrics["val/ratio_var"] = max(squared - metrics["val/ratio"] ** 2, 0.0)
         return metrics

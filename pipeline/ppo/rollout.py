@@ -160,5 +160,6 @@ def microbatches(
             steps, width = batch.mask.shape[1], batch.sequences.shape[1]
             trunk = None if rollout.trunk is None else rollout.trunk[index, :width]
             columns = (rollout.old.logps, rollout.old.values, rollout.advantages, rollout.returns)
-            made.append(Microbatch(batch, trunk, *(c[index, :steps] for c in columns), count))
+            logps, values, advantages, returns = (c[index, :steps] for c in columns)
+            made.append(Microbatch(batch, trunk, logps, values, advantages, returns, count))
     return made

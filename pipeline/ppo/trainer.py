@@ -143,7 +143,7 @@ class PPOTrainer(Trainer):
         scores = self._reward(completions)
         rewarded = time.perf_counter()
         with self.accelerator.autocast():
-            batch = TokenBatch.collate(completions, self.tokenizer.pad_token_id, args.device)
+            batch = self._collate(completions)
             old, trunk = score_in_parts(model, batch, args.per_device_train_batch_size)
         rollout = assemble(
             completions,
@@ -181,6 +181,10 @@ class PPOTrainer(Trainer):
                 batch_size=self.args.generation_batch_size or len(prompts),
                 seed=seed,
             )
+
+    def _collate(self, completions: Sequence[Completion]) -> TokenBatch:
+        pad: Any = self.tokenizer.pad_token_id
+        return TokenBatch.collate(completions, pad, self.args.device)
 
     def _reward(self, completions: Sequence[Completion]) -> Tensor:
         """Scores ``(B,)`` of the completions."""
@@ -314,7 +318,7 @@ class PPOTrainer(Trainer):
             the configured β, ``eval_length`` and ``eval_ended``; means over all processes.
             ``metric_for_best_model: objective`` with ``greater_is_better`` keeps the best.
         """
-        prompts = self.eval_dataset if eval_dataset is None else eval_dataset
+        prompts: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if not prompts:
             raise UserError("PPO's evaluate() has no prompts; pass eval_dataset")
         args, model = self.args, self.actor_critic
@@ -324,7 +328,7 @@ class PPOTrainer(Trainer):
             completions = self._sample(model, mine, seed=args.seed)
             scores = self._reward(completions)
             with self.accelerator.autocast():
-                batch = TokenBatch.collate(completions, self.tokenizer.pad_token_id, args.device)
+                batch = self._collate(completions)
                 scored, _ = score_in_parts(model, batch, args.per_device_eval_batch_size)
             columns[0], columns[1] = scores.double().sum(), scored.exact_kl.double().sum()
             columns[2] = sum(c.ended for c in completions)
