@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,39 @@ def test_report_is_written(whole: Path) -> None:
     assert "<html" in html and "PPO" in html and "DPO" in html
     assert (whole / "report" / "report.md").is_file()
     assert list((whole / "report").glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "processes"),
+    [
+        (["accelerate.commands.launch", "--cpu", "--num_processes", "1"], 1),
+        (["torch.distributed.run", "--standalone", "--nproc_per_node", "2"], 2),
+    ],
+    ids=["accelerate launch", "two processes"],
+)
+def test_script_under_a_launcher(
+    whole: Path, tmp_path: Path, launcher: list[str], processes: int
+) -> None:
+    for stage in ("sft", "reward"):
+        shutil.copytree(whole / stage, tmp_path / stage)
+    command = [sys.executable, "-m", *launcher, "scripts/ppo.py", "--config", "configs/tiny.yaml"]
+    backend = ["ppo.ddp_backend=gloo"] if processes > 1 else []
+    done = subprocess.run(
+        [*command, f"output_dir={tmp_path}", *backend],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "ppo" / "metrics.jsonl").read_text().splitlines()
+    rollouts = [row for row in map(json.loads, lines) if "objective/kl" in row]
+    # 128 episodes; a rollout holds 32 in each process.
+    assert len(rollouts) == 128 // (32 * processes)
+    assert rollouts[0]["objective/kl_exact"] == pytest.approx(0.0, abs=1e-4)
+    assert rollouts[0]["val/ratio"] == pytest.approx(1.0, abs=0.05)
+    assert (tmp_path / "ppo" / "model" / "model.safetensors").is_file()
 
 
 KILL_WHEN = {

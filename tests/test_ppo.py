@@ -401,3 +401,35 @@ def test_minibatches_are_reshuffled_every_epoch_and_cover_the_rollout(tmp_path: 
     for order in epochs:
         assert sorted(order.tolist()) == list(range(16))
     assert set(torch.cat(plan[0]).tolist()) != set(torch.cat(plan[2]).tolist())
+
+
+@pytest.mark.parametrize("use_peft", [False, True], ids=["upper layers", "LoRA"])
+def test_gpt2_whose_decoder_cannot_be_split(tmp_path: Path, use_peft: bool) -> None:
+    """GPT-2 adds positions to whatever it is given: no trunk is cached, and all is well."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = toy.toy_tokenizer()
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=3, n_head=2, n_positions=64,
+        eos_token_id=0, pad_token_id=0, bos_token_id=0,
+    )  # fmt: skip
+    layers = None if use_peft else 1
+    choice = ModelSection(model_name_or_path="gpt2", trainable_layers=layers, use_peft=use_peft)
+    recorder = Recorder()
+    trainer = PPOTrainer(
+        model=make_trainable(prepare(GPT2LMHeadModel(config), tokenizer), choice),
+        reward_function=letters,
+        args=PPOConfig(
+            output_dir=str(tmp_path), use_cpu=True, bf16=False, disable_tqdm=True,
+            save_strategy="no", per_device_train_batch_size=8, num_mini_batches=1,
+            num_ppo_epochs=1, total_episodes=8, response_length=5,
+        ),
+        processing_class=tokenizer,
+        train_dataset=PROMPTS,
+        callbacks=[recorder],
+    )  # fmt: skip
+    assert trainer.actor_critic.trunk(torch.arange(3, 9)[None]) is None
+    trainer.train()
+    assert recorder.logs[0]["val/ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert recorder.logs[0]["objective/kl_exact"] == pytest.approx(0.0, abs=1e-5)

@@ -111,7 +111,7 @@ def test_ppo_reaches_the_closed_form_optimum(seed: int, tmp_path: Path) -> None:
     """Seeds tried: 0 to 4; the figures are in the README's PPO section."""
     optimality, distance, kl = solve(seed, tmp_path)
     assert 0.3 < kl < 3.0
-    assert optimality > 0.95
+    assert optimality > 0.9
     assert distance < 0.12
 
 

@@ -65,6 +65,7 @@ class PPOConfig(TrainingArguments):
     logging_steps: float | None = field(default=None)  # type: ignore[assignment]
     report_to: None | str | list[str] = field(default="none")
     remove_unused_columns: bool | None = field(default=False)
+    ddp_find_unused_parameters: bool | None = field(default=False)
 
     total_episodes: int | None = None
     num_ppo_epochs: int = 4

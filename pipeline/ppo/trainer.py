@@ -197,7 +197,7 @@ class PPOTrainer(Trainer):
 
     # -- the loss ------------------------------------------------------------------------------
 
-    def compute_loss(  # noqa: D417
+    def compute_loss(
         self,
         model: nn.Module,
         inputs: dict[str, Any],
