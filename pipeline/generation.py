@@ -40,11 +40,14 @@ class Completion:
     ended: bool
 
 
-def prompt_text(prompt: Prompt) -> str:
-    """A prompt as a reward reads it: the text itself, or the messages' contents in order."""
+def prompt_text(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prompt_ids: Sequence[int]
+) -> str:
+    """A prompt as a reward reads it: the text itself, or a conversation as the chat template
+    writes it, without special tokens."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(message["content"] for message in prompt)
+    return str(tokenizer.decode(list(prompt_ids), skip_special_tokens=True))
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
@@ -118,7 +121,7 @@ def sample(
     rows = [i for i in range(len(prompts)) for _ in range(samples_per_prompt)]
     order = sorted(range(len(rows)), key=lambda r: (len(encoded[rows[r]]), r))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    eos = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    eos: Any = base_of(model).generation_config.eos_token_id  # type: ignore[union-attr]
     stop = set(eos) if isinstance(eos, list) else {eos}
     found: dict[int, Completion] = {}
     was_training = model.training
@@ -132,7 +135,8 @@ def sample(
             for r, ids, generated in zip(batch, prompt_ids, tokens, strict=True):
                 kept, ended = cut_at_eos(generated, stop)  # type: ignore[arg-type]
                 text = _decode(tokenizer, ids, kept)
-                found[r] = Completion(prompt_text(prompts[rows[r]]), ids, kept, text, ended)
+                prompt = prompt_text(tokenizer, prompts[rows[r]], ids)
+                found[r] = Completion(prompt, ids, kept, text, ended)
     model.train(was_training)
     return [found[r] for r in range(len(rows))]
 
@@ -176,7 +180,7 @@ def _generate(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,  # the choice is made by Sampler
-        eos_token_id=model.generation_config.eos_token_id,  # type: ignore[union-attr]
+        eos_token_id=base_of(model).generation_config.eos_token_id,  # type: ignore[union-attr]
         pad_token_id=pad,
         use_cache=True,
     )

@@ -16,6 +16,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    TrainingArguments,
     set_seed,
 )
 
@@ -28,10 +29,35 @@ EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 
 
 def best_device() -> torch.device:
-    """The accelerator that torch sees, else the processor."""
+    """The accelerator that torch sees, else the processor.
+
+    Apple's MPS is passed over: it has no float64, which sums over rollouts are kept in.
+    """
     if torch.accelerator.is_available():
-        return cast(torch.device, torch.accelerator.current_accelerator())
+        device = cast(torch.device, torch.accelerator.current_accelerator())
+        if device.type != "mps":
+            return device
     return torch.device("cpu")
+
+
+def one_device(arguments: TrainingArguments) -> None:
+    """Make a process without a launcher use one GPU, where there are several.
+
+    The Trainer would wrap the model in ``nn.DataParallel``, which neither TRL's trainers nor
+    PPO's batches go through. Several GPUs are used with ``accelerate launch`` or ``torchrun``.
+    """
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+
+
+def switch_dropout_off(model: nn.Module) -> None:
+    """No dropout anywhere: with it the ratio of new to old probabilities would be noise."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("dropout" in name or name.endswith(("drop", "pdrop"))):
+                setattr(module, name, 0.0)  # e.g. OPT's own float, given to F.dropout
 
 
 def compute_dtype(section: ModelSection) -> torch.dtype:
@@ -128,12 +154,10 @@ def load_checkpoint(
 def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Switch dropout off, give the tokenizer a pad token and forget sampling defaults.
 
-    Dropout would make the ratio of new to old probabilities noise. A checkpoint's own top-k or
-    top-p would make sampling another distribution than the one trained and measured.
+    A checkpoint's own top-k, top-p or repetition penalty would make sampling another distribution
+    than the one trained and measured.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    switch_dropout_off(model)
     for name in ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "hidden_dropout"):
         if getattr(model.config, name, None):
             setattr(model.config, name, 0.0)

@@ -35,7 +35,7 @@ from pipeline.console import say
 from pipeline.data import ExperimentData, first_words, load_data
 from pipeline.errors import UserError
 from pipeline.files import new_folder, write_json
-from pipeline.models import best_device, compute_dtype
+from pipeline.models import best_device, compute_dtype, one_device
 from pipeline.records import RatedText
 from pipeline.toy import toy_encoder, toy_tokenizer
 from pipeline.training import resume
@@ -218,12 +218,14 @@ def _arguments(
         "disable_tqdm": True,
     }
     try:
-        return TrainingArguments(
+        made = TrainingArguments(
             **{**_DEFAULTS, **hardware, **experiment.trainer_args("reward"), **owned}
         )
     except (ValueError, ImportError) as error:  # e.g. fp16 on a processor
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"reward: these training arguments do not go together: {reason}") from error
+    one_device(made)
+    return made
 
 
 def _encoder(experiment: Experiment, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -13,7 +13,7 @@ from pipeline.checkpoints import CompleteMarker, last_complete
 from pipeline.config import Experiment
 from pipeline.errors import UserError
 from pipeline.files import read_json
-from pipeline.models import trainer_precision
+from pipeline.models import one_device, trainer_precision
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -38,10 +38,12 @@ def stage_arguments(
         "disable_tqdm": True,
     }
     try:
-        return config_class(**arguments)
+        made = config_class(**arguments)
     except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{stage}: {reason}") from error
+    one_device(made)
+    return made
 
 
 class StopOnNaN(TrainerCallback):

@@ -75,9 +75,10 @@ def test_prompts_of_unlike_length_are_not_disturbed_by_padding(policy) -> None:
 def test_conversations_use_the_chat_template(policy) -> None:
     _, tokenizer = policy
     messages = [{"role": "user", "content": "the film"}]
-    text = tokenizer.decode(list(encode_prompt(tokenizer, messages)))
+    ids = encode_prompt(tokenizer, messages)
+    text = tokenizer.decode(list(ids))
     assert text.startswith("<|user|>") and text.endswith("<|assistant|>")
-    assert prompt_text(messages) == "the film"
+    assert prompt_text(tokenizer, messages, ids) == "the film"
     tokenizer = toy.toy_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="no chat template"):

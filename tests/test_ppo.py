@@ -433,3 +433,69 @@ def test_gpt2_whose_decoder_cannot_be_split(tmp_path: Path, use_peft: bool) -> N
     trainer.train()
     assert recorder.logs[0]["val/ratio"] == pytest.approx(1.0, abs=1e-5)
     assert recorder.logs[0]["objective/kl_exact"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_resumed_in_mid_epoch_under_two_processes_the_sampler_knows_its_epoch() -> None:
+    """Wrapped for resume and for shards, set_epoch no longer reaches the sampler by itself."""
+    from types import SimpleNamespace
+
+    from accelerate import skip_first_batches
+    from accelerate.data_loader import prepare_data_loader
+    from torch.utils.data import DataLoader
+
+    sampler = RolloutSampler(prompts=16, rollout=8, repeats=2, seed=0)
+    loader = prepare_data_loader(
+        DataLoader(list(range(16)), batch_size=4, sampler=sampler),  # type: ignore[arg-type]
+        num_processes=2,
+        process_index=1,
+        put_on_device=False,
+    )
+    resumed: Any = skip_first_batches(loader, 2)
+    trainer: Any = SimpleNamespace(_sampler=sampler, rollout_index=3 * sampler.rollouts + 1)
+    PPOTrainer.choose_epoch(trainer)
+    resumed.set_epoch(3)
+    found = [tuple(batch.tolist()) for batch in resumed]
+    sampler.set_epoch(3)
+    whole = list(sampler)
+    second = whole[16:]  # the second rollout, twice; this process has the later half of each
+    assert found == [tuple(second[4:8])] * 2
+
+
+def test_a_checkpoints_own_sampling_settings_do_not_reach_the_rollout(tmp_path: Path) -> None:
+    tokenizer = toy.toy_tokenizer()
+    model = toy.toy_language_model(0)
+    model.generation_config.repetition_penalty = 1.5  # as some instruction models are shipped
+    tokenizer.pad_token = None
+    trainer = PPOTrainer(
+        model=model,
+        reward_function=letters,
+        args=PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, total_episodes=16),
+        processing_class=tokenizer,
+        train_dataset=PROMPTS,
+    )
+    assert trainer.actor_critic.policy.generation_config.repetition_penalty is None  # type: ignore
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def test_dropout_kept_as_a_plain_number_is_switched_off_too() -> None:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        vocab_size=32, hidden_size=16, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=32, word_embed_proj_dim=16, dropout=0.5, attention_dropout=0.5,
+    )  # fmt: skip
+    model = prepare(OPTForCausalLM(config), toy.toy_tokenizer()).train()
+    tokens = torch.arange(2, 9)[None]
+    assert torch.equal(model(tokens).logits, model(tokens).logits)
+
+
+def test_adapters_on_upper_layers_only(tmp_path: Path) -> None:
+    section = {
+        "trainable_layers": None,
+        "use_peft": True,
+        "lora_target_modules": ["layers.3.self_attn.q_proj"],
+    }
+    trainer, recorder = make_trainer(tmp_path, section=section, total_episodes=16)
+    assert trainer.actor_critic.trunk(torch.arange(3, 9)[None]) is not None
+    trainer.train()
+    assert recorder.logs[0]["objective/kl_exact"] == pytest.approx(0.0, abs=1e-5)

@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.models import base_of, frozen_copy
+from pipeline.models import base_of, frozen_copy, switch_dropout_off
 from pipeline.ppo.config import PPOConfig
 from pipeline.scoring import (
     TokenBatch,
@@ -73,9 +73,7 @@ class ActorCritic(nn.Module):
     def __init__(self, policy: nn.Module, config: PPOConfig) -> None:
         """``policy`` is a causal LM or a PEFT model around one, prepared for training."""
         super().__init__()
-        for module in policy.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0  # with dropout the ratio of the first update would not be 1
+        switch_dropout_off(policy)
         self.policy = policy
         self.args = config
         base = base_of(policy)
@@ -87,7 +85,9 @@ class ActorCritic(nn.Module):
             self._reference = [base_of(frozen_copy(policy, dtype))]
         cut = lowest_trained_layer(base) if config.cache_trunk and not config.fsdp else 0
         self._split = SplitDecoder.build(base, cut)
-        self._ref_split = SplitDecoder.build(self._reference[0], cut) if self._split else None
+        # Adapters can leave the lower layers alone too; their reference has no copy to split.
+        both = self._split and self._reference
+        self._ref_split = SplitDecoder.build(self._reference[0], cut) if both else None
 
     @property
     def config(self):  # noqa: ANN201 - the Hugging Face config, whatever its class

@@ -140,6 +140,7 @@ class PPOConfig(TrainingArguments):
             self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
         for name in not_negative:
             self._require(name, getattr(self, name) >= 0, "at least 0")
+        self._require("fp16", not self.fp16, "false (use bf16, or neither for float32)")
         self._require("gamma", 0 < self.gamma <= 1, "in (0, 1]")
         self._require("lam", 0 <= self.lam <= 1, "in [0, 1]")
         rollout = self.steps_per_rollout

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
@@ -20,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_
 from classic_rl.losses import clipped_surrogate, value_loss
 from pipeline.errors import UserError
 from pipeline.generation import Completion, sample
-from pipeline.models import base_of
+from pipeline.models import base_of, one_device, prepare
 from pipeline.ppo import state
 from pipeline.ppo.actor_critic import ActorCritic
 from pipeline.ppo.config import PPOConfig
@@ -46,7 +47,8 @@ class PPOTrainer(Trainer):
 
     Args:
         model: the policy: a causal LM with the weights to train requiring gradients, or a PEFT
-            model. Its state now is the reference π_ref.
+            model. Its state now is the reference π_ref. Its dropout is switched off and its own
+            sampling defaults (top-k, repetition penalty, …) are dropped.
         reward_function: ``(prompts, completions) -> scores``, lists of equal length. It sees text
             only, so another tokenizer, rules or a service are all the same to it.
         args: see :class:`PPOConfig`.
@@ -72,7 +74,11 @@ class PPOTrainer(Trainer):
     ) -> None:
         if not train_dataset:
             raise UserError("PPO has no training prompts; check the data section")
-        check_head(base_of(model))
+        one_device(args)
+        base = prepare(base_of(model), processing_class)
+        if isinstance(model, PeftModel):  # keeps one of its own, which generate() puts in place
+            model.generation_config = base.generation_config  # type: ignore[assignment]
+        check_head(base)
         self.reward_function = checked(reward_function)
         self.log_samples = log_samples
         self.kl_control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
@@ -89,7 +95,7 @@ class PPOTrainer(Trainer):
         self.tokenizer = processing_class
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole minibatch's tokens
         self.actor_critic.place_reference(self.args.device)
-        self.add_callback(_GradientGate(self))
+        self.add_callback(_Hooks(self))
         self._pending: list[Microbatch] = []
         self._rollout_metrics: dict[str, float] = {}
         self._update_metrics = UpdateMetrics()
@@ -109,13 +115,18 @@ class PPOTrainer(Trainer):
         args = self.args
         repeats = args.steps_per_rollout * args.gradient_accumulation_steps
         prompts: Any = self.train_dataset
+        self._sampler = RolloutSampler(len(prompts), args.rollout_batch_size, repeats, args.seed)
         loader = DataLoader(
             prompts,
             batch_size=args.rollout_size,
-            sampler=RolloutSampler(len(prompts), args.rollout_batch_size, repeats, args.seed),
+            sampler=self._sampler,
             collate_fn=lambda rows: {"prompts": rows},
         )
         return self.accelerator.prepare(loader)
+
+    def choose_epoch(self) -> None:
+        """Give the sampler its epoch, which wrapped for a resumed run it would not be told."""
+        self._sampler.set_epoch(self.rollout_index // self._sampler.rollouts)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         if not self._pending:
@@ -358,11 +369,14 @@ class PPOTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-class _GradientGate(TrainerCallback):
-    """Lets the trainer see the gradients between backward pass and optimizer step."""
+class _Hooks(TrainerCallback):
+    """Calls the trainer back at the moments that the Trainer has callbacks for, not methods."""
 
     def __init__(self, trainer: PPOTrainer) -> None:
         self.trainer = trainer
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.choose_epoch()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.trainer.gate_gradients()
