@@ -116,7 +116,13 @@ sys.exit(cli.main(["sft", "--config", {config!r}, "output_dir=" + {folder!r}]))
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interruption(root: Path, tiny: Path, tmp_path: Path, number: signal.Signals) -> None:
     code = SLOW.format(root=str(root), config=str(tiny), folder=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that run in a shell's background inherit an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     started = time.monotonic()
     while not (tmp_path / "sft" / "working").exists():
         assert process.poll() is None and time.monotonic() - started < 120
