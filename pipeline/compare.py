@@ -3,7 +3,7 @@
 compare/results.json   every method's metrics, and the frontier
 compare/details.json   how far the estimate of the optimum can be trusted
 compare/samples.jsonl  for every evaluation prompt, what each method made of it
-compare/work/          one method's samples and scores each; a killed comparison goes on from them
+compare/measured/      one method's samples and scores each; a killed comparison goes on from them
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _model(experiment: Experiment, method: str) -> Path:
 
 
 def _work(experiment: Experiment, method: str) -> Path:
-    return experiment.stage_dir("compare") / "work" / f"{method}.json"
+    return experiment.stage_dir("compare") / "measured" / f"{method}.json"
 
 
 def _judge_is_proxy(experiment: Experiment) -> bool:

@@ -150,7 +150,7 @@ def test_samples_are_the_first_and_not_the_best(tmp_path: Path, models: Models) 
     exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
     compare.run(exp)
     _, _, rows = read(exp)
-    sft = Evaluation(**read_json(exp.stage_dir("compare") / "work" / "sft.json"))
+    sft = Evaluation(**read_json(exp.stage_dir("compare") / "measured" / "sft.json"))
     for i, row in enumerate(rows):
         assert row["prompt"] == f"prompt {i}"
         assert row["completions"]["sft"].startswith(f"sft text {16 * i} ")
@@ -281,7 +281,7 @@ def test_a_comparison_of_real_models(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert methods["best_of_n"]["reward"] > methods["sft"]["reward"]
     assert [row["prompt"] for row in rows] == prompts
     assert rows[0]["rewards"]["dpo"] == letters([], [rows[0]["completions"]["dpo"]])[0]
-    sft = Evaluation(**read_json(exp.stage_dir("compare") / "work" / "sft.json"))
+    sft = Evaluation(**read_json(exp.stage_dir("compare") / "measured" / "sft.json"))
     rewards = sft.grid(sft.proxy)
     point = next(row for row in results["frontier"] if row["beta"] == exp.beta)
     assert point["reward"] == frontier.frontier_point(rewards, exp.beta).reward

@@ -119,7 +119,7 @@ KILL_WHEN = {
     "reward": "reward/checkpoints/gold/checkpoint-*/complete.json",
     "ppo": "ppo/checkpoints/checkpoint-*/complete.json",
     "dpo": "dpo/checkpoints/checkpoint-*/complete.json",
-    "compare": "compare/work/*.json",
+    "compare": "compare/measured/*.json",
 }
 
 
