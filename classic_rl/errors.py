@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class ProblemError(ValueError):
-    """A problem, setting or file that cannot be used as given. The CLI prints it without a trace."""
+    """A problem, setting or file that cannot be used as given; shown without a trace."""

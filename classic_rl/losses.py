@@ -7,6 +7,7 @@ and its mean must be taken over all of their tokens together.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -15,15 +16,32 @@ from torch import Tensor
 KLEstimator = Literal["k1", "k2", "k3"]
 
 
-def clipped_surrogate(log_ratio: Tensor, advantages: Tensor, cliprange: float) -> Tensor:
+def policy_gradient(logps: Tensor, advantages: Tensor) -> Tensor:
+    r"""The surrogate :math:`-\log\pi(a|s)\,\hat A`, whose gradient is minus the policy gradient
+    (Williams 1992; Sutton & Barto 2018, equation 13.8)."""
+    return -logps * advantages
+
+
+def clipped_surrogate(
+    log_ratio: Tensor, advantages: Tensor, cliprange: float, dual_clip: float | None = None
+) -> Tensor:
     r"""PPO's clipped surrogate as a loss (Schulman et al. 2017, equation 7, negated).
 
     .. math:: -\min\big(r\hat A,\ \mathrm{clip}(r, 1-\epsilon, 1+\epsilon)\hat A\big),\quad
               r = \exp(\log\pi - \log\pi_{old})
+
+    Args:
+        log_ratio, advantages: one shape. cliprange: ε > 0.
+        dual_clip: c > 1 bounds the loss at :math:`-c\hat A` where the advantage is negative, so
+            that a runaway ratio cannot dominate the batch (Ye et al. 2020, equation 5); None: no
+            bound.
     """
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
-    return torch.maximum(-advantages * ratio, -advantages * clipped)
+    loss = torch.maximum(-advantages * ratio, -advantages * clipped)
+    if dual_clip is None:
+        return loss
+    return torch.where(advantages < 0, torch.minimum(loss, -dual_clip * advantages), loss)
 
 
 def clip_active(log_ratio: Tensor, advantages: Tensor, cliprange: float) -> Tensor:
@@ -31,6 +49,20 @@ def clip_active(log_ratio: Tensor, advantages: Tensor, cliprange: float) -> Tens
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1.0 - cliprange, 1.0 + cliprange)
     return -advantages * clipped > -advantages * ratio
+
+
+def categorical_entropy(log_probs: Tensor) -> Tensor:
+    """Entropy in nats of categorical distributions, from normalised log-probabilities ``(..., A)``.
+
+    An action of probability 0 (log-probability −inf) contributes nothing.
+    """
+    probabilities = log_probs.exp()
+    return -(probabilities * log_probs.clamp(min=torch.finfo(log_probs.dtype).min)).sum(-1)
+
+
+def gaussian_entropy(log_std: Tensor) -> Tensor:
+    """Entropy in nats of diagonal Gaussians, from their log standard deviations ``(..., D)``."""
+    return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
 
 def value_loss(

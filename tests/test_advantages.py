@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from classic_rl.advantages import gae, masked_mean, masked_whiten, mean_and_variance, moments
+from classic_rl.advantages import (
+    completion_gae,
+    masked_mean,
+    masked_whiten,
+    mean_and_variance,
+    moments,
+)
 
 
 @pytest.fixture
@@ -20,7 +26,7 @@ def rollout() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_gae_at_lambda_one_is_return_minus_value(rollout) -> None:
     rewards, values, mask = rollout
     gamma = 0.9
-    advantages, returns = gae(rewards, values, mask, gamma, lam=1.0)
+    advantages, returns = completion_gae(rewards, values, mask, gamma, lam=1.0)
     for row, length in enumerate((5, 3, 1)):
         for t in range(length):
             expected = sum(gamma ** (k - t) * rewards[row, k] for k in range(t, length))
@@ -30,7 +36,7 @@ def test_gae_at_lambda_one_is_return_minus_value(rollout) -> None:
 
 def test_gae_at_lambda_zero_is_the_td_error(rollout) -> None:
     rewards, values, mask = rollout
-    advantages, _ = gae(rewards, values, mask, gamma=0.9, lam=0.0)
+    advantages, _ = completion_gae(rewards, values, mask, gamma=0.9, lam=0.0)
     for row, length in enumerate((5, 3, 1)):
         for t in range(length):
             following = values[row, t + 1] if t + 1 < length else 0.0
@@ -40,8 +46,10 @@ def test_gae_at_lambda_zero_is_the_td_error(rollout) -> None:
 
 def test_nothing_behind_the_mask_reaches_a_result(rollout) -> None:
     rewards, values, mask = rollout
-    expected = gae(rewards, values, mask)
-    spoiled = gae(torch.where(mask, rewards, torch.nan), torch.where(mask, values, torch.nan), mask)
+    expected = completion_gae(rewards, values, mask)
+    spoiled = completion_gae(
+        torch.where(mask, rewards, torch.nan), torch.where(mask, values, torch.nan), mask
+    )
     for ours, theirs in zip(expected, spoiled, strict=True):
         assert torch.equal(ours, theirs)
         assert not ours[~mask].any()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from classic_rl.advantages import gae, masked_whiten, mean_and_variance, moments
+from classic_rl.advantages import completion_gae, masked_whiten, mean_and_variance, moments
 from classic_rl.losses import KLEstimator, kl_estimate
 from pipeline.generation import Completion
 from pipeline.ppo.actor_critic import ActorCritic, ReferenceScores
@@ -118,7 +118,7 @@ def assemble(
         mean, variance = mean_and_variance(reduce_sum(moments(rewards, mask)))
         mean, variance = mean.to(rewards.dtype), variance.to(rewards.dtype)
         rewards = masked_whiten(rewards, mask, torch.zeros_like(mean), variance)
-    advantages, returns = gae(rewards, old.values, mask, args.gamma, args.lam)
+    advantages, returns = completion_gae(rewards, old.values, mask, args.gamma, args.lam)
     if args.whiten_advantages:
         mean, variance = mean_and_variance(reduce_sum(moments(advantages, mask)))
         mean, variance = mean.to(advantages.dtype), variance.to(advantages.dtype)
