@@ -1,0 +1,1 @@
+"""Tabular methods: planning with a known model, and learning from samples."""
