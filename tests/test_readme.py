@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from classic_rl import cli as classic
 from pipeline import cli, toy
 from pipeline.config import load_experiment
 from pipeline.models import prepare
@@ -41,8 +42,14 @@ def test_stages_exist(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--config" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", re.findall(r"^python -m classic_rl (.+)$", README, re.MULTILINE))
+def test_classic_commands(command: str, tmp_path: Path) -> None:
+    assert classic.main([*command.split(), "--out", str(tmp_path)]) == 0
+    assert any(tmp_path.iterdir())
+
+
 def test_named_files_exist() -> None:
-    for name in re.findall(r"(?:configs|scripts|docs|tests)/[\w./-]+\.\w+", README):
+    for name in re.findall(r"(?:configs|scripts|docs|tests|benchmarks)/[\w./-]+\.\w+", README):
         assert (ROOT / name).is_file(), name
 
 
