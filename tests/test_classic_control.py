@@ -23,6 +23,7 @@ from classic_rl.tabular.evaluation import finite_horizon_values
 from classic_rl.tabular.exploration import UCB, EpsilonGreedy, Softmax
 from classic_rl.tabular.planning import value_iteration
 from classic_rl.tabular.rollouts import evaluate
+from classic_rl.textbook import MaximisationBias
 
 ALL = [monte_carlo_control, sarsa, expected_sarsa, q_learning, double_q_learning]
 SEEDS = range(5)
@@ -72,25 +73,6 @@ def test_expected_sarsa_earns_more_than_sarsa_on_the_cliff() -> None:
 
 
 # --- Maximisation bias, Sutton & Barto 2018, example 6.7 ---
-
-
-class MaximisationBias(gym.Env):
-    """From A (0), right (1) ends with 0; left (0) leads to B (1), whose ten actions all end with a
-    reward drawn from N(−0.1, 1)."""
-
-    observation_space = gym.spaces.Discrete(2)
-    action_space = gym.spaces.Discrete(10)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.state = 0
-        return 0, {}
-
-    def step(self, action):
-        if self.state == 0:
-            self.state = 1
-            return 1, 0.0, action == 1, False, {}
-        return 1, self.np_random.normal(-0.1, 1.0), True, False, {}
 
 
 def left_fraction(method) -> np.ndarray:

@@ -23,6 +23,7 @@ from classic_rl.tabular.planning import (
     policy_iteration,
     value_iteration,
 )
+from classic_rl.textbook import example_3_5
 
 MOVES = [(-1, 0), (0, -1), (1, 0), (0, 1)]
 
@@ -34,23 +35,6 @@ def uniform(mdp: MDP) -> np.ndarray:
 # --- golden values ---------------------------------------------------------------------------
 
 
-def gridworld_3_5() -> MDP:
-    """Sutton & Barto 2018, example 3.5: 5 × 5 cells, A → A' pays 10, B → B' pays 5, γ = 0.9."""
-
-    def outcomes(state: int, action: int):
-        row, column = divmod(state, 5)
-        if (row, column) == (0, 1):
-            return [(1.0, 4 * 5 + 1, 10.0)]
-        if (row, column) == (0, 3):
-            return [(1.0, 2 * 5 + 3, 5.0)]
-        row, column = row + MOVES[action][0], column + MOVES[action][1]
-        if 0 <= row < 5 and 0 <= column < 5:
-            return [(1.0, row * 5 + column, 0.0)]
-        return [(1.0, state, -1.0)]
-
-    return from_function(outcomes, 25, 4, 0.9)
-
-
 def test_values_of_the_random_policy_on_the_gridworld_of_figure_3_2():
     figure = [
         [3.3, 8.8, 4.4, 5.3, 1.5],
@@ -59,7 +43,7 @@ def test_values_of_the_random_policy_on_the_gridworld_of_figure_3_2():
         [-1.0, -0.4, -0.4, -0.6, -1.2],
         [-1.9, -1.3, -1.2, -1.4, -2.0],
     ]
-    mdp = gridworld_3_5()
+    mdp = example_3_5()[1]
     for method in ("direct", "iterative"):
         values = policy_evaluation(mdp, uniform(mdp), method=method)
         assert np.abs(values.reshape(5, 5) - figure).max() <= 0.05 + 1e-6
@@ -73,7 +57,7 @@ def test_optimal_values_of_the_gridworld_of_figure_3_5():
         [16.0, 17.8, 16.0, 14.4, 13.0],
         [14.4, 16.0, 14.4, 13.0, 11.7],
     ]
-    values = value_iteration(gridworld_3_5()).values
+    values = value_iteration(example_3_5()[1]).values
     assert np.abs(values.reshape(5, 5) - figure).max() <= 0.05 + 1e-6
 
 
@@ -465,7 +449,7 @@ WRONG: Any = "lu"
 )
 def test_a_mistake_is_named_in_one_line(call, message):
     with pytest.raises(ProblemError, match=message) as caught:
-        call(gridworld_3_5())
+        call(example_3_5()[1])
     assert "\n" not in str(caught.value)
 
 
@@ -473,4 +457,4 @@ def test_without_numba_compiled_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "classic_rl.tabular.compiled", raising=False)
     with pytest.raises(ProblemError, match="pip install numba"):
-        value_iteration(gridworld_3_5(), compiled=True)
+        value_iteration(example_3_5()[1], compiled=True)

@@ -8,7 +8,7 @@ import pytest
 from gymnasium.wrappers import TimeLimit
 
 from classic_rl.errors import ProblemError
-from classic_rl.mdp import MDP, from_arrays, from_function
+from classic_rl.mdp import MDP, from_arrays
 from classic_rl.tabular.evaluation import policy_evaluation
 from classic_rl.tabular.prediction import (
     Prediction,
@@ -17,17 +17,9 @@ from classic_rl.tabular.prediction import (
     td0,
     td_lambda,
 )
+from classic_rl.textbook import random_walk
 
 STAY = np.zeros(7, dtype=int)
-
-
-def random_walk() -> MDP:
-    """Sutton & Barto 2018, example 6.2: A to E are states 1 to 5, and only leaving to the right
-    pays 1. The one action is a step to either side."""
-    return from_function(
-        lambda s, a: [(0.5, s - 1, 0.0), (0.5, s + 1, float(s == 5))],
-        7, 1, 1.0, start=3, terminal=[0, 6],
-    )  # fmt: skip
 
 
 def small_mdp(seed: int) -> tuple[MDP, np.ndarray]:
@@ -46,7 +38,7 @@ def errors(method, alpha: float) -> np.ndarray:
     curves = []
     for seed in range(100):
         run = method(
-            random_walk(), STAY, alpha=alpha, episodes=100, seed=seed, initial=0.5, record=1
+            random_walk(5), STAY, alpha=alpha, episodes=100, seed=seed, initial=0.5, record=1
         )
         values = np.array([values[1:6] for _, values in run.snapshots])
         curves.append(np.sqrt(((values - truth) ** 2).mean(axis=1)))
@@ -75,7 +67,7 @@ def test_random_walk_error_curves() -> None:
 
 def test_random_walk_values() -> None:
     """Sutton & Barto 2018, example 6.2: the true values are 1/6 to 5/6."""
-    walk = random_walk()
+    walk = random_walk(5)
     truth = np.array([0, 1, 2, 3, 4, 5, 0]) / 6
     np.testing.assert_allclose(policy_evaluation(walk, STAY), truth, atol=1e-9)
     average = monte_carlo_prediction(walk, STAY, episodes=20_000, seed=0)
@@ -204,9 +196,9 @@ def test_truncation_bootstraps_and_termination_does_not(method, extra: dict) -> 
         (lambda: predict(n_step_td, n=0, alpha=0.1), "n: 0 must be a whole number of at least 1"),
         (lambda: predict(n_step_td, n=2.5, alpha=0.1), "n: 2.5 must be a whole number"),
         (lambda: predict(td_lambda, lam=1.2, alpha=0.1), r"lam: 1.2 is outside \[0, 1\]"),
-        (lambda: td0(random_walk(), STAY, alpha=0.1, episodes=0, seed=0), "episodes: 0 must be"),
-        (lambda: td0(random_walk(), STAY[:3], alpha=0.1, episodes=1, seed=0), "policy: shape"),
-        (lambda: td0(random_walk(), STAY, alpha=0.1, seed=0), "give either episodes or steps"),
+        (lambda: td0(random_walk(5), STAY, alpha=0.1, episodes=0, seed=0), "episodes: 0 must be"),
+        (lambda: td0(random_walk(5), STAY[:3], alpha=0.1, episodes=1, seed=0), "policy: shape"),
+        (lambda: td0(random_walk(5), STAY, alpha=0.1, seed=0), "give either episodes or steps"),
         (lambda: td0(Treadmill(), STAY[:1], alpha=0.1, seed=0, episodes=1), "gamma: a gymnasium"),
     ],
 )
