@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from classic_rl.losses import (
+    categorical_entropy,
     clip_active,
     clipped_surrogate,
     explained_variance,
+    gaussian_entropy,
     kl_estimate,
+    policy_gradient,
     value_loss,
 )
 
@@ -62,3 +65,47 @@ def test_explained_variance() -> None:
     assert explained_variance(returns, returns) == 1.0
     assert explained_variance(torch.full((3,), 7.0), returns) == pytest.approx(0.0)
     assert explained_variance(returns, torch.ones(3)) == 0.0
+
+
+def test_dual_clip_bounds_the_loss_of_bad_actions_only() -> None:
+    """Ye et al. 2020, equation 5: at most -c A where A < 0."""
+    log_ratio = torch.tensor([math.log(8.0)] * 2)
+    advantages = torch.tensor([-2.0, 2.0])
+    assert clipped_surrogate(log_ratio, advantages, 0.2).tolist() == pytest.approx([16.0, -2.4])
+    dual = clipped_surrogate(log_ratio, advantages, 0.2, dual_clip=3.0)
+    assert dual.tolist() == pytest.approx([6.0, -2.4])
+
+
+def test_surrogate_at_ratio_one_has_the_policy_gradient() -> None:
+    """And both are the finite differences of E[A] under a softmax policy, taken exactly."""
+    logits = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
+    advantages = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+
+    def expected_advantage(at: torch.Tensor) -> float:
+        return float(torch.softmax(at.detach(), -1) @ advantages)
+
+    probabilities = torch.softmax(logits, -1).detach()
+    logps = torch.log_softmax(logits, -1)
+    (simple,) = torch.autograd.grad(
+        probabilities @ policy_gradient(logps, advantages), logits, retain_graph=True
+    )
+    log_ratio = logps - logps.detach()
+    (surrogate,) = torch.autograd.grad(
+        probabilities @ clipped_surrogate(log_ratio, advantages, 0.2), logits
+    )
+    step = 1e-6
+    for i in range(3):
+        shift = step * torch.eye(3, dtype=torch.float64)[i]
+        slope = expected_advantage(logits + shift) - expected_advantage(logits - shift)
+        assert -simple[i].item() == pytest.approx(slope / (2 * step), abs=1e-8)
+        assert -surrogate[i].item() == pytest.approx(slope / (2 * step), abs=1e-8)
+
+
+def test_entropies_against_torch_distributions() -> None:
+    logits = torch.tensor([[0.3, -0.2, 0.5], [5.0, 0.0, -torch.inf]])
+    log_probs = torch.log_softmax(logits, -1)
+    expected = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(categorical_entropy(log_probs), expected)
+    log_std = torch.tensor([[0.0, -1.0], [2.0, 0.5]])
+    normal = torch.distributions.Normal(torch.zeros(2, 2), log_std.exp())
+    torch.testing.assert_close(gaussian_entropy(log_std), normal.entropy().sum(-1))
