@@ -32,8 +32,8 @@ class _NumpyTanh(torch.autograd.Function):
 class Tanh(nn.Module):
     """The hyperbolic tangent by numpy's vector code.
 
-    Torch's own took some twenty times as long where this was measured (AMD Zen 5, 512 x 64 values); and
-    acting in numpy and learning in torch see the same function to the last bit.
+    Torch's own took some twenty times as long where this was measured (AMD Zen 5, 512 x 64
+    values); and acting in numpy and learning in torch see the same function to the last bit.
     """
 
     def forward(self, inputs: Tensor) -> Tensor:

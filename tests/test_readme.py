@@ -42,7 +42,10 @@ def test_stages_exist(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--config" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", re.findall(r"^python -m classic_rl (.+)$", README, re.MULTILINE))
+CLASSIC = re.findall(r"^python -m classic_rl (.+)$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", CLASSIC)
 def test_classic_commands(command: str, tmp_path: Path) -> None:
     assert classic.main([*command.split(), "--out", str(tmp_path)]) == 0
     assert any(tmp_path.iterdir())
