@@ -11,9 +11,9 @@ import scipy.sparse as sp
 from classic_rl.errors import ProblemError
 from classic_rl.mdp import MDP
 
-# Up to about this many entries a dense product is quicker than a sparse call's overhead alone
-# (4 actions: 110 states).
-DENSE_ENTRIES = 50_000
+# Up to about this many entries gathering successors' values beats the sparse call's overhead alone
+# (4 actions, 3 successors: 340 states).
+GATHERED_ENTRIES = 4_096
 # Measuring the change of a small table costs as much as half a sweep, so it is done now and then.
 CHECK_EVERY = 8
 
@@ -35,21 +35,35 @@ class Backup:
         order = (states * mdp.n_actions + np.arange(mdp.n_actions)[:, None]).ravel()
         self.matrix = discounted(mdp, order)
         self.rewards = np.ascontiguousarray(mdp.rewards[first:last].T)  # (A, S)
-        self.dense = len(order) * mdp.n_states <= DENSE_ENTRIES
-        if self.dense:
-            self._table = np.asfortranarray(self.matrix.toarray())
-            self._q = np.empty(self.rewards.shape)
-            self._flat = self._q.reshape(-1)  # the same memory
+        counts = np.diff(self.matrix.indptr)
+        self.gathered = len(order) * int(counts.max(initial=1)) <= GATHERED_ENTRIES
+        if self.gathered:
+            self._gather(counts)
 
     def action_values(self, values: np.ndarray) -> np.ndarray:
         """``(A, S)``: one row an action. The next call may write over it."""
-        if self.dense:
-            self._table.dot(values, self._flat)  # γ P V
-            q = self._q
+        if self.gathered:
+            values.take(self._successors, out=self._terms, mode="clip")  # "raise" would buffer
+            self._terms *= self._weights
+            q, *others = self._by_successor
+            for term in others:
+                q += term  # γ P V, one successor after the other
         else:
-            q = self.matrix.dot(values).reshape(self.rewards.shape)
+            q = self.matrix.dot(values).reshape(self.rewards.shape)  # γ P V
         q += self.rewards  # + r
         return q
+
+    def _gather(self, counts: np.ndarray) -> None:
+        """Lay the rows out as arrays ``(K, A, S)`` of their k-th successors and weights, padded
+        with weights of zero."""
+        shape = (int(counts.max(initial=1)), *self.rewards.shape)
+        self._successors, self._weights = np.zeros(shape, dtype=np.intp), np.zeros(shape)
+        rows = np.repeat(np.arange(len(counts)), counts)
+        place = np.arange(len(rows)) - self.matrix.indptr[rows]
+        self._successors.reshape(shape[0], -1)[place, rows] = self.matrix.indices
+        self._weights.reshape(shape[0], -1)[place, rows] = self.matrix.data
+        self._terms = np.empty(shape)
+        self._by_successor = list(self._terms)  # views, taken once
 
     def sweep(self, values: np.ndarray, out: np.ndarray) -> None:
         """V ← max_a Q_a (Sutton & Barto 2018, equation 4.10), for these states."""
