@@ -193,6 +193,24 @@ def heat_map(
     return figure
 
 
+def moving_mean(
+    ends: np.ndarray, returns: np.ndarray, grid: np.ndarray, window: float
+) -> np.ndarray:
+    """Mean of the returns whose ends lie in the ``window`` before each point of the grid.
+
+    Args:
+        ends: ``(E,)`` rising, where each episode ended. returns: ``(E,)``. grid: ``(G,)``.
+
+    Returns:
+        ``(G,)``; where no episode ended the latest return before, NaN before the first.
+    """
+    sums = np.concatenate([[0.0], np.cumsum(returns, dtype=float)])
+    last, first = np.searchsorted(ends, grid, "right"), np.searchsorted(ends, grid - window)
+    first = np.minimum(first, last - 1).clip(min=0)  # at least the latest episode
+    count = last - first
+    return np.where(count > 0, (sums[last] - sums[first]) / np.maximum(count, 1), np.nan)
+
+
 def short(number: float) -> str:
     """A number in at most five or so characters: two decimals, fewer when it is large."""
     if not np.isfinite(number):

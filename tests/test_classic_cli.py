@@ -15,9 +15,9 @@ from gymnasium.envs.registration import EnvSpec
 from PIL import Image
 
 from classic_rl import cli
+from classic_rl.plots import moving_mean
 from classic_rl.progress import Progress
 from classic_rl.results import write_bytes
-from classic_rl.tabular.curves import moving_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 PNG, GIF = b"\x89PNG\r\n", b"GIF8"

@@ -27,7 +27,7 @@ def learning_curve(
     grid = np.linspace(0, total, POINTS + 1)[1:]
     y = np.stack(
         [
-            moving_mean(end, one.returns, grid, total * WINDOW)
+            plots.moving_mean(end, one.returns, grid, total * WINDOW)
             for end, one in zip(ends, learned, strict=True)
         ]
     )
@@ -58,24 +58,6 @@ def selection(frames: Sequence[Snapshot]) -> list[Snapshot]:
     """A few of many snapshots, the first and last included, closer together at the beginning."""
     spread = np.linspace(0, 1, PANELS) ** 2 * (len(frames) - 1)
     return [frames[i] for i in np.unique(np.ceil(spread).astype(int))]
-
-
-def moving_mean(
-    ends: np.ndarray, returns: np.ndarray, grid: np.ndarray, window: float
-) -> np.ndarray:
-    """Mean of the returns whose ends lie in the ``window`` before each point of the grid.
-
-    Args:
-        ends: ``(E,)`` rising, where each episode ended. returns: ``(E,)``. grid: ``(G,)``.
-
-    Returns:
-        ``(G,)``; where no episode ended the latest return before, NaN before the first.
-    """
-    sums = np.concatenate([[0.0], np.cumsum(returns)])
-    last, first = np.searchsorted(ends, grid, "right"), np.searchsorted(ends, grid - window)
-    first = np.minimum(first, last - 1).clip(min=0)
-    count = last - first
-    return np.where(count > 0, (sums[last] - sums[first]) / np.maximum(count, 1), np.nan)
 
 
 def _readable(y: np.ndarray, best: float | None) -> tuple[float, float] | None:
