@@ -86,14 +86,16 @@ def learning_curves(job: Job) -> None:
     """The four algorithms on CartPole, each with its tuned settings."""
     names = {"REINFORCE": "reinforce", "A2C": "a2c", "DQN": "dqn", "PPO": "ppo"}
     runs = job.train({name: (key, "CartPole-v1", []) for name, key in names.items()})
-    job.write(training.curve_figure(runs, "CartPole-v1: four algorithms", level=(475, "solved")))
+    figure = training.curve_figure(runs, "CartPole-v1: four algorithms", level=(475, "solved"))
+    figure.axes[0].set_xlim(0, 120_000)  # beyond that all stay where they are
+    job.write(figure)
 
 
 def lunar_lander(job: Job) -> None:
     """PPO on LunarLander, with its tuned settings."""
     runs = job.train({"PPO": ("ppo", "LunarLander-v3", [])})
     title = "PPO learns to land"
-    job.write(training.curve_figure(runs, title, level=(200, "solved"), ylim=(-400, 320)))
+    job.write(training.curve_figure(runs, title, level=(200, "solved"), ylim=(-300, 320)))
 
 
 def dqn_ablation(job: Job) -> None:
@@ -120,7 +122,14 @@ ESTIMATOR_SETTINGS = {
 
 def estimators(job: Job) -> None:
     """The same policy gradient, estimated in four ways: returns and entropy while learning."""
-    _estimators(job, "CartPole-v1", (475, "solved"), [])
+    runs = _estimators(job, "CartPole-v1", (475, "solved"))
+    series = {k: logged(group, "entropy") for k, group in runs.items()}
+    for name, (_, y) in series.items():
+        print(f"  {name}: entropy {y[:, 0].mean():.2f} to {y[:, -1].mean():.2f} nats")
+    title = "CartPole: how undecided the policy is"
+    entropy = plots.curves(series, title=title, xlabel="environment steps", ylabel="entropy, nats")
+    training.thousands(entropy)
+    job.write(entropy, "entropy")
 
 
 def estimators_lunar_lander(job: Job) -> None:
@@ -128,18 +137,13 @@ def estimators_lunar_lander(job: Job) -> None:
     _estimators(job, "LunarLander-v3", (200, "solved"), ["total_steps=300000"])
 
 
-def _estimators(job: Job, env_id: str, level: tuple[float, str], more: Sequence[str]) -> None:
+def _estimators(job: Job, env_id: str, level: tuple[float, str], more: Sequence[str] = ()) -> Runs:
     runs = job.train(
         {k: ("reinforce", env_id, [*keys, *more]) for k, keys in ESTIMATOR_SETTINGS.items()}
     )
-    name = slug(env_id).split("-")[0]
-    returns = training.curve_figure(runs, f"{name}: the estimator alone differs", level=level)
-    job.write(returns)
-    series = {k: logged(group, "entropy") for k, group in runs.items()}
-    title = f"{name}: how undecided the policy is"
-    entropy = plots.curves(series, title=title, xlabel="environment steps", ylabel="entropy, nats")
-    training.thousands(entropy)
-    job.write(entropy, f"{job.figure.replace('estimators', 'entropy')}")
+    title = f"{env_id.partition('-')[0]}: the estimator alone differs"
+    job.write(training.curve_figure(runs, title, level=level))
+    return runs
 
 
 def gradient_variance(job: Job) -> None:
