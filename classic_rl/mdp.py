@@ -2,7 +2,7 @@ r"""A finite Markov decision process as arrays.
 
 With S states and A actions, row ``s * A + a`` of the sparse matrix ``transitions`` holds
 :math:`P(\cdot \mid s, a)` and ``rewards[s, a]`` holds :math:`r(s, a) = E[r \mid s, a]`. The Bellman
-backup of a value vector is then one sparse product (Sutton & Barto 2018, equation 4.10):
+backup of a value vector is then one sparse product (Sutton & Barto 2018, equation 4.6):
 
 .. math:: Q(s, a) = r(s, a) + \gamma \sum_{s'} P(s' \mid s, a)\, V(s')
 

@@ -120,8 +120,10 @@ def success(mdp: MDP, policy: np.ndarray | None, limit: int) -> float:
 def test_slippery_frozen_lake(
     name: str, limit: int, gamma: float, steps: int, alpha: float, floor: float
 ) -> None:
-    """On each of five seeds the greedy policy is within 0.01 of the exact stationary optimum, and
-    above the floor in 1,000 episodes of the real environment (three standard errors: 0.04)."""
+    """On each of five seeds the greedy policy is within 0.01 of the exact success rate of
+    value iteration's at the same γ (with γ = 0.99 the best stationary one on 4×4; on 8×8 a search
+    over policies finds 0.8936), and above the floor in 1,000 episodes of the real environment
+    (three standard errors: 0.04)."""
     mdp = from_gymnasium(name, gamma)
     best = success(mdp, value_iteration(mdp).policy, limit)
     assert best == pytest.approx({100: 0.7402, 200: 0.8857}[limit], abs=1e-4)

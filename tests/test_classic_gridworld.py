@@ -44,7 +44,7 @@ def test_value_iteration_gives_the_textbook_tables() -> None:
     env = GridWorld("3x4", slip=0.2)
     tables: list[np.ndarray] = []
     value_iteration(env.mdp(0.9, "state"), on_sweep=lambda k, values: tables.append(values.copy()))
-    for expected, values in zip(SWEEPS, tables, strict=False):
+    for expected, values in zip(SWEEPS, tables[:5], strict=True):
         for row, line in enumerate(expected):
             for col, value in enumerate(line):
                 if value is not None:

@@ -85,6 +85,7 @@ class FixedPoint(NamedTuple):
     sweeps: int
 
 
+@np.errstate(over="ignore", invalid="ignore")  # an overflow is told in one line
 def iterate(
     sweep: Callable[[np.ndarray, np.ndarray], None],
     start: np.ndarray,
@@ -115,6 +116,8 @@ def iterate(
             on_sweep(k, new.copy())
         if k % CHECK_EVERY == 0 or k == max_sweeps:
             change = float(np.abs(new - old).max())
+            if not np.isfinite(change):
+                raise ProblemError(f"{name}: the values overflow: the rewards are too large")
             if change <= tolerance or previous <= change <= rounding(new):
                 return FixedPoint(new, k)
             previous = change

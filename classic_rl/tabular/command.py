@@ -39,7 +39,7 @@ CONTROL = {
     "sarsa": "on-policy TD control",
     "expected-sarsa": "SARSA with the expectation over the next action",
     "q-learning": "off-policy TD control",
-    "double-q-learning": "Q-learning without its bias, by two tables",
+    "double-q-learning": "Q-learning without its upward bias, by two tables",
 }
 COMMANDS = PLANNING | PREDICTION | CONTROL
 SWEPT = ("alpha", "gamma", "epsilon")
@@ -298,7 +298,9 @@ def _fraction(text: str) -> float:
 def _rate(text: str) -> Rate:
     wanted = "a number or START:END[:STEPS]"
     parts = [_float(part, wanted) for part in text.split(":")]
-    return Rate(*parts) if len(parts) <= 3 else _fail(text, wanted)
+    if len(parts) > 3 or (len(parts) == 3 and parts[2] < 1):
+        return _fail(text, f"{wanted}, STEPS at least 1")
+    return Rate(*parts)
 
 
 def _alpha(text: str) -> Rate | str:

@@ -218,7 +218,7 @@ class Run:
 
     def learned(self) -> Learned:
         """The finished Q-table and what was kept on the way."""
-        action_values = self._copy()
+        action_values = self._finite()
         return Learned(
             action_values,
             action_values.argmax(axis=1),
@@ -229,7 +229,14 @@ class Run:
 
     def prediction(self) -> Prediction:
         """The finished values and what was kept on the way."""
-        return Prediction(self._copy(), self.snapshots)
+        return Prediction(self._finite(), self.snapshots)
+
+    def _finite(self) -> np.ndarray:
+        """`_copy`, or a ProblemError where learning ran away."""
+        table = self._copy()
+        if not np.isfinite(table).all():
+            raise ProblemError("the values grew without bound: lower alpha, lambda or gamma")
+        return table
 
     def _copy(self) -> np.ndarray:
         return np.array(self.table, dtype=float)[: self.world.n_states]

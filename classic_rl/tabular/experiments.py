@@ -12,6 +12,7 @@ import numpy as np
 from scipy.sparse.csgraph import breadth_first_order
 
 from classic_rl.configuration import slug
+from classic_rl.errors import ProblemError
 from classic_rl.mdp import MDP
 from classic_rl.progress import Progress
 from classic_rl.results import prepare_folder
@@ -94,7 +95,13 @@ def _plan(arguments: argparse.Namespace, problem: Problem, paper: report.Report)
         values, policy = solved.values, solved.policy
         if mdp.gamma == 1 and name in ("value-iteration", "modified-policy-iteration"):
             # Their greedy policy may go round for ever among actions that tie.
-            policy = policy_iteration(mdp, tolerance=arguments.tolerance).policy
+            ending = policy_iteration(mdp, tolerance=arguments.tolerance)
+            policy = ending.policy
+            if np.abs(ending.values - values).max() > 1e-6 * (1 + np.abs(values).max()):
+                raise ProblemError(
+                    "with gamma = 1 going round for ever at no cost is worth more here than any "
+                    "way to an end: lower gamma, or take policy-iteration for the best that ends"
+                )
         found = {"sweeps": solved.sweeps, "residual": solved.residual}
         if isinstance(solved, SoftSolution):
             paper.soft(mdp, solved, reference_policy(problem), arguments.beta)

@@ -11,7 +11,9 @@ Three algorithms solve the Bellman optimality equation (Sutton & Barto 2018, equ
 
 All stop by one rule, a *Bellman residual* ‖TV − V‖∞ of at most ``tolerance``; for γ < 1 the values
 are then within ``tolerance / (1 − γ)`` of the optimum. A terminal's value is its own reward (see
-`classic_rl.mdp`). With γ = 1 every state needs a way to a terminal.
+`classic_rl.mdp`). With γ = 1 every state needs a way to a terminal, and where a loop pays exactly
+nothing there are two optima: value iteration, from V = 0, counts going round for ever as worth 0;
+the other two look for the best policy that ends.
 """
 
 from __future__ import annotations

@@ -163,14 +163,14 @@ class Report:
         print(f"\nreturn within {limit} steps (undiscounted)")
         exact = best is not None
         training = f"{'training':>10}" if learned else ""
-        print(f"{'seed':>6}{training}{'sampled':>18}" + (f"{'expected':>11}" if exact else ""))
+        print(f"{'seed':>6}{training}{'sampled':>22}" + (f"{'expected':>11}" if exact else ""))
         for i, (seed, one) in enumerate(zip(self.seeds, played, strict=True)):
             line = f"{seed:>6}"
             if learned:
                 latest = learned[i].returns[-LATEST:]
-                line += f"{latest.mean():>10.3f}" if len(latest) else f"{'-':>10}"
-            line += f"{f'{one.mean:.3f} {_pm()} {one.std:.3f}':>18}"
-            print(line + (f"{one.exact:>11.4f}" if one.exact is not None else ""))
+                line += f" {latest.mean():>9.3f}" if len(latest) else f"{'-':>10}"
+            line += f" {f'{one.mean:.3f} {_pm()} {one.std:.3f}':>21}"
+            print(line + (f" {one.exact:>10.4f}" if one.exact is not None else ""))
         means = np.array([one.mean for one in played])
         if len(means) > 1:
             spread = f"{means.mean():.3f} {_pm()} {means.std():.3f}, lowest {means.min():.3f}"

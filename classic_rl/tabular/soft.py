@@ -65,7 +65,8 @@ def soft_value_iteration(
     Args:
         reference: π_ref, ``(S, A)``; an action that it never takes is never taken.
         beta: β > 0, nats of KL priced in reward. As β → 0 the values become those of
-            `value_iteration` over the reference's actions, as β → ∞ those of the reference itself.
+            `value_iteration` over the reference's actions (with γ = 1 over policies that end), as
+            β → ∞ those of the reference itself.
         tolerance: the residual to reach, or the values' rounding error where that is larger.
         max_sweeps: the most sweeps before it is an error.
         on_sweep: called with (k, V_k) after each sweep; V_0 = 0.
