@@ -264,6 +264,13 @@ def test_same_seed_same_results(tmp_path: Path) -> None:
         ("q-learning --wrong", "unrecognized arguments: --wrong"),
         ("td --n 2 --lam 0.5", "not allowed with"),
         ("soft-value-iteration --beta 0", "'0' is not a number above 0"),
+        ("q-learning --alpha 0.5:0.1:0", "STEPS at least 1"),
+        ("td --env CliffWalking-v1 --lam 0.9 --alpha 0.5", "the values grew without bound"),
+        ("value-iteration --env GridWorld3x4 --env-arg step_reward=1e308", "the values overflow"),
+        (
+            "value-iteration --env GridWorld3x4 --gamma 1 --env-arg rewards={'+':-1,'-':-1}",
+            "going round for ever at no cost",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
