@@ -339,10 +339,13 @@ def main() -> None:
     parser.add_argument("--part", choices=PARTS, action="append", help="may be given repeatedly")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (default: 3)")
     args = parser.parse_args()
+    if args.seeds < 1:
+        parser.error("--seeds must be at least 1")
     torch.set_num_threads(1)
     print(machine())
     # The first training of a process imports and warms what later ones find ready.
     ppo.train(ppo.PPOConfig(total_steps=2_000))
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # SB3's; imports torch's compiler
     for part in args.part or PARTS:
         run_part(part, range(args.seeds))
         if part.startswith("ppo"):

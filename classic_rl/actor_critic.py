@@ -72,7 +72,8 @@ class A2CConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "n_envs", "n_steps", low=1)
+        check_range(self, "n_envs", low=1)
+        check_range(self, "n_steps", low=2)  # one step could be nothing but resets
         check_range(self, "learning_rate", low=0, open_low=True)
         check_range(self, "gamma", "lam", low=0, high=1)
         check_range(self, "value_coef", "entropy_coef", "max_grad_norm", low=0)

@@ -48,6 +48,8 @@ def evaluate(
     """
     if episodes < 1:
         raise ProblemError(f"episodes: {episodes} is not a positive number")
+    if not 0 <= seed < 2**31:
+        raise ProblemError(f"seed: {seed} must be at least 0 and below 2^31")
     envs = [environments.make_for_networks(env_id, env_kwargs) for _ in range(episodes)]
     check_spaces(policy, envs[0], env_id)
     rng = None if greedy else np.random.default_rng(seed)

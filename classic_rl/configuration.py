@@ -49,6 +49,8 @@ def configure(
     from classic_rl import environments  # gymnasium takes a while
 
     cls = find_algorithm(algorithm).config_class()
+    named = [value for key, value in map(parse_override, overrides) if key == "env_id"]
+    env_id = named[-1] if named and isinstance(named[-1], str) else env_id
     chosen = {} if env_id is None else {"env_id": environments.find(env_id).id}
     path = path or config_path(algorithm, chosen.get("env_id", cls.env_id))
     values, origin = {}, {}  # a setting's value, and where it was given

@@ -176,6 +176,9 @@ def _train(
                     track=track,
                 )
             )
+    except MemoryError as error:
+        print(f"error: not enough memory: {error or 'make the settings smaller'}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         kept = any((place / CHECKPOINT_FILE).exists() for place in folders)
         then = f"goes on in {folder}" if kept or trained else "begins anew, nothing is saved yet"

@@ -25,6 +25,7 @@ EXTRAS = {
     "ALE/": "the Arcade Learning Environment: pip install ale-py opencv-python-headless",
     "MinAtar/": "MinAtar: pip install minatar",
 }
+LONGEST = 10_000  # steps of an episode where the environment sets no limit
 ATARI_FRAMES = 4  # frames stacked, and game frames a step (Mnih et al. 2015)
 
 
@@ -44,9 +45,12 @@ def make(env_id: str, kwargs: Mapping[str, Any] | None = None, **more: Any) -> g
         # Checking every step costs a fifth of a small environment's time; tests check ours.
         return gym.make(spec, disable_env_checker=True, **arguments)
     except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
-        raise _missing(spec.id) from error
-    except TypeError as error:
-        raise ProblemError(f"{env_id}: {error}") from error
+        raise _missing(spec.id, error) from error
+    except ProblemError:
+        raise
+    except (TypeError, ValueError, KeyError, AssertionError, gym.error.Error) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ProblemError(f"{env_id}: {reason}") from error
 
 
 def make_vector(env_id: str, n_envs: int, kwargs: Mapping[str, Any] | None = None) -> VectorEnv:
@@ -67,8 +71,14 @@ def make_vector(env_id: str, n_envs: int, kwargs: Mapping[str, Any] | None = Non
 
 
 def make_for_networks(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gym.Env:
-    """`make`, with a Discrete observation turned into its one-hot vector."""
+    """`make`, with a Discrete observation turned into its one-hot vector.
+
+    An environment without a time limit gets one of `LONGEST` steps: a policy that goes round for
+    ever would otherwise never be done being evaluated. Atari games have their own.
+    """
     env = make(env_id, kwargs)
+    if env.spec is not None and env.spec.max_episode_steps is None and "ALE/" not in env.spec.id:
+        env = gym.wrappers.TimeLimit(env, LONGEST)
     if isinstance(env.observation_space, gym.spaces.Box):
         return env
     return gym.wrappers.FlattenObservation(env)
@@ -116,6 +126,8 @@ def _atari(spec: Any, arguments: dict[str, Any]) -> gym.Env:
     return gym.wrappers.FrameStackObservation(env, ATARI_FRAMES)
 
 
-def _missing(env_id: str) -> ProblemError:
-    extra = next((text for name, text in EXTRAS.items() if env_id.startswith(name)), "a package")
+def _missing(env_id: str, error: Exception | None = None) -> ProblemError:
+    extra = next((text for name, text in EXTRAS.items() if env_id.startswith(name)), None)
+    if extra is None:
+        return ProblemError(f"{env_id} needs a package: {' '.join(str(error).split())}")
     return ProblemError(f"{env_id} needs {extra}")

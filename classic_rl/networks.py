@@ -106,7 +106,7 @@ def body(
         raise ProblemError(f"observations are {space}: only vectors and images can be learned from")
     if len(shape) == 1:
         return mlp([shape[0], *hidden], activation), hidden[-1] if hidden else shape[0]
-    channels_last = shape[-1] < shape[0]
+    channels_last = shape[-1] <= shape[0]  # frame stacks are (4, 84, 84)
     channels = shape[-1] if channels_last else shape[0]
     large = min(sorted(shape)[1:]) >= 36
     factor = 1 / 255 if space.dtype == np.uint8 else 1.0

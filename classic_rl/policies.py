@@ -79,19 +79,20 @@ class ActorCritic(nn.Module):
         self.scaler = ObservationScaler(shape) if normalize else None
         self.actor_body, features = body(observation_space, hidden, activation)
         self.shares_body = len(shape) == 3
+        # Images share one body; registered twice it could not be saved.
         self.critic_body = (
-            self.actor_body if self.shares_body else body(observation_space, hidden, activation)[0]
+            None if self.shares_body else body(observation_space, hidden, activation)[0]
         )
         # A small gain makes the first policy near uniform, so that everything is tried.
         self.actor_head = orthogonal(nn.Linear(features, outputs), 0.01)
         self.critic_head = orthogonal(nn.Linear(features, 1), 1.0)
         self._actor = NumpyMLP(self.actor_body, self.actor_head)
-        self._critic = NumpyMLP(self.critic_body, self.critic_head)
+        self._critic = NumpyMLP(self.critic_body or self.actor_body, self.critic_head)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits or means ``(N, A)`` and values ``(N,)`` of (scaled) observations."""
         features = self.actor_body(observations)
-        of_critic = features if self.shares_body else self.critic_body(observations)
+        of_critic = features if self.critic_body is None else self.critic_body(observations)
         return self.actor_head(features), self.critic_head(of_critic).squeeze(-1)
 
     def log_probs(self, outputs: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:

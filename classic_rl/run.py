@@ -8,6 +8,7 @@ resumed run does the same and ends bit-equal to one that was never interrupted.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -54,8 +55,10 @@ class RunConfig:
     threads: int = 1
 
     def __post_init__(self) -> None:
-        check_range(self, "total_steps", "threads", low=1)
-        check_range(self, "seed", "checkpoint_every", low=0)
+        check_range(self, "total_steps", low=1)
+        check_range(self, "threads", low=1, high=1024)
+        check_range(self, "seed", low=0, high=2**31 - 1)
+        check_range(self, "checkpoint_every", low=0)
 
 
 @dataclass
@@ -122,7 +125,16 @@ class Run:
         return int(np.random.SeedSequence([self.config.seed, self.segments]).generate_state(1)[0])
 
     def log(self, steps: int, **metrics: float) -> None:
-        """Add a point to the curve; every call must name the same metrics."""
+        """Add a point to the curve; every call must name the same metrics.
+
+        Raises:
+            ProblemError: where one is not finite; only the return has a time without a value.
+        """
+        for name, value in metrics.items():
+            if name != "episode_return" and not math.isfinite(value):
+                raise ProblemError(
+                    f"after {steps} steps {name} is {value}: training diverged; lower learning_rate"
+                )
         for name, value in {"steps": steps, **metrics}.items():
             self.curve.setdefault(name, []).append(value)
         if self.on_log is not None:

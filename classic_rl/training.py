@@ -17,7 +17,7 @@ from classic_rl import agent, plots
 from classic_rl.algorithms import find_algorithm
 from classic_rl.configuration import write_yaml
 from classic_rl.results import prepare_folder, write_figure, write_json
-from classic_rl.run import RESULT_FILE, Result, RunConfig
+from classic_rl.run import CHECKPOINT_FILE, RESULT_FILE, Result, RunConfig
 from classic_rl.trackers import Tracker, TrackerName
 
 CONFIG_FILE = "config.yaml"
@@ -73,8 +73,6 @@ def train(
     folder = prepare_folder(folder)
     content = _finished(algorithm, config, folder) if resume else None
     if content is None:
-        (folder / RESULT_FILE).unlink(missing_ok=True)  # that of a run which this one replaces
-        write_yaml(config, folder / CONFIG_FILE)
         _train(algorithm, config, folder, resume, track).save(folder)
         content = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
     measured = evaluate(folder, episodes)
@@ -124,9 +122,15 @@ def _train(
         settings = asdict(config)
         tracker = Tracker(track, folder, group=group, run=label, config=settings, resume=resume)
     live = LiveLine(label, config.total_steps)
-    complete = False
+    complete = begun = False
+    began = time.time()
 
     def on_log(steps: int, metrics: Mapping[str, float]) -> None:
+        nonlocal begun
+        if not begun:  # not sooner: a mistake in the settings must not cost a finished run
+            begun = True
+            _replace(folder, began, resume)
+            write_yaml(config, folder / CONFIG_FILE)
         live.show(steps, metrics)
         if tracker is not None:
             tracker.log(steps, metrics)
@@ -139,6 +143,15 @@ def _train(
         live.clear()
         if tracker is not None:
             tracker.finish(complete)
+
+
+def _replace(folder: Path, began: float, resume: bool) -> None:
+    """Remove what an earlier run left in the folder, whatever is older than ``began``."""
+    kept = {CHECKPOINT_FILE} if resume else set()
+    for name in {RESULT_FILE, CHECKPOINT_FILE, EVALUATION_FILE, agent.POLICY_FILE} - kept:
+        path = folder / name
+        if path.exists() and path.stat().st_mtime < began:
+            path.unlink()
 
 
 def _finished(algorithm: str, config: RunConfig, folder: Path) -> dict[str, Any] | None:

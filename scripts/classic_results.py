@@ -89,8 +89,9 @@ def measure(name: str, seeds: Sequence[int], episodes: int, runs: Path, resume: 
         done.append(found | training.summary(run.returns))
     others = controllers(base, episodes) if row.above_controllers else {}
     scores = [found["score"] for found in done]
-    least = [value for value in (row.every, *others.values()) if value is not None]
-    met = min(scores) >= max(least) and (row.mean is None or float(np.mean(scores)) >= row.mean)
+    met = row.every is None or min(scores) >= row.every
+    met = met and (row.mean is None or float(np.mean(scores)) >= row.mean)
+    met = met and all(min(scores) > score for score in others.values())
     return {
         "algorithm": row.algorithm,
         "env_id": base.env_id,
@@ -209,6 +210,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in arguments.rows or ROWS:
             if name not in ROWS:
                 raise ProblemError(f"{name}: no such row; there are {', '.join(ROWS)}")
+        usual = (tuple(arguments.seeds), arguments.episodes) == (SEEDS, EPISODES)
+        if not usual and arguments.out == OUT:
+            raise ProblemError("other seeds or episodes than the table's: name a folder with --out")
         out = prepare_folder(arguments.out)
         for name in arguments.rows or ROWS:
             row = measure(

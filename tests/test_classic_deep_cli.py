@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from classic_rl import agent, cli, environments, training
+from classic_rl import agent, cli, environments, networks, training
 from classic_rl.algorithms import ALGORITHMS
 from classic_rl.policies import ActorCritic
 from classic_rl.training import LiveLine, duration, learning_curve
@@ -331,3 +331,59 @@ def test_learning_curves_average_what_ended_in_the_window() -> None:
     curve = learning_curve(episodes, np.array([5, 10, 20, 30, 40, 50]), 10)
     # Before the first episode nothing is known; where none ended the last one stands.
     np.testing.assert_array_equal(curve, [np.nan, 1, 7 / 3, 3, 4, 7])
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn"])
+def test_policies_of_images_are_saved(algorithm: str, tmp_path: Path) -> None:
+    more = {"ppo": ["n_envs=4", "n_steps=16", "epochs=1"], "dqn": ["learning_starts=64"]}
+    words = ["--env", "MinAtar/Seaquest-v1", "--out", str(tmp_path), "--episodes", "2"]
+    small = ["total_steps=200", "checkpoint_every=100", "hidden=[16]", *more[algorithm]]
+    assert cli.main([algorithm, *words, *small]) == 0
+    policy, env_id, kwargs = agent.load_policy(tmp_path)
+    again = agent.evaluate(policy, env_id, 2, training.EVALUATION_SEED, env_kwargs=kwargs)
+    assert again.returns.tolist() == read(tmp_path, "evaluation.json")["returns"]
+
+
+def test_channels_last_even_where_there_are_as_many_as_rows() -> None:
+    space = environments.make("MinAtar/Seaquest-v1").observation_space
+    assert space.shape == (10, 10, 10)
+    scale = next(m for m in networks.body(space, (8,))[0].modules() if hasattr(m, "channels_last"))
+    assert scale.channels_last
+
+
+def test_an_environment_without_a_time_limit_gets_one() -> None:
+    env = environments.make_for_networks("CliffWalking-v1")
+    env.reset(seed=0)
+    steps = [env.step(0) for _ in range(environments.LONGEST)]  # up, against the wall
+    assert [bool(truncated) for *_, truncated, _ in steps[-2:]] == [False, True]
+
+
+def test_a_mistake_costs_no_finished_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("ppo", tmp_path) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert train("ppo", tmp_path, "hidden=[0]") == 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_new_run_leaves_nothing_of_the_old_one(tmp_path: Path) -> None:
+    assert train("ppo", tmp_path) == 0
+    assert (tmp_path / "checkpoint.safetensors").exists()
+    words = ["--env", "CartPole-v1", "--out", str(tmp_path), "--episodes", "3"]
+    assert cli.main(["ppo", *words, "total_steps=500", "checkpoint_every=0", *SMALL["ppo"]]) == 0
+    assert not (tmp_path / "checkpoint.safetensors").exists()
+
+
+def test_a_diverged_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("ppo", tmp_path, "learning_rate=1e30") == 2
+    assert "training diverged" in error_line(capsys)
+
+
+def test_the_environment_may_be_an_override(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["ppo", "env_id=LunarLander-v3", "--print-config"]) == 0
+    by_override = capsys.readouterr().out
+    assert cli.main(["ppo", "--env", "LunarLander-v3", "--print-config"]) == 0
+    assert by_override == capsys.readouterr().out
