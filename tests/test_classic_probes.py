@@ -170,6 +170,22 @@ def blind_network(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(QNetwork, "scale", lambda self, seen: np.zeros_like(seen))
 
 
+def separable_network(patch: pytest.MonkeyPatch) -> None:
+    """Which action is better may not depend on the state: Q(s, a) = V(s) + A(a)."""
+    forward, action_values = QNetwork.forward, QNetwork.action_values
+
+    def of_torch(self: QNetwork, seen: torch.Tensor) -> torch.Tensor:
+        q, blind = forward(self, seen), forward(self, torch.zeros_like(seen))
+        return q.mean(-1, keepdim=True) + blind - blind.mean(-1, keepdim=True)
+
+    def of_numpy(self: QNetwork, seen: np.ndarray) -> np.ndarray:
+        q, blind = action_values(self, seen), action_values(self, np.zeros_like(seen))
+        return q.mean(-1, keepdims=True) + blind - blind.mean(-1, keepdims=True)
+
+    patch.setattr(QNetwork, "forward", of_torch)
+    patch.setattr(QNetwork, "action_values", of_numpy)
+
+
 def every_end_terminates(patch: pytest.MonkeyPatch) -> None:
     """Time limits are reported as terminations."""
     step = Stepper.step
@@ -201,6 +217,7 @@ Q_MUTATIONS = {
         with_batch(lambda b: b._replace(actions=1 - b.actions)),
         "reward by action",
     ),
+    "actions rated blindly": (separable_network, "reward by both"),
 }
 
 
