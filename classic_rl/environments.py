@@ -48,9 +48,13 @@ def make(env_id: str, kwargs: Mapping[str, Any] | None = None, **more: Any) -> g
         raise _missing(spec.id, error) from error
     except ProblemError:
         raise
-    except (TypeError, ValueError, KeyError, AssertionError, gym.error.Error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ProblemError(f"{env_id}: {reason}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        # What constructors raise over their arguments; without any it is a fault to be seen.
+        if not arguments:
+            raise
+        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        reason = " ".join(str(error).split())
+        raise ProblemError(f"{env_id}: cannot be made with {given}: {reason}") from error
 
 
 def make_vector(env_id: str, n_envs: int, kwargs: Mapping[str, Any] | None = None) -> VectorEnv:

@@ -75,16 +75,7 @@ def open_problem(arguments: argparse.Namespace) -> Problem:
     """
     spec = environments.find(arguments.env)
     env_args = dict(arguments.env_arg)
-    try:
-        env = environments.make(arguments.env, env_args)
-    except ProblemError:
-        raise
-    except (KeyError, ValueError, IndexError, AssertionError, AttributeError) as error:
-        # What constructors raise over their arguments; without any it is a fault to be seen.
-        if not env_args:
-            raise
-        given = ", ".join(f"{key}={value}" for key, value in env_args.items())
-        raise ProblemError(f"{spec.id} cannot be made with {given}: {error!r}") from error
+    env = environments.make(arguments.env, env_args)
     tuned = tuned_for(spec.id, slippery=env_args.get("is_slippery", True))
     gamma = arguments.gamma or tuned.gamma
     exact = any(hasattr(env.unwrapped, name) for name in ("mdp", "P"))
