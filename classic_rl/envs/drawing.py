@@ -28,11 +28,11 @@ class DrawnEnv(gym.Env):
         self.render_mode = render_mode
 
     def text(self) -> str:
-        """The present state as text."""
+        """The present state as text; every environment gives its own."""
         raise NotImplementedError
 
     def picture(self) -> np.ndarray:
-        """The present state as uint8 ``(H, W, 3)``."""
+        """The present state as uint8 ``(H, W, 3)``; every environment gives its own."""
         raise NotImplementedError
 
     def render(self) -> Any:
