@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
 
 from tqdm import tqdm
 
@@ -18,3 +19,24 @@ def say(text: str) -> None:
     if is_main_process():
         tqdm.write(text, file=sys.stderr)
         sys.stderr.flush()
+
+
+def complain(text: str) -> None:
+    """Print why the run ends, once: where several processes fail together, the first one does."""
+    if _first_to_fail():
+        print(text, file=sys.stderr, flush=True)
+
+
+def _first_to_fail() -> bool:
+    """True for the first process of this run that asks; they agree through the launcher's store."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    from torch.distributed import TCPStore
+
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return store.add(f"rlhf/failed/{attempt}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):  # no launcher that could be asked
+        return is_main_process()

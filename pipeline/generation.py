@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -19,6 +21,8 @@ from pipeline.errors import UserError
 from pipeline.models import autocast, base_of
 from pipeline.records import Prompt
 from pipeline.terminal import progress
+
+_BLOCK = 128  # vocabulary entries that are summed up at once when a token is drawn
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[i
     return tuple(ids)
 
 
+def longest_prompt(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> int:
+    """Tokens of the longest prompt, as judged by the 64 with the most characters."""
+    longest = sorted(prompts, key=lambda prompt: len(str(prompt)), reverse=True)[:64]
+    return max(len(encode_prompt(tokenizer, prompt)) for prompt in longest)
+
+
 def cut_at_eos(tokens: Sequence[int], eos: set[int]) -> tuple[tuple[int, ...], bool]:
     """The tokens up to and including the first EOS, and whether there was one."""
     for position, token in enumerate(tokens):
@@ -102,6 +112,7 @@ def sample(
     temperature: float = 1.0,
     batch_size: int,
     seed: int,
+    draws: Tensor | None = None,
     label: str | None = None,
 ) -> list[Completion]:
     """Sample from the model's own distribution: no top-k, no top-p.
@@ -112,6 +123,8 @@ def sample(
         temperature: divides the logits.
         batch_size: completions generated at once; prompts of like length share a batch.
         seed: makes the result a function of the arguments; torch's global state is left alone.
+        draws: ``(P·m, max_new_tokens)`` numbers in [0, 1) that choose the tokens instead of the
+            seed's; then no row's completion depends on which others it is sampled with.
         label: shows a progress bar under this name.
 
     Returns:
@@ -131,7 +144,8 @@ def sample(
         torch.manual_seed(seed)
         for batch in progress(batches, label, len(batches)) if label else batches:
             prompt_ids = [encoded[rows[r]] for r in batch]
-            tokens = _generate(model, tokenizer, prompt_ids, max_new_tokens, temperature)
+            sampler = Sampler(temperature, None if draws is None else draws[batch])
+            tokens = _generate(model, tokenizer, prompt_ids, max_new_tokens, sampler)
             for r, ids, generated in zip(batch, prompt_ids, tokens, strict=True):
                 kept, ended = cut_at_eos(generated, stop)  # type: ignore[arg-type]
                 text = _decode(tokenizer, ids, kept)
@@ -142,25 +156,77 @@ def sample(
 
 
 class Sampler(LogitsProcessor):
-    """Draws each row's token by inverting its cumulative distribution.
+    """Draws each row's token by inverting its cumulative distribution (:func:`invert`).
 
     ``torch.multinomial``, which ``generate`` samples with, draws one random number for every
     entry of the vocabulary: a quarter of the time of generating on a processor. This draws one a
     row, and leaves the drawn token as the only choice.
     """
 
-    def __init__(self, temperature: float) -> None:
-        """``temperature`` divides the logits."""
+    def __init__(self, temperature: float, draws: Tensor | None = None) -> None:
+        """``temperature`` divides the logits; ``draws`` as for :func:`sample`, one row each."""
         self.temperature = temperature
+        self.draws = draws
+        self.step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """``(B, V)`` logits to ``(B, V)`` scores with one finite entry a row."""
-        cumulative = (scores.float() / self.temperature).softmax(-1).cumsum(-1)
-        # Scaled by the total, which rounding leaves beside 1, so a draw never falls behind it.
-        draw = torch.rand(len(scores), 1, device=scores.device) * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, draw, right=True)
-        token.clamp_(max=scores.shape[-1] - 1)
+        if self.draws is None:
+            draw = torch.rand(len(scores), 1, device=scores.device)
+        else:
+            draw = self.draws[:, self.step, None].to(scores.device)
+        self.step += 1
+        logits = scores.float()
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        weights = (logits - logits.amax(-1, keepdim=True)).exp_()
+        token = invert(weights, draw)
         return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+
+
+def invert(weights: Tensor, draw: Tensor) -> Tensor:
+    """The index in each row at which the running sum of ``weights`` passes ``draw`` of the total.
+
+    The sum runs over blocks' totals first and then within one block, as a running sum over a whole
+    vocabulary is several times slower than a total.
+
+    Args:
+        weights: ``(B, V)``, not negative, each row's total positive. draw: ``(B, 1)`` in [0, 1).
+
+    Returns:
+        ``(B, 1)`` indices; never one whose weight is 0.
+    """
+    size = weights.shape[-1]
+    gap = -size % _BLOCK
+    blocks = (F.pad(weights, (0, gap)) if gap else weights).unflatten(-1, (-1, _BLOCK))
+    totals = blocks.sum(-1).cumsum(-1)
+    goal = draw * totals[:, -1:]
+    block = _first_above(totals, goal)
+    before = torch.where(block > 0, totals.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK)).squeeze(1).cumsum(-1)
+    return block * _BLOCK + _first_above(inside, goal - before)
+
+
+def _first_above(running: Tensor, goal: Tensor) -> Tensor:
+    """First index of each row whose running sum is above ``goal``, which rounding may leave
+    beyond the total."""
+    below_total = torch.nextafter(running[:, -1:], torch.zeros_like(goal))
+    return torch.searchsorted(running, torch.minimum(goal, below_total), right=True)
+
+
+@contextmanager
+def _dense_head_input(head: nn.Module) -> Iterator[None]:
+    """Give the LM head its input without gaps in memory.
+
+    ``generate`` hands the head the last position of every row, a view with gaps. For a frozen head
+    torch then multiplies row by row and copies the head's weight for each of them: with 64 rows
+    and a vocabulary of 49,152 that is 3.6 GB and nine tenths of the time of 20 tokens.
+    """
+    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()
@@ -169,7 +235,7 @@ def _generate(
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[tuple[int, ...]],
     max_new_tokens: int,
-    temperature: float,
+    sampler: Sampler,
 ) -> list[list[int]]:
     """Generated tokens of each prompt, EOS and padding still on."""
     device = base_of(model).device
@@ -184,8 +250,9 @@ def _generate(
         pad_token_id=pad,
         use_cache=True,
     )
-    choose = LogitsProcessorList([Sampler(temperature)])
-    with autocast(model):
+    choose = LogitsProcessorList([sampler])
+    head: Any = base_of(model).get_output_embeddings()
+    with autocast(model), _dense_head_input(head):
         output = model.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=choose
         )

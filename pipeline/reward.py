@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from pipeline import assets, tracking
-from pipeline.checkpoints import CompleteMarker, last_complete
+from pipeline.checkpoints import CompleteMarker
 from pipeline.config import Experiment, ModelSection
 from pipeline.console import say
 from pipeline.data import ExperimentData, first_words, load_data
@@ -189,7 +189,7 @@ def _train(
         [*tracking.callbacks(experiment, "reward", part), CompleteMarker()],
     )
     tracking.quieten(trainer)
-    resume(trainer, last_complete(checkpoints))
+    resume(trainer)
     if trainer.is_world_process_zero():
         with new_folder(_folder(experiment, part)) as beside:
             trainer.accelerator.unwrap_model(trainer.model).save_pretrained(beside)

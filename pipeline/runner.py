@@ -248,16 +248,39 @@ def _run_step(experiment: Experiment, step: Step) -> None:
     _wait_for_every_rank()
 
 
+# What libraries make of a full disk. The last three are torch.save's, which tells no cause: its
+# writer could write no more, at the start, in the middle or at the end of a file.
+_DISK_WORDS = (
+    "No space left on device",
+    "PytorchStreamWriter failed",
+    "iostream error",
+    ". unexpected pos ",
+)
+
+
 def _disk_is_full(error: BaseException | None) -> bool:
     """True when a full disk is the error or the cause of it, however a library wraps it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        text = str(error)
-        if "No space left on device" in text or "PytorchStreamWriter failed" in text:
+        if any(words in str(error) for words in _DISK_WORDS):
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def _process_is_lost(error: BaseException) -> bool:
+    """True when a collective failed because another process is gone or silent (gloo, NCCL)."""
+    lost = (
+        "closed by peer",
+        "reset by peer",
+        "Broken pipe",
+        "Timed out waiting",
+        "timed out after",
+    )
+    text = str(error)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return several and isinstance(error, RuntimeError) and any(words in text for words in lost)
 
 
 def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
@@ -288,6 +311,11 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
                 raise UserError(
                     f"output_dir {experiment.output_dir}: the disk is full; free some space, then"
                     " run the same command to resume"
+                ) from error
+            if _process_is_lost(error):
+                raise UserError(
+                    f"output_dir {experiment.output_dir}: another process of this run ended or no"
+                    " longer answers; run the same command to resume"
                 ) from error
             raise
     if command in ("run", "report"):

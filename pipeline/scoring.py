@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ def check_head(model: PreTrainedModel) -> None:
     Raises:
         UserError: the architecture rescales or caps its logits afterwards.
     """
-    tokens = torch.arange(2, 6, device=model.device)[None]
+    tokens = torch.arange(1, 5, device=model.device)[None]
     with torch.no_grad(), autocast(model):
         logits = model(input_ids=tokens, use_cache=False).logits.float()
         ours = lm_head(model)(hidden_states(model, tokens)).float()
@@ -125,19 +125,62 @@ def check_head(model: PreTrainedModel) -> None:
         )
 
 
+def _logits(hidden: Tensor, head: nn.Module, temperature: float) -> Tensor:
+    """Float32 logits ``(N, V)`` of ``(N, d)`` states, divided by ``temperature``."""
+    logits = head(hidden).float()
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def _logps(hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float) -> Tensor:
+    logits = _logits(hidden, head, temperature)
+    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+
+
 def _logps_and_entropy(
     hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    logits = head(hidden).float() / temperature
+    logits = _logits(hidden, head, temperature)
     normalizer = logits.logsumexp(-1)
     logps = logits.gather(-1, targets[:, None]).squeeze(-1) - normalizer
     entropy = normalizer - (logits.softmax(-1) * logits).sum(-1)
     return logps, entropy
 
 
-def _logps(hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float) -> Tensor:
-    logits = head(hidden).float() / temperature
-    return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
+class _FrozenHeadLogps(torch.autograd.Function):
+    """Log-probabilities whose gradient is taken while a chunk's logits exist.
+
+    For a frozen head without bias, logits W h / T and p = softmax(W h / T),
+
+    .. math:: \\nabla_h \\log p_y = (W_y - \\sum_v p_v W_v) / T
+
+    needs nothing of the loss, so it is computed in the forward pass and kept as ``(N, d)``: no
+    logits are kept and none are computed again.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float, chunk: int
+    ) -> Tensor:
+        found, slopes = [], []
+        for states, tokens in zip(hidden.split(chunk), targets.split(chunk), strict=True):
+            logits = _logits(states, head, temperature)
+            normalizer = logits.logsumexp(-1)
+            found.append(logits.gather(-1, tokens[:, None]).squeeze(-1) - normalizer)
+            p = logits.sub_(normalizer[:, None]).exp_()
+            mean = (p.to(head.weight.dtype) @ head.weight).float()
+            slopes.append((head.weight[tokens].float() - mean) / temperature)
+        ctx.save_for_backward(torch.cat(slopes).to(hidden.dtype))
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        (slopes,) = ctx.saved_tensors
+        return (gradient[:, None] * slopes).to(slopes.dtype), None, None, None, None
+
+
+def _is_frozen_matrix(head: nn.Module) -> bool:
+    plain = type(head) is nn.Linear and head.bias is None
+    return plain and not head.weight.requires_grad
 
 
 def token_logps(
@@ -145,7 +188,8 @@ def token_logps(
 ) -> Tensor:
     """Log-probabilities of ``targets``, differentiable.
 
-    Beyond one chunk the logits are recomputed in the backward pass rather than kept.
+    Logits are never kept for the backward pass: a frozen head's gradient is taken at once
+    (:class:`_FrozenHeadLogps`), a trained one's are recomputed beyond one chunk.
 
     Args:
         hidden: ``(N, d)``, targets: ``(N,)``; chunk: tokens whose logits exist at once.
@@ -153,6 +197,8 @@ def token_logps(
     Returns:
         ``(N,)`` float32, in nats.
     """
+    if torch.is_grad_enabled() and hidden.requires_grad and _is_frozen_matrix(head):
+        return _FrozenHeadLogps.apply(hidden, head, targets, temperature, chunk)  # type: ignore
     if hidden.shape[0] <= chunk:
         return _logps(hidden, head, targets, temperature)
     parts = []
@@ -173,26 +219,45 @@ def token_logps_and_entropy(
     return torch.cat(logps), torch.cat(entropies)
 
 
+class TokenStatistics(NamedTuple):
+    """What two next-token distributions say about each token; all ``(N,)`` float32, in nats."""
+
+    logps: Tensor
+    entropy: Tensor
+    ref_logps: Tensor
+    exact_kl: Tensor
+
+
 @torch.no_grad()
-def token_kl(
+def token_statistics(
     hidden: Tensor,
     ref_hidden: Tensor,
     head: nn.Module,
     ref_head: nn.Module,
+    targets: Tensor,
     temperature: float,
     chunk: int,
-) -> Tensor:
-    """Exact KL(π‖π_ref) of each pair of next-token distributions, ``(N,)`` nats.
+) -> TokenStatistics:
+    """Both models' log-probabilities of ``targets``, π's entropy and the exact KL(π‖π_ref).
+
+    Each model's logits are computed once, a chunk at a time.
 
     Args:
         hidden, ref_hidden: ``(N, d)`` final hidden states of policy and reference.
+        targets: ``(N,)`` tokens.
     """
-    parts = []
-    for ours, theirs in zip(hidden.split(chunk), ref_hidden.split(chunk), strict=True):
-        logps = (head(ours).float() / temperature).log_softmax(-1)
-        ref_logps = (ref_head(theirs).float() / temperature).log_softmax(-1)
-        parts.append((logps.exp() * (logps - ref_logps)).sum(-1))
-    return torch.cat(parts)
+    pieces = []
+    for ours, theirs, tokens in zip(
+        hidden.split(chunk), ref_hidden.split(chunk), targets.split(chunk), strict=True
+    ):
+        logps = _logits(ours, head, temperature).log_softmax(-1)
+        ref_logps = _logits(theirs, ref_head, temperature).log_softmax(-1)
+        chosen = (x.gather(-1, tokens[:, None]).squeeze(-1) for x in (logps, ref_logps))
+        p = logps.exp()
+        entropy = -(p * logps).sum(-1)
+        own, ref = chosen
+        pieces.append((own, entropy, ref, (p * logps.sub_(ref_logps)).sum(-1)))
+    return TokenStatistics(*(torch.cat(column) for column in zip(*pieces, strict=True)))
 
 
 def _by_length(lengths: Sequence[int], batch_size: int, label: str | None) -> Iterator[list[int]]:
@@ -233,7 +298,9 @@ def completion_kl(
             ours, theirs = (s[batch.mask] for s in states)
             heads = lm_head(policy), lm_head(reference)
             chunk = logits_chunk(device)
-            kl[batch.mask] = token_kl(ours, theirs, *heads, temperature, chunk)
+            targets = batch.completion_ids[batch.mask]
+            found_here = token_statistics(ours, theirs, *heads, targets, temperature, chunk)
+            kl[batch.mask] = found_here.exact_kl
         found[torch.tensor(index)] = kl.sum(1).double().cpu()
     return found.tolist()
 

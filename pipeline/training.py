@@ -6,11 +6,13 @@ import math
 from pathlib import Path
 from typing import Any, TypeVar
 
+from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from pipeline import tracking
-from pipeline.checkpoints import CompleteMarker, last_complete
+from pipeline.checkpoints import CompleteMarker, last_complete, remove_after
 from pipeline.config import Experiment
+from pipeline.console import is_main_process
 from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.models import one_device, trainer_precision
@@ -70,20 +72,32 @@ class StopOnNaN(TrainerCallback):
 def fit(trainer: Trainer, experiment: Experiment, stage: str) -> None:
     """Train to the end, from the last whole checkpoint where there is one."""
     tracking.quieten(trainer)
-    for callback in [*tracking.callbacks(experiment, stage), StopOnNaN(), CompleteMarker()]:
+    for callback in [*tracking.callbacks(experiment, stage), StopOnNaN()]:
         trainer.add_callback(callback)
-    resume(trainer, last_complete(experiment.stage_dir(stage) / "checkpoints"))
+    if not any(isinstance(c, CompleteMarker) for c in trainer.callback_handler.callbacks):
+        trainer.add_callback(CompleteMarker())
+    resume(trainer)
 
 
-def resume(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train from ``checkpoint``, or from the start where there is none.
+def resume(trainer: Trainer) -> None:
+    """Train from the last whole checkpoint in the output folder, or from the start.
 
-    A checkpoint of the last step is only loaded: the Trainer's loop would make one step more when
-    that step lies within an epoch.
+    Broken checkpoints are removed: they would fill the disk. A checkpoint of the last step is only
+    loaded: the Trainer's loop would make one step more when that step lies within an epoch.
     """
+    checkpoint = _resume_point(Path(str(trainer.args.output_dir)))
     if checkpoint is not None:
         state = read_json(checkpoint / "trainer_state.json")
         if state["global_step"] >= state["max_steps"]:
             trainer._load_from_checkpoint(str(checkpoint))
             return
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _resume_point(folder: Path) -> Path | None:
+    """The last whole checkpoint; chosen by one process, as others may not see the same files."""
+    found: list[Path | None] = [None]
+    if is_main_process():
+        found = [last_complete(folder)]
+        remove_after(folder, found[0])
+    return broadcast_object_list(found)[0]

@@ -10,8 +10,8 @@
 
 from __future__ import annotations
 
-from reward_models.guard import checked
+from reward_models.guard import checked, may_pass
 from reward_models.interface import RewardError, RewardFunction
 from reward_models.loading import load_reward
 
-__all__ = ["RewardError", "RewardFunction", "checked", "load_reward"]
+__all__ = ["RewardError", "RewardFunction", "checked", "load_reward", "may_pass"]

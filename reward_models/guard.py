@@ -7,6 +7,7 @@ wrong length would give completions each other's scores.
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import numbers
 from collections.abc import Callable, Iterable
@@ -16,6 +17,23 @@ from typing import Any
 from reward_models.interface import RewardError, RewardFunction
 
 _SHOWN = 40  # characters of a completion in a message
+
+# What Python raises for a mistake in the code or for a text that the code cannot take: the same
+# call will raise it again. Errors of input and output, and those of libraries, may pass.
+_LASTING = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+_LASTING_OF_FILES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 def checked(function: Callable[..., Any], name: str | None = None) -> RewardFunction:
@@ -48,10 +66,26 @@ def checked(function: Callable[..., Any], name: str | None = None) -> RewardFunc
             raise
         except Exception as error:  # whatever the function raises is its author's to mend
             raise RewardError(_raised(label, call, prompts, completions, error)) from error
-        return _scores(label, result, completions)
+        try:
+            return _scores(label, result, completions)
+        except RewardError as error:
+            error.returned = result
+            raise
 
     reward.__name__ = reward.__qualname__ = label.removeprefix("reward ")
     return reward
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """True when the same call may succeed a moment later: no connection, no answer in time, an
+    answer that is not JSON, an error of a client library's own."""
+    while isinstance(error, RewardError):
+        error = error.__cause__
+    if isinstance(error, json.JSONDecodeError):
+        return True
+    if isinstance(error, OSError):  # some libraries' are a ValueError as well
+        return not isinstance(error, _LASTING_OF_FILES)
+    return isinstance(error, Exception) and not isinstance(error, _LASTING)
 
 
 def _adapt(function: Callable[..., Any], label: str) -> Callable[[list[str], list[str]], Any]:
@@ -99,6 +133,8 @@ def _raised(
         trace = trace.tb_next
     if trace is not None:
         what += f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+    if may_pass(error):  # nothing to do with a completion, so no use in calling again
+        return f"{label}: raised {what}; see that what it calls answers"
     index = _culprit(call, prompts, completions)
     if index is None:
         where = f"on {len(completions)} completions together, though not on fewer"

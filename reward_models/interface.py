@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 RewardFunction = Callable[[list[str], list[str]], list[float]]
 """``reward(prompts, completions)`` gives one finite number for each completion, higher is better.
@@ -17,4 +18,9 @@ class RewardError(ValueError):
 
     This package stands alone, so it has an error of its own; the pipeline turns it into its
     ``UserError``.
+
+    Attributes:
+        returned: What the reward returned, where that was the mistake.
     """
+
+    returned: Any = None

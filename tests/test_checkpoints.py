@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from pipeline.checkpoints import (
     MARKER,
@@ -19,7 +19,10 @@ from pipeline.checkpoints import (
     is_complete,
     last_complete,
     mark_complete,
+    require_whole,
 )
+from pipeline.errors import UserError
+from pipeline.training import resume
 
 
 class Line(torch.nn.Module):
@@ -74,17 +77,49 @@ def test_newest_is_by_number(tmp_path: Path) -> None:
     assert last_complete(tmp_path) == tmp_path / "checkpoint-100"
 
 
-@pytest.mark.parametrize("damage", ["unmarked", "truncated", "missing", "marker"])
-def test_broken_one_is_passed_over(tmp_path: Path, damage: str) -> None:
-    before = fake(tmp_path, 10)
-    newest = fake(tmp_path, 20, complete=damage != "unmarked")
-    if damage == "truncated":
-        (newest / "weights").write_bytes(b"123")
-    if damage == "missing":
-        (newest / "part" / "state").unlink()
-    if damage == "marker":
-        (newest / MARKER).write_text('{"step": 20, "fil', encoding="utf-8")
+DAMAGES = {
+    "unmarked": (lambda c: (c / MARKER).unlink(), "was not finished"),
+    "truncated": (lambda c: (c / "weights").write_bytes(b"123"), "3 bytes of weights instead of 5"),
+    "corrupted": (lambda c: (c / "weights").write_bytes(b"12354"), "other content in weights"),
+    "missing": (lambda c: (c / "part" / "state").unlink(), "lacks part/state"),
+    "marker cut": (lambda c: (c / MARKER).write_text('{"step": 20, "fil'), f"unreadable {MARKER}"),
+    "marker of lists": (
+        lambda c: (c / MARKER).write_text('{"files": [1]}'),
+        f"unreadable {MARKER}",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_broken_one_is_passed_over_and_told(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, newest = fake(tmp_path, 10), fake(tmp_path, 20)
+    assert last_complete(tmp_path) == newest
+    assert capsys.readouterr().err == ""
+    DAMAGES[damage][0](newest)
     assert last_complete(tmp_path) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert DAMAGES[damage][1] in line
+    assert "checkpoint-20" in line and "going on from checkpoint-10" in line
+    with pytest.raises(UserError) as error:
+        require_whole(newest)
+    assert DAMAGES[damage][1] in str(error.value) and str(before) in str(error.value)
+
+
+def test_every_part_of_a_large_file_counts(tmp_path: Path) -> None:
+    """Checksums are read in blocks: the last byte of the last one matters like the first."""
+    checkpoint = tmp_path / "checkpoint-1"
+    checkpoint.mkdir()
+    content = bytearray(os.urandom((1 << 21) + 7))
+    (checkpoint / "weights").write_bytes(content)
+    mark_complete(checkpoint)
+    assert is_complete(checkpoint)
+    for position in (0, 1 << 20, len(content) - 1):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        (checkpoint / "weights").write_bytes(damaged)
+        assert not is_complete(checkpoint), position
 
 
 def test_trainer_marks_and_resumes(tmp_path: Path) -> None:
@@ -95,26 +130,57 @@ def test_trainer_marks_and_resumes(tmp_path: Path) -> None:
     # written one goes, and training ends with the same weights.
     expected = (tmp_path / "checkpoint-6" / "model.safetensors").read_bytes()
     (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(expected[:9])
-    resume = last_complete(tmp_path)
-    assert resume == tmp_path / "checkpoint-4"
-    again = trainer(tmp_path, 6)
-    again.add_callback(SeenAtStart)
-    again.train(resume_from_checkpoint=str(resume))
-    assert SeenAtStart.names == ["checkpoint-2", "checkpoint-4"]
+    again, seen = trainer(tmp_path, 6), SeenAtStart()
+    again.add_callback(seen)
+    resume(again)
+    assert seen.found == [(4, ["checkpoint-2", "checkpoint-4"])]
     assert (tmp_path / "checkpoint-6" / "model.safetensors").read_bytes() == expected
     assert is_complete(tmp_path / "checkpoint-6")
 
 
-class SeenAtStart(CompleteMarker):
-    """Notes which checkpoints are there once the marker's `on_train_begin` is done."""
+class SeenAtStart(TrainerCallback):
+    """Notes the step and the checkpoints that training begins with."""
 
-    names: list[str] = []
+    def __init__(self) -> None:
+        self.found: list[tuple[int, list[str]]] = []
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
-        SeenAtStart.names = [path.name for path in checkpoints(Path(str(args.output_dir)))]
+        names = [path.name for path in checkpoints(Path(str(args.output_dir)))]
+        self.found.append((state.global_step, names))
 
-    def on_save(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
-        return None
+
+def test_an_older_run_does_not_vouch_for_a_checkpoint_that_is_written_over(tmp_path: Path) -> None:
+    trainer(tmp_path, 4).train()
+    again = trainer(tmp_path, 4)
+
+    def full(folder: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    again._save_optimizer_and_scheduler = full  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="No space"):
+        again.train()
+    assert not is_complete(tmp_path / "checkpoint-2")
+    assert last_complete(tmp_path) == tmp_path / "checkpoint-4"
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_older_ones_go_only_when_the_new_one_is_whole(tmp_path: Path, limit: int) -> None:
+    """A kill at any moment of saving leaves a whole checkpoint, also with a limit of one."""
+    seen: list[Path | None] = []
+
+    class Watch(CompleteMarker):
+        def on_save(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
+            seen.append(last_complete(tmp_path))  # everything is written, the marker is not
+            super().on_save(args, state, control, **kwargs)
+
+    watched = trainer(tmp_path, 6, limit=limit)
+    watched.remove_callback(CompleteMarker)
+    watched.add_callback(Watch())
+    watched.train()
+    assert seen == [None, tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"]
+    left = [f"checkpoint-{n}" for n in (4, 6)][-limit:]
+    assert [path.name for path in checkpoints(tmp_path)] == left
+    assert watched.args.save_total_limit == limit
 
 
 def test_rotation_keeps_whole_ones(tmp_path: Path) -> None:

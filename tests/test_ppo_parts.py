@@ -16,7 +16,6 @@ from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.ppo.actor_critic import ReferenceScores
 from pipeline.ppo.control import KLController, RolloutSampler, RunningDeviation
 from pipeline.ppo.rollout import schedule, shaped_scores, token_rewards
-from pipeline.scoring import TokenBatch
 
 
 def test_score_lands_on_the_last_token_and_kl_on_every_token() -> None:
@@ -84,9 +83,8 @@ def test_minibatches_are_reshuffled_every_epoch_and_cover_the_rollout() -> None:
         gradient_accumulation_steps=2, num_mini_batches=2, num_ppo_epochs=2,
     )  # fmt: skip
     rows = [Completion("", (3,), tuple(range(4, 5 + i % 5)), "", True) for i in range(16)]
-    batch = TokenBatch.collate(rows, 0, torch.device("cpu"))
-    rollout: Any = SimpleNamespace(completions=rows, batch=batch)
-    plan = schedule(rollout, args, seed=1)
+    lengths = torch.tensor([1 + len(row.completion_ids) for row in rows])
+    plan = schedule(lengths, args, seed=1)
     assert len(plan) == args.steps_per_rollout == 4
     epochs = [torch.cat(plan[0] + plan[1]), torch.cat(plan[2] + plan[3])]
     for order in epochs:

@@ -255,6 +255,8 @@ def test_folder_that_cannot_be_written(fakes: Fakes, tmp_path: Path, load: Load)
     [
         OSError(errno.ENOSPC, "No space left on device"),
         RuntimeError("No space left on device (28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        RuntimeError("basic_ios::clear: iostream error"),
     ],
 )
 def test_full_disk_is_one_line(fakes: Fakes, load: Load, error: Exception) -> None:

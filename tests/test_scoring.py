@@ -77,6 +77,26 @@ def test_chunked_logps_have_the_same_gradient(policy, completions) -> None:
     assert torch.allclose(gradients[0], gradients[1], atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_frozen_heads_gradient_equals_autograds(temperature: float) -> None:
+    """It is taken in the forward pass, from the chunk's probabilities."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(23, 8, generator=generator)
+    targets = torch.randint(50, (23,), generator=generator)
+    weights = torch.randn(23, generator=generator)
+    found = []
+    for frozen in (False, True):
+        head = torch.nn.Linear(8, 50, bias=False)
+        torch.nn.init.trunc_normal_(head.weight, generator=torch.Generator().manual_seed(1))
+        head.weight.requires_grad_(not frozen)
+        states = hidden.clone().requires_grad_(True)
+        logps = token_logps(states, head, targets, temperature, 7)
+        (logps * weights).sum().backward()
+        found.append((logps.detach(), states.grad))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-6)
+
+
 @torch.no_grad()
 def test_mask_covers_eos_and_nothing_behind_it(policy, completions) -> None:
     _, tokenizer = policy

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.models import base_of, frozen_copy, switch_dropout_off
-from pipeline.ppo.config import PPOConfig
+from pipeline.models import base_of, decoder_layers, frozen_copy, switch_dropout_off
+from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.scoring import (
     TokenBatch,
     hidden_states,
     lm_head,
     logits_chunk,
     predicting_states,
-    token_kl,
     token_logps,
     token_logps_and_entropy,
+    token_statistics,
 )
 from pipeline.trunk import SplitDecoder, lowest_trained_layer
+
+T = TypeVar("T")
 
 
 class ValueHead(nn.Module):
@@ -41,7 +44,8 @@ class ValueHead(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """``(N, d)`` hidden states to ``(N,)`` values."""
         with torch.autocast(states.device.type, enabled=False):
-            return self.out(torch.tanh(self.inner(self.norm(states.float())))).squeeze(-1)
+            states = states.to(self.out.weight.dtype)  # another than float32 only by DeepSpeed
+            return self.out(torch.tanh(self.inner(self.norm(states)))).squeeze(-1).float()
 
 
 class ActorCriticOutput(NamedTuple):
@@ -83,7 +87,9 @@ class ActorCritic(nn.Module):
         if not isinstance(policy, PeftModel):
             dtype = torch.bfloat16 if config.bf16 else next(base.parameters()).dtype
             self._reference = [base_of(frozen_copy(policy, dtype))]
-        cut = lowest_trained_layer(base) if config.cache_trunk and not config.fsdp else 0
+            if sharded(config):  # split like the policy, so part of what FSDP sees
+                self.reference = self._reference[0]
+        cut = lowest_trained_layer(base) if config.cache_trunk else 0
         self._split = SplitDecoder.build(base, cut)
         # Adapters can leave the lower layers alone too; their reference has no copy to split.
         both = self._split and self._reference
@@ -100,8 +106,17 @@ class ActorCritic(nn.Module):
 
     def place_reference(self, device: torch.device) -> None:
         """Move the reference, which ``.to()`` does not reach, to ``device``."""
-        for reference in self._reference:
+        for reference in self._reference if "reference" not in self._modules else ():
             reference.to(device)  # type: ignore[arg-type]
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """Names of the decoder layers' classes: what FSDP gathers at a time."""
+        return sorted({type(layer).__name__ for layer in decoder_layers(base_of(self.policy))})
+
+    def within(self, function: Callable[[], T]) -> T:
+        """Call ``function``, as part of a forward pass where FSDP counts this as one."""
+        return function()
 
     def trunk(self, sequences: Tensor) -> Tensor | None:
         """Activations ``(B, L, d)`` below the first trained layer; ``None`` without a split."""
@@ -138,10 +153,9 @@ class ActorCritic(nn.Module):
         ref_head = lm_head(self._reference[0]) if self._reference else head
         targets = batch.completion_ids[batch.mask]
         settings = self._logit_settings(states.device)
-        logps, entropy = token_logps_and_entropy(states, head, targets, *settings)
-        ref_logps = token_logps(ref_states, ref_head, targets, *settings)
-        exact = token_kl(states, ref_states, head, ref_head, *settings)
-        columns = (logps, self.value_head(states), entropy, ref_logps, exact)
+        found = token_statistics(states, ref_states, head, ref_head, targets, *settings)
+        values = self.value_head(states)
+        columns = (found.logps, values, found.entropy, found.ref_logps, found.exact_kl)
         return ReferenceScores(*(_spread(x, batch.mask) for x in columns))
 
     def _logit_settings(self, device: torch.device) -> tuple[float, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,7 +28,10 @@ class PPOConfig(TrainingArguments):
         temperature: divides the logits of policy *and* reference, in sampling and in training.
         generation_batch_size: completions generated at once per process; ``None`` = all.
         kl_coef: β, the price of one nat of KL, in reward units.
-        kl_estimator: per-token estimate that the reward is charged with (Schulman 2020).
+        kl_estimator: per-token estimate that the reward is charged with (Schulman 2020). Only k1
+            has the KL-regularised optimum in the reward, see ``docs/certificate.md``.
+        kl_in: charge the KL to the reward, or add β times its estimate, k2 or k3, to the loss.
+            There a token does not answer for the KL of those after it: another optimum.
         kl_target: adaptive control when set: the coefficient is steered until the KL per
             completion is this many nats (Ziegler et al. 2019, section 2.2).
         kl_horizon: episodes over which the controller closes the gap.
@@ -44,6 +48,15 @@ class PPOConfig(TrainingArguments):
         normalize_rewards: divide scores by their running standard deviation over all rollouts;
             β is then in units of that deviation.
         missing_eos_penalty: subtracted from the score of a completion without EOS; ``None`` = 0.
+        reward_timeout: seconds that one call of the reward function may take; ``None`` = for ever.
+            With one, the function is called in a thread, which is left behind when it hangs.
+        reward_retries: further tries, with the same completions after 1, 2, 4, … seconds, when the
+            function does not answer in time or raises what may pass (a connection's or a client
+            library's error). A mistake in it or a wrong result is not tried again.
+        kl_warning: warn when the exact KL per completion (nats) rises above this; ``None`` = never.
+            A policy that far from the reference has mostly left the texts that the reward was
+            made for, and at 50 nats few of its completions could have come from the reference.
+        kl_stop: end the run there, with a checkpoint and an error; ``None`` = never.
         value_learning_rate: learning rate of the value head; ``None`` = ``learning_rate``.
         value_head_hidden: width of the value head's hidden layer, in multiples of the model's.
         value_backprop: let the value loss change the policy's own weights too.
@@ -51,7 +64,7 @@ class PPOConfig(TrainingArguments):
         cache_trunk: keep the activations below the lowest trainable layer for the whole rollout
             when the lower layers are frozen, so that every pass runs the upper layers only.
         logits_chunk: completion tokens whose logits exist at once; ``None`` = as suits the device.
-        log_completions: completions kept for the sample log at each rollout.
+        log_completions: completions kept of each rollout, for the sample log and ``rlhf inspect``.
 
     ``logging_steps`` (default: one rollout), ``save_steps``, ``eval_steps`` and ``max_steps``
     count optimizer steps as everywhere in the Trainer; saving and stopping are moved up to the
@@ -66,6 +79,7 @@ class PPOConfig(TrainingArguments):
     report_to: None | str | list[str] = field(default="none")
     remove_unused_columns: bool | None = field(default=False)
     ddp_find_unused_parameters: bool | None = field(default=False)
+    ddp_broadcast_buffers: bool | None = field(default=False)  # rotary tables, which never change
 
     total_episodes: int | None = None
     num_ppo_epochs: int = 4
@@ -76,6 +90,7 @@ class PPOConfig(TrainingArguments):
 
     kl_coef: float = 0.05
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_in: Literal["reward", "loss"] = "reward"
     kl_target: float | None = None
     kl_horizon: int = 10_000
 
@@ -92,6 +107,11 @@ class PPOConfig(TrainingArguments):
     reward_clip: float | None = None
     normalize_rewards: bool = False
     missing_eos_penalty: float | None = None
+
+    reward_timeout: float | None = None
+    reward_retries: int = 2
+    kl_warning: float | None = 50.0
+    kl_stop: float | None = None
 
     value_learning_rate: float | None = None
     value_head_hidden: float = 1.0
@@ -133,7 +153,9 @@ class PPOConfig(TrainingArguments):
         )
         optional = ("total_episodes", "generation_batch_size", "kl_target", "cliprange_value")
         optional += ("target_kl", "reward_clip", "value_learning_rate", "logits_chunk")
+        optional += ("reward_timeout", "kl_warning", "kl_stop")
         not_negative = ("kl_coef", "vf_coef", "entropy_coef", "value_warmup_rollouts")
+        not_negative += ("reward_retries", "log_completions")
         for name in positive:
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in optional:
@@ -141,6 +163,10 @@ class PPOConfig(TrainingArguments):
         for name in not_negative:
             self._require(name, getattr(self, name) >= 0, "at least 0")
         self._require("fp16", not self.fp16, "false (use bf16, or neither for float32)")
+        in_reward = self.kl_in == "reward"  # in the loss k1's gradient is 0 on average
+        self._require(
+            "kl_estimator", in_reward or self.kl_estimator != "k1", "k2 or k3 in the loss"
+        )
         self._require("gamma", 0 < self.gamma <= 1, "in (0, 1]")
         self._require("lam", 0 <= self.lam <= 1, "in [0, 1]")
         rollout = self.steps_per_rollout
@@ -159,6 +185,11 @@ class PPOConfig(TrainingArguments):
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+
+def sharded(args: TrainingArguments) -> bool:
+    """Whether FSDP splits the weights over the processes, by these arguments or by accelerate's."""
+    return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def _up_to(steps: int, multiple: int) -> int:

@@ -1,19 +1,31 @@
-"""What PPO reports, under the names that TRL's trainer used."""
+"""What PPO reports, under the names that TRL's trainer used; ``docs/ppo-metrics.md`` explains them.
+
+Sums, means and extremes are over all processes.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from classic_rl.advantages import masked_mean, mean_and_variance, moments
-from classic_rl.losses import clip_active, explained_variance, kl_estimate
+from classic_rl.advantages import mean_and_variance, moments
+from classic_rl.losses import clip_active, kl_estimate
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.rollout import Microbatch, ReduceSum, Rollout
 
+Gather = Callable[[Tensor], Tensor]
+"""Every process's ``(k,)`` tensor as the rows of one ``(P, k)``."""
+
+QUANTILES = (5, 25, 50, 75, 95)
+
 
 @torch.no_grad()
-def rollout_metrics(rollout: Rollout, beta: float, reduce_sum: ReduceSum) -> dict[str, float]:
-    """Metrics of a rollout over all processes; KL and entropy are nats per completion.
+def rollout_metrics(
+    rollout: Rollout, beta: float, reduce_sum: ReduceSum, gather: Gather
+) -> dict[str, float]:
+    """Metrics of a rollout; KL and entropy are nats per completion.
 
     ``objective/kl`` is the log-ratio that the reward is charged with when the estimator is k1;
     ``objective/kl_exact`` is the project's definition of KL, on the same completions.
@@ -21,37 +33,67 @@ def rollout_metrics(rollout: Rollout, beta: float, reduce_sum: ReduceSum) -> dic
     old, mask = rollout.old, rollout.batch.mask
     scores, device = rollout.scores, mask.device
     kl = (old.logps - old.ref_logps).sum(1)
+    k3 = torch.where(mask, kl_estimate(old.logps, old.ref_logps, "k3"), 0.0).sum(1)
     ended = torch.tensor([c.ended for c in rollout.completions], device=device).float()
+    lengths = mask.sum(1).float()
     columns = {
         "objective/kl": kl,
+        "objective/kl_k3": k3,
         "objective/kl_exact": old.exact_kl.sum(1),
         "objective/entropy": old.entropy.sum(1),
         "objective/scores": scores,
         "objective/non_score_reward": -beta * kl,
         "objective/rlhf_reward": scores - beta * kl,
         "val/ended": ended,
-        "val/length": mask.sum(1).float(),
+        "val/length": lengths,
         "val/count": torch.ones_like(scores),
     }
     sums = reduce_sum(torch.stack([column.double().sum() for column in columns.values()]))
     metrics = dict(zip(columns, (sums / sums[-1]).tolist(), strict=True))
     count = float(sums[-1])
-    everyone = torch.ones_like(scores, dtype=torch.bool)
-    variance = mean_and_variance(reduce_sum(moments(scores, everyone)))[1]
     del metrics["val/count"]
+    advantages = rollout.returns - old.values  # as they were before whitening
+    everyone = torch.ones_like(scores, dtype=torch.bool)
+    spread = (
+        (scores, everyone), (lengths, everyone), (advantages, mask), (rollout.returns, mask)
+    )  # fmt: skip
+    sums = reduce_sum(torch.cat([moments(*each) for each in spread])).view(-1, 3)
+    variances: list[float] = torch.stack([mean_and_variance(row)[1] for row in sums]).tolist()
+    score_variance, length_variance, unexplained, return_variance = variances
+    explained = 1 - unexplained / return_variance if return_variance > 1e-12 else 0.0
+    metrics |= _extremes(scores, lengths, advantages[mask], gather)
     return metrics | {
-        "objective/scores_std": float(variance.sqrt()),
+        "objective/scores_std": score_variance**0.5,
         "objective/kl_coef": beta,
-        "policy/entropy_avg": float(masked_mean(old.entropy, mask)),
-        "val/explained_variance": float(
-            explained_variance(old.values[mask], rollout.returns[mask])
-        ),
+        "policy/entropy_avg": metrics["objective/entropy"] * count / float(sums[2, 0]),
+        "val/advantages_std": unexplained**0.5,
+        "val/explained_variance": explained,  # see classic_rl.losses.explained_variance
+        "val/length_std": length_variance**0.5,
         "val/num_eos_tokens": metrics["val/ended"] * count,
     }
 
 
+def _extremes(
+    scores: Tensor, lengths: Tensor, advantages: Tensor, gather: Gather
+) -> dict[str, float]:
+    """Quantiles of the scores ``(B,)``; the range of lengths ``(B,)`` and advantages ``(N,)``."""
+    ranges = [f(x) for x in (lengths, advantages) for f in (torch.amin, torch.amax)]
+    found = gather(torch.cat([scores.double(), torch.stack(ranges).double()]))
+    levels = torch.tensor(QUANTILES, dtype=torch.float64, device=found.device) / 100
+    values: list[float] = found[:, :-4].flatten().quantile(levels).tolist()
+    low: list[float] = found[:, -4:].amin(0).tolist()
+    high: list[float] = found[:, -4:].amax(0).tolist()
+    quantiles = {f"objective/scores_q{q:02d}": v for q, v in zip(QUANTILES, values, strict=True)}
+    return quantiles | {
+        "val/length_min": low[0],
+        "val/length_max": high[1],
+        "val/advantages_min": low[2],
+        "val/advantages_max": high[3],
+    }
+
+
 class UpdateMetrics:
-    """Token means over an update, gathered microbatch by microbatch."""
+    """Token means and extremes over an update, gathered microbatch by microbatch."""
 
     NAMES = (
         "loss/policy_avg",
@@ -66,6 +108,10 @@ class UpdateMetrics:
     def __init__(self) -> None:
         self._sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)
         self._minibatch_kl = torch.zeros(2, dtype=torch.float64)
+        self._ratios = (float("inf"), -float("inf"))
+        self._norms: list[tuple[Tensor | float, Tensor | float]] = []
+        self.tokens = 0.0
+        """Completion tokens that were learned from, over all processes, at the last `collect`."""
 
     @torch.no_grad()
     def add(
@@ -80,18 +126,27 @@ class UpdateMetrics:
         """Take in one microbatch; all tensors are ``(B, T)``."""
         mask = data.batch.mask
         clip_value = args.cliprange_value or float("inf")
+        ratio = log_ratio.exp()
         columns = (
             policy,
             critic,
             kl_estimate(torch.zeros_like(log_ratio), log_ratio, "k2"),
             clip_active(log_ratio, data.advantages, args.cliprange).float(),
             ((values - data.old_values).abs() > clip_value).float(),
-            log_ratio.exp(),
-            log_ratio.exp().square(),
+            ratio,
+            ratio.square(),
         )
         sums = torch.stack([torch.where(mask, c, 0.0).double().sum() for c in columns])
-        self._sums += torch.cat([sums, mask.sum()[None].double()]).cpu()
-        self._minibatch_kl += torch.stack([sums[2], mask.sum().double()]).cpu()
+        extremes = torch.stack([ratio[mask].min(), ratio[mask].max()]).double()
+        found = torch.cat([sums, mask.sum()[None].double(), extremes]).cpu()
+        self._sums += found[:-2]
+        self._minibatch_kl += found[[2, len(columns)]]
+        low, high = found[-2:].tolist()
+        self._ratios = (min(self._ratios[0], low), max(self._ratios[1], high))
+
+    def add_norms(self, actor: Tensor | float, critic: Tensor | float) -> None:
+        """Take in one optimizer step's gradient norms, before clipping."""
+        self._norms.append((actor, critic))
 
     def minibatch_kl(self, reduce_sum: ReduceSum) -> float:
         """Approximate KL to the rollout policy over the minibatch just gone through; resets."""
@@ -99,13 +154,21 @@ class UpdateMetrics:
         self._minibatch_kl.zero_()
         return total / max(count, 1.0)
 
-    def collect(self, reduce_sum: ReduceSum) -> dict[str, float]:
-        """The means over all processes since the last call; resets."""
+    def collect(self, reduce_sum: ReduceSum, gather: Gather) -> dict[str, float]:
+        """The means and extremes since the last call; resets."""
         sums = reduce_sum(self._sums).cpu()
+        ratios = gather(torch.tensor(self._ratios, dtype=torch.float64))
+        norms = [(float(actor), float(critic)) for actor, critic in self._norms]
         self._sums.zero_()
-        count = max(float(sums[-1]), 1.0)
-        means: list[float] = (sums[:-1] / count).tolist()
+        self._ratios, self._norms = (float("inf"), -float("inf")), []
+        self.tokens = float(sums[-1])
+        means: list[float] = (sums[:-1] / max(self.tokens, 1.0)).tolist()
         metrics: dict[str, float] = dict(zip(self.NAMES, means, strict=True))
         squared = metrics.pop("val/ratio_squared")
         metrics["val/ratio_var"] = max(squared - metrics["val/ratio"] ** 2, 0.0)
+        metrics["val/ratio_min"] = float(ratios[:, 0].min())
+        metrics["val/ratio_max"] = float(ratios[:, 1].max())
+        for name, column in zip(("policy", "val"), zip(*norms, strict=True), strict=False):
+            metrics[f"{name}/grad_norm"] = sum(column) / len(column)
+            metrics[f"{name}/grad_norm_max"] = max(column)
         return metrics

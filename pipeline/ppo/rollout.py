@@ -41,6 +41,7 @@ class Microbatch:
     batch: TokenBatch
     trunk: Tensor | None
     old_logps: Tensor
+    ref_logps: Tensor
     old_values: Tensor
     advantages: Tensor
     returns: Tensor
@@ -113,7 +114,8 @@ def assemble(
     deviation.update(*reduce_sum(moments(scores, everyone)).tolist())
     shaped = shaped_scores(scores, ended, args, deviation)
     mask = batch.mask
-    rewards = token_rewards(shaped, old, mask, control.coefficient, args.kl_estimator)
+    beta = control.coefficient if args.kl_in == "reward" else 0.0
+    rewards = token_rewards(shaped, old, mask, beta, args.kl_estimator)
     if args.whiten_rewards:
         mean, variance = mean_and_variance(reduce_sum(moments(rewards, mask)))
         mean, variance = mean.to(rewards.dtype), variance.to(rewards.dtype)
@@ -126,24 +128,27 @@ def assemble(
     return Rollout(list(completions), batch, trunk, scores, old, rewards, advantages, returns)
 
 
-def schedule(rollout: Rollout, args: PPOConfig, seed: int) -> list[list[Tensor]]:
-    """Row indices of every microbatch, minibatch by minibatch, for all PPO epochs.
+def schedule(lengths: Tensor, args: PPOConfig, seed: int, process: int = 0) -> list[list[Tensor]]:
+    """Row indices of a process's microbatches, minibatch by minibatch, for all PPO epochs.
 
-    Every epoch is a fresh permutation. Within a minibatch rows are put into microbatches by
-    length, which saves padding and changes no gradient: the minibatch's mean is over its tokens.
+    Every epoch is a fresh permutation of all processes' rows; each process takes an equal part of
+    every minibatch. Within a minibatch rows are put into microbatches by length, which saves
+    padding and changes no gradient: the minibatch's mean is over its tokens.
+
+    Args:
+        lengths: tokens of every row of all processes, prompt and completion, on the CPU.
 
     Returns:
         one list of microbatch index tensors per optimizer step.
     """
     generator = torch.Generator().manual_seed(seed)
-    lengths = (rollout.batch.prompt_lengths + rollout.batch.mask.sum(1)).cpu()
     rows = args.per_device_train_batch_size
     plan = []
     for _ in range(args.num_ppo_epochs):
-        order = torch.randperm(len(rollout.completions), generator=generator)
-        for minibatch in order.split(rows * args.gradient_accumulation_steps):
+        order = torch.randperm(len(lengths), generator=generator)
+        for minibatch in order.chunk(args.num_mini_batches):
             by_length = minibatch[lengths[minibatch].argsort(stable=True)]
-            plan.append(list(by_length.split(rows)))
+            plan.append(list(by_length[process :: args.world_size].split(rows)))
     return plan
 
 
@@ -159,7 +164,8 @@ def microbatches(
             batch = rollout.batch.rows(index.to(lengths.device))
             steps, width = batch.mask.shape[1], batch.sequences.shape[1]
             trunk = None if rollout.trunk is None else rollout.trunk[index, :width]
-            columns = (rollout.old.logps, rollout.old.values, rollout.advantages, rollout.returns)
-            logps, values, advantages, returns = (c[index, :steps] for c in columns)
-            made.append(Microbatch(batch, trunk, logps, values, advantages, returns, count))
+            old = rollout.old
+            columns = (old.logps, old.ref_logps, old.values, rollout.advantages, rollout.returns)
+            parts_of = (column[index, :steps] for column in columns)
+            made.append(Microbatch(batch, trunk, *parts_of, normalizer=count))
     return made

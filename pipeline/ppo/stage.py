@@ -44,8 +44,13 @@ def run(experiment: Experiment) -> None:
         eval_dataset=data.train_prompts[: experiment.data.eval_prompts],
         log_samples=log_samples,
     )
+    trainer.journal.folder = experiment.stage_dir("ppo") / "rollouts"
     fit(trainer, experiment, "ppo")
+    policy, weights = trainer.actor_critic.policy, trainer.policy_weights()
     if trainer.is_world_process_zero():
+        if weights is not None:  # the trainer's policy is split over the processes
+            policy, _ = load_trainable_sft(experiment)
+            policy.load_state_dict(weights, strict=False)
         folder = experiment.stage_dir("ppo") / "model"
-        save_policy(trainer.actor_critic.policy, tokenizer, folder, compute_dtype(experiment.model))
+        save_policy(policy, tokenizer, folder, compute_dtype(experiment.model))
     tracking.finish()

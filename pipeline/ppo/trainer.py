@@ -7,7 +7,6 @@ callbacks, ``report_to``, DDP and saving need no code here.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,33 +15,44 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from classic_rl.losses import clipped_surrogate, value_loss
+from classic_rl.losses import clipped_surrogate, kl_estimate, value_loss
+from pipeline.checkpoints import require_whole
 from pipeline.errors import UserError
-from pipeline.generation import Completion, sample
-from pipeline.models import base_of, one_device, prepare
+from pipeline.generation import Completion, longest_prompt, sample
+from pipeline.models import base_of, one_device, prepare, use_plain_attention
 from pipeline.ppo import state
-from pipeline.ppo.actor_critic import ActorCritic
+from pipeline.ppo.actor_critic import ActorCritic, ReferenceScores
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.control import KLController, RolloutSampler, RunningDeviation
-from pipeline.ppo.metrics import UpdateMetrics, rollout_metrics
+from pipeline.ppo.distribution import (
+    DistributedTrainer,
+    evaluation_part,
+    rollout_draws,
+    sample_whole,
+    share,
+)
+from pipeline.ppo.guarded import GuardedTrainer
+from pipeline.ppo.journal import Journal, sample_rows
+from pipeline.ppo.metrics import rollout_metrics
+from pipeline.ppo.phases import Performance
+from pipeline.ppo.rewarding import ask, reward_caller
 from pipeline.ppo.rollout import (
     Microbatch,
     Rollout,
     assemble,
     microbatches,
-    schedule,
     score_in_parts,
 )
 from pipeline.records import Prompt
 from pipeline.scoring import TokenBatch, check_head
-from reward_models import RewardFunction, checked
+from reward_models import RewardFunction
 
 SampleLog = Callable[[int, list[dict[str, Any]]], None]
 
 
-class PPOTrainer(Trainer):
+class PPOTrainer(GuardedTrainer, DistributedTrainer):
     """Proximal policy optimisation of a causal language model against any reward function.
 
     Args:
@@ -79,7 +89,9 @@ class PPOTrainer(Trainer):
         if isinstance(model, PeftModel):  # keeps one of its own, which generate() puts in place
             model.generation_config = base.generation_config  # type: ignore[assignment]
         check_head(base)
-        self.reward_function = checked(reward_function)
+        longest = longest_prompt(processing_class, train_dataset) + args.response_length
+        use_plain_attention(base, args.device, longest)
+        self.reward_function = reward_caller(reward_function, args)
         self.log_samples = log_samples
         self.kl_control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self.score_deviation = RunningDeviation()
@@ -98,10 +110,9 @@ class PPOTrainer(Trainer):
         self.add_callback(_Hooks(self))
         self._pending: list[Microbatch] = []
         self._rollout_metrics: dict[str, float] = {}
-        self._update_metrics = UpdateMetrics()
-        self._critic_grad_norm: Tensor | float | None = None
         self.stopped_early = False
-        self._updating_since = 0.0
+        self.performance = Performance(self.actor_critic, self.args)
+        self.journal = Journal(Path(str(args.output_dir)) / "rollouts", processing_class)
 
     @property
     def actor_critic(self) -> ActorCritic:
@@ -115,6 +126,7 @@ class PPOTrainer(Trainer):
         args = self.args
         repeats = args.steps_per_rollout * args.gradient_accumulation_steps
         prompts: Any = self.train_dataset
+        self._pending = []  # an earlier call that ended in an error may have left some
         self._sampler = RolloutSampler(len(prompts), args.rollout_batch_size, repeats, args.seed)
         loader = DataLoader(
             prompts,
@@ -129,8 +141,11 @@ class PPOTrainer(Trainer):
         self._sampler.set_epoch(self.rollout_index // self._sampler.rollouts)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if "microbatch" in inputs:  # a part of one that did not fit
+            return inputs
         if not self._pending:
             self._pending = self._collect(inputs["prompts"])
+        self.performance.clock.start("update")
         return {"microbatch": self._pending.pop(0)}
 
     @property
@@ -139,8 +154,8 @@ class PPOTrainer(Trainer):
         return self.state.global_step // self.args.steps_per_rollout
 
     def _seed(self, purpose: int) -> int:
-        """A seed of this rollout, this process and ``purpose``; no state to save or restore."""
-        parts = (self.args.seed, self.rollout_index, self.args.process_index, purpose)
+        """A seed of this rollout and ``purpose``, for all processes; no state to save."""
+        parts = (self.args.seed, self.rollout_index, 0, purpose)
         seed = 0
         for part in parts:
             seed = (seed * 1_000_003 + part + 1) % (2**63 - 1)
@@ -148,14 +163,16 @@ class PPOTrainer(Trainer):
 
     def _collect(self, prompts: list[Prompt]) -> list[Microbatch]:
         """Sample, score and evaluate one rollout, and cut it into microbatches."""
-        args, model, started = self.args, self.actor_critic, time.perf_counter()
-        completions = self._sample(model, prompts, self._seed(0))
-        sampled = time.perf_counter()
+        args, model, clock = self.args, self.actor_critic, self.performance.clock
+        clock.start("generate")
+        draws = rollout_draws(self.tokenizer, prompts, args, self._seed(0))
+        completions = self._sample(model, prompts, self._seed(0), draws)
+        clock.start("reward")
         scores = self._reward(completions)
-        rewarded = time.perf_counter()
+        clock.start("score")
         with self.accelerator.autocast():
             batch = self._collate(completions)
-            old, trunk = score_in_parts(model, batch, args.per_device_train_batch_size)
+            old, trunk = self._score(batch, args.per_device_train_batch_size)
         rollout = assemble(
             completions,
             batch,
@@ -168,30 +185,32 @@ class PPOTrainer(Trainer):
             self._sum_over_processes,
         )
         self.stopped_early = False
-        made = microbatches(
-            rollout, schedule(rollout, args, self._seed(1)), self._sum_over_processes
-        )
+        made = microbatches(*share(rollout, args, self._seed(1)), self._sum_over_processes)
         self._record(rollout)
-        now = time.perf_counter()
-        self._rollout_metrics |= {
-            "time/generate": sampled - started,
-            "time/reward": rewarded - sampled,
-            "time/score": now - rewarded,
-        }
-        self._updating_since = now
         return made
 
-    def _sample(self, model: ActorCritic, prompts: Sequence[Prompt], seed: int) -> list[Completion]:
-        with self.accelerator.autocast():
+    def _sample(
+        self, model: ActorCritic, prompts: Sequence[Prompt], seed: int, draws: Tensor | None
+    ) -> list[Completion]:
+        def draw(rows: int) -> list[Completion]:
             return sample(
                 model.policy,
                 self.tokenizer,
                 prompts,
                 max_new_tokens=self.args.response_length,
                 temperature=self.args.temperature,
-                batch_size=self.args.generation_batch_size or len(prompts),
+                batch_size=rows,
                 seed=seed,
+                draws=draws,
             )
+
+        with self.accelerator.autocast():
+            rows = self.args.generation_batch_size or len(prompts)
+            return sample_whole(model, lambda: self.memory.fit("generating", rows, draw))
+
+    def _score(self, batch: TokenBatch, rows: int) -> tuple[ReferenceScores, Tensor | None]:
+        model = self.actor_critic
+        return self.memory.fit("scoring", rows, lambda rows: score_in_parts(model, batch, rows))
 
     def _collate(self, completions: Sequence[Completion]) -> TokenBatch:
         pad: Any = self.tokenizer.pad_token_id
@@ -199,12 +218,14 @@ class PPOTrainer(Trainer):
 
     def _reward(self, completions: Sequence[Completion]) -> Tensor:
         """Scores ``(B,)`` of the completions."""
-        prompts, texts = [c.prompt for c in completions], [c.text for c in completions]
-        scores = self.reward_function(prompts, texts)
+        scores = ask(self.reward_function, completions, self.args, self.state.global_step)
         return torch.tensor(scores, dtype=torch.float32, device=self.args.device)
 
     def _sum_over_processes(self, values: Tensor) -> Tensor:
         return self.accelerator.reduce(values.to(self.args.device), reduction="sum")  # type: ignore[return-value]
+
+    def _gather(self, values: Tensor) -> Tensor:
+        return self.accelerator.gather(values.to(self.args.device)[None])  # type: ignore[return-value]
 
     # -- the loss ------------------------------------------------------------------------------
 
@@ -225,6 +246,9 @@ class PPOTrainer(Trainer):
         policy = clipped_surrogate(log_ratio, data.advantages, args.cliprange)
         critic = value_loss(output.values, data.returns, data.old_values, args.cliprange_value)
         total = policy + args.vf_coef * critic - args.entropy_coef * output.entropy
+        if args.kl_in == "loss":
+            penalty = kl_estimate(output.logps, data.ref_logps, args.kl_estimator)
+            total = total + self.kl_control.coefficient * penalty
         # DDP averages gradients over processes; the normalizer already counts all their tokens.
         share = args.world_size / data.normalizer
         loss = torch.where(mask, total, 0.0).sum() * share
@@ -233,12 +257,14 @@ class PPOTrainer(Trainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
         """Clip actor and critic apart, or a large value error would shrink the policy's step."""
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:  # its engine clips, all together, as it steps
             return super()._clip_grad_norm(model)  # type: ignore[misc]
-        limit = self.args.max_grad_norm
-        critic = self.actor_critic.value_head.parameters()
-        self._critic_grad_norm = self.accelerator.clip_grad_norm_(critic, limit)
-        return self.accelerator.clip_grad_norm_(self.actor_critic.policy.parameters(), limit)
+        critic = self.clipped_norm(self.actor_critic.value_head)
+        actor = self.clipped_norm(self.actor_critic.policy)
+        self.check_gradient(critic)
+        if actor is not None and critic is not None and not self.stopped_early:
+            self._update_metrics.add_norms(actor, critic)
+        return actor
 
     def gate_gradients(self) -> None:
         """Before an optimizer step: drop the gradients that must not be applied.
@@ -285,30 +311,24 @@ class PPOTrainer(Trainer):
 
     def _record(self, rollout: Rollout) -> None:
         """Note the rollout's metrics, steer β by its KL, and show some of its text."""
-        metrics = rollout_metrics(rollout, self.kl_control.coefficient, self._sum_over_processes)
-        size = self.args.rollout_batch_size
+        beta, size = self.kl_control.coefficient, self.args.rollout_batch_size
+        metrics = rollout_metrics(rollout, beta, self._sum_over_processes, self._gather)
         self._rollout_metrics = metrics | {"episode": float((self.rollout_index + 1) * size)}
+        self.guards.look_at_rollout(rollout, metrics, self.state.global_step)
         self.kl_control.update(metrics["objective/kl"], size)
+        self.performance.add(rollout.batch)
+        if self.is_world_process_zero():
+            step = self.state.global_step
+            self.journal.write(step, rollout, self._rollout_metrics, self.args)
         if self.log_samples is not None and self.is_world_process_zero():
-            self.log_samples(self.state.global_step, self._sample_rows(rollout))
-
-    def _sample_rows(self, rollout: Rollout) -> list[dict[str, Any]]:
-        kl = rollout.old.exact_kl.sum(1).tolist()
-        rows = []
-        for i, completion in enumerate(rollout.completions[: self.args.log_completions]):
-            score = round(float(rollout.scores[i]), 3)
-            row = {"prompt": completion.prompt, "completion": completion.text, "score": score}
-            rows.append(row | {"kl": round(kl[i], 3)})
-        return rows
+            self.log_samples(self.state.global_step, sample_rows(rollout, self.args))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was gathered since the last log event, over all processes."""
         if self._rollout_metrics and "loss" in logs:
-            update = self._update_metrics.collect(self._sum_over_processes)
+            update = self._update_metrics.collect(self._sum_over_processes, self._gather)
             update["policy/stopped_early"] = float(self.stopped_early)
-            if self._critic_grad_norm is not None:
-                update["val/grad_norm"] = float(self._critic_grad_norm)
-            self._rollout_metrics["time/update"] = time.perf_counter() - self._updating_since
+            update |= self.performance.collect(self._update_metrics.tokens, self._gather)
             logs = {**logs, **self._rollout_metrics, **update}
             self._rollout_metrics = {}
         super().log(logs, start_time)
@@ -333,18 +353,16 @@ class PPOTrainer(Trainer):
         if not prompts:
             raise UserError("PPO's evaluate() has no prompts; pass eval_dataset")
         args, model = self.args, self.actor_critic
-        mine = list(prompts)[args.process_index :: args.world_size]
-        columns = torch.zeros(5, dtype=torch.float64, device=args.device)
-        if mine:
-            completions = self._sample(model, mine, seed=args.seed)
-            scores = self._reward(completions)
-            with self.accelerator.autocast():
-                batch = self._collate(completions)
-                scored, _ = score_in_parts(model, batch, args.per_device_eval_batch_size)
-            columns[0], columns[1] = scores.double().sum(), scored.exact_kl.double().sum()
-            columns[2] = sum(c.ended for c in completions)
-            columns[3], columns[4] = batch.mask.sum(), len(completions)
-        total = self._sum_over_processes(columns)
+        mine, count, draws = evaluation_part(self.tokenizer, prompts, args)
+        completions = self._sample(model, mine, args.seed, draws)
+        scores = self._reward(completions)
+        with self.accelerator.autocast():
+            batch = self._collate(completions)
+            scored, _ = self._score(batch, args.per_device_eval_batch_size)
+        ended = torch.tensor([float(c.ended) for c in completions], device=args.device)
+        lengths, ones = batch.mask.sum(1), torch.ones_like(ended)
+        columns = (scores, scored.exact_kl.double().sum(1), ended, lengths, ones)
+        total = self._sum_over_processes(torch.stack([c[:count].double().sum() for c in columns]))
         score, kl, ended, length = (total[:4] / total[4]).tolist()
         objective = score - args.kl_coef * kl
         names = ("scores", "kl", "objective", "ended", "length")
@@ -355,13 +373,16 @@ class PPOTrainer(Trainer):
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or str(self.args.output_dir))
-        state.save(folder, self.actor_critic, self.tokenizer, self.kl_control, self.score_deviation)
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            controllers = (self.kl_control, self.score_deviation)
+            state.save(folder, self.actor_critic, self.tokenizer, *controllers, state_dict)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         folder = Path(resume_from_checkpoint)
+        require_whole(folder)
         state.load(folder, self.actor_critic, self.kl_control, self.score_deviation)
 
     def _load_best_model(self) -> None:
@@ -375,8 +396,16 @@ class _Hooks(TrainerCallback):
     def __init__(self, trainer: PPOTrainer) -> None:
         self.trainer = trainer
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.performance.measure_machine()
+        if state.is_world_process_zero:
+            self.trainer.journal.begin(state.global_step)
+
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         self.trainer.choose_epoch()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.trainer.gate_gradients()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.trainer.performance.clock.stop()
