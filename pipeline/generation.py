@@ -140,18 +140,20 @@ def sample(
     was_training = model.training
     model.eval()
     devices = [base_of(model).device] if base_of(model).device.type != "cpu" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        for batch in progress(batches, label, len(batches)) if label else batches:
-            prompt_ids = [encoded[rows[r]] for r in batch]
-            sampler = Sampler(temperature, None if draws is None else draws[batch])
-            tokens = _generate(model, tokenizer, prompt_ids, max_new_tokens, sampler)
-            for r, ids, generated in zip(batch, prompt_ids, tokens, strict=True):
-                kept, ended = cut_at_eos(generated, stop)  # type: ignore[arg-type]
-                text = _decode(tokenizer, ids, kept)
-                prompt = prompt_text(tokenizer, prompts[rows[r]], ids)
-                found[r] = Completion(prompt, ids, kept, text, ended)
-    model.train(was_training)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            for batch in progress(batches, label, len(batches)) if label else batches:
+                prompt_ids = [encoded[rows[r]] for r in batch]
+                sampler = Sampler(temperature, None if draws is None else draws[batch])
+                tokens = _generate(model, tokenizer, prompt_ids, max_new_tokens, sampler)
+                for r, ids, generated in zip(batch, prompt_ids, tokens, strict=True):
+                    kept, ended = cut_at_eos(generated, stop)  # type: ignore[arg-type]
+                    text = _decode(tokenizer, ids, kept)
+                    prompt = prompt_text(tokenizer, prompts[rows[r]], ids)
+                    found[r] = Completion(prompt, ids, kept, text, ended)
+    finally:
+        model.train(was_training)
     return [found[r] for r in range(len(rows))]
 
 
@@ -204,14 +206,16 @@ def invert(weights: Tensor, draw: Tensor) -> Tensor:
     block = _first_above(totals, goal)
     before = torch.where(block > 0, totals.gather(-1, (block - 1).clamp(min=0)), 0.0)
     inside = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK)).squeeze(1).cumsum(-1)
-    return block * _BLOCK + _first_above(inside, goal - before)
+    # Where a weight is NaN there is no such index; the log-probabilities will tell.
+    return (block * _BLOCK + _first_above(inside, goal - before)).clamp(max=size - 1)
 
 
 def _first_above(running: Tensor, goal: Tensor) -> Tensor:
     """First index of each row whose running sum is above ``goal``, which rounding may leave
     beyond the total."""
     below_total = torch.nextafter(running[:, -1:], torch.zeros_like(goal))
-    return torch.searchsorted(running, torch.minimum(goal, below_total), right=True)
+    found = torch.searchsorted(running, torch.minimum(goal, below_total), right=True)
+    return found.clamp(max=running.shape[-1] - 1)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ through the template's escaping, and characters that cannot be seen are written 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -125,8 +124,9 @@ def main(argv: Sequence[str]) -> None:
     folder = find_rollouts(arguments.run)
     step = choose(folder, arguments.step)
     output: Path = arguments.output or folder.parent / f"inspect-step-{step}.html"
+    content = page(folder, step, arguments.step)
     try:
-        files.write_text(output, page(folder, step, arguments.step))
+        files.write_text(output, content)
     except OSError as error:
         raise UserError(
             f"--output {output}: cannot be written ({error.strerror}); name another file"
@@ -200,7 +200,7 @@ def page(folder: Path, step: int, asked: int | None = None) -> str:
     path = journal.path(folder, step)
     try:
         return _render(folder, step, asked, files.read_json(path))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: no record of a rollout ({type(error).__name__}: {error}); remove the file"
         ) from None

@@ -182,8 +182,8 @@ def use_plain_attention(model: PreTrainedModel, device: torch.device, longest: i
     """On a processor, compute attention by plain matrix products while sequences are short.
 
     The backward pass of torch's fused attention takes six times as long there in bfloat16, a fifth
-    of a whole training step at 26 tokens; what fusing saves is memory, quadratic in the length. An
-    implementation that the user chose stays.
+    of a whole training step at 26 tokens; what fusing saves is memory, quadratic in the length.
+    Another implementation than torch's fused one (``sdpa``, the default) stays.
 
     Args:
         device: where the model will compute. longest: the longest sequence to expect, in tokens.

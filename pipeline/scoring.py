@@ -151,7 +151,7 @@ class _FrozenHeadLogps(torch.autograd.Function):
 
     For a frozen head without bias, logits W h / T and p = softmax(W h / T),
 
-    .. math:: \\nabla_h \\log p_y = (W_y - \\sum_v p_v W_v) / T
+    .. math:: \\nabla_h \\log p_y = \\sum_v (1_{v = y} - p_v) W_v / T
 
     needs nothing of the loss, so it is computed in the forward pass and kept as ``(N, d)``: no
     logits are kept and none are computed again.
@@ -166,9 +166,10 @@ class _FrozenHeadLogps(torch.autograd.Function):
             logits = _logits(states, head, temperature)
             normalizer = logits.logsumexp(-1)
             found.append(logits.gather(-1, tokens[:, None]).squeeze(-1) - normalizer)
-            p = logits.sub_(normalizer[:, None]).exp_()
-            mean = (p.to(head.weight.dtype) @ head.weight).float()
-            slopes.append((head.weight[tokens].float() - mean) / temperature)
+            surplus = logits.sub_(normalizer[:, None]).exp_()  # p − 1_y
+            # Before rounding: in bfloat16 a p near 1 is 1, and the difference 0.
+            surplus.scatter_add_(-1, tokens[:, None], surplus.new_full((len(tokens), 1), -1.0))
+            slopes.append((surplus.to(head.weight.dtype) @ head.weight).float() / -temperature)
         ctx.save_for_backward(torch.cat(slopes).to(hidden.dtype))
         return torch.cat(found)
 

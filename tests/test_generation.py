@@ -47,6 +47,14 @@ def test_a_draw_is_where_the_running_sum_passes_it() -> None:
     assert (weights.gather(1, found) > 0).all()
 
 
+def test_a_policy_of_nans_still_writes_tokens() -> None:
+    """What is wrong is then told from their log-probabilities, where the rollout is looked at."""
+    weights = torch.full((2, 300), torch.nan)
+    assert (
+        (invert(weights, torch.rand(2, 1)) >= 0) & (invert(weights, torch.ones(2, 1)) < 300)
+    ).all()
+
+
 def test_the_head_is_given_dense_input(policy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else torch copies a frozen head's weight for every row of the prompts' last position."""
     model, tokenizer = policy

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from pipeline import toy
 from pipeline.config import ModelSection
+from pipeline.errors import UserError
 from pipeline.models import make_trainable, prepare
 from pipeline.ppo import PPOConfig, PPOTrainer
 from reward_models import RewardError
@@ -286,6 +287,35 @@ def test_resume_equals_the_uninterrupted_run(tmp_path: Path, section: dict[str, 
     assert vars(again.score_deviation) == vars(whole.score_deviation)
     last = [log for log in whole_log.logs if "objective/scores" in log][-1]
     assert last["objective/scores"] == again_log.logs[-2]["objective/scores"]
+
+
+def test_nothing_is_saved_or_ended_within_a_rollout(tmp_path: Path) -> None:
+    """A checkpoint there could not resume: what the user asks for waits for the rollout's end."""
+    whole, _ = make_trainer(tmp_path / "whole", total_episodes=48)
+    whole.train()
+    part, _ = make_trainer(tmp_path / "part", total_episodes=48)
+
+    class Impatient(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 5:  # the second step of the second rollout
+                control.should_save = control.should_training_stop = True
+
+    part.add_callback(Impatient())
+    part.train()
+    assert part.state.global_step == 8
+    assert [path.name for path in (tmp_path / "part").glob("checkpoint-*")] == ["checkpoint-8"]
+    again, _ = make_trainer(tmp_path / "part", total_episodes=48)
+    again.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-8"))
+    for name, value in weights(whole).items():
+        assert torch.equal(value, weights(again)[name]), name
+
+
+def test_a_broken_policy_is_told_before_it_learns(tmp_path: Path) -> None:
+    trainer, _ = make_trainer(tmp_path)
+    with torch.no_grad():
+        next(iter(trainer.actor_critic.policy.parameters())).fill_(torch.nan)
+    with pytest.raises(UserError, match="log-probability of a completion is not finite"):
+        trainer.train()
 
 
 @pytest.mark.parametrize(

@@ -312,6 +312,7 @@ def test_needed_operations_by_hand() -> None:
     shape = ModelShape(
         lower_layers=1, lower_weights=100, upper_layers=2, upper_weights=200, adapter_weights=10,
         trained_weights=10, attention_width=8, head_weights=50, head_trained=False, value_weights=5,
+        kept_trunk=True,
     )  # fmt: skip
     batch = TokenBatch.collate([Completion("", (3, 3, 3), (4, 5), "", True)], 0, CPU)
     # Four tokens are fed, which see 1 + 2 + 3 + 4 = 10 positions; two are predicted.
@@ -324,7 +325,9 @@ def test_needed_operations_by_hand() -> None:
     backward = adapted + 2 * 4 * 8 * 10 + 2 * 10 * 4
     assert work.update == 3 * (adapted + backward + 2 * head + 3 * value)
     assert work.total == work.generate + work.scoring + work.update
-    again = phase_work(shape, batch, config(num_ppo_epochs=3, cache_trunk=False))
+    again = phase_work(
+        dataclasses.replace(shape, kept_trunk=False), batch, config(num_ppo_epochs=3)
+    )
     assert again.reference - work.reference == lower
     assert again.update - work.update == 3 * lower
 

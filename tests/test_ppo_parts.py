@@ -29,13 +29,19 @@ def test_score_lands_on_the_last_token_and_kl_on_every_token() -> None:
 
 
 def test_missing_eos_penalty_and_clipping() -> None:
-    args = PPOConfig(
-        output_dir="x", use_cpu=True, bf16=False, reward_clip=2.0, missing_eos_penalty=1.0
-    )
-    shaped = shaped_scores(
-        torch.tensor([5.0, 5.0, -9.0]), torch.tensor([True, False, True]), args, RunningDeviation()
-    )
+    settings: dict[str, Any] = {"output_dir": "x", "use_cpu": True, "bf16": False}
+    args = PPOConfig(**settings, reward_clip=2.0, missing_eos_penalty=1.0)
+    scores, ended = torch.tensor([5.0, 5.0, -9.0]), torch.tensor([True, False, True])
+    shaped = shaped_scores(scores, ended, args, RunningDeviation(), lambda values: values)
     assert shaped.tolist() == [2.0, 1.0, -2.0]
+
+
+def test_an_outlier_beyond_the_clip_does_not_set_the_scale() -> None:
+    settings: dict[str, Any] = {"output_dir": "x", "use_cpu": True, "bf16": False}
+    args = PPOConfig(**settings, reward_clip=2.0, normalize_rewards=True)
+    scores, ended = torch.tensor([2.0, -2.0, 1e6, -2.0]), torch.ones(4, dtype=torch.bool)
+    shaped = shaped_scores(scores, ended, args, RunningDeviation(), lambda values: values)
+    assert shaped.tolist() == pytest.approx([1.0, -1.0, 1.0, -1.0])
 
 
 def test_bad_settings_name_the_field() -> None:

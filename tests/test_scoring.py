@@ -97,6 +97,27 @@ def test_a_frozen_heads_gradient_equals_autograds(temperature: float) -> None:
     assert torch.allclose(found[0][1], found[1][1], atol=1e-6)
 
 
+def test_a_frozen_heads_gradient_is_as_good_in_bfloat16_for_a_confident_token() -> None:
+    """p near 1 rounds to 1 in bfloat16: what is left of 1 − p must be taken before."""
+    generator = torch.Generator().manual_seed(0)
+    weight = (torch.randn(512, 64, generator=generator) / 8).bfloat16().float()
+    targets = torch.arange(20)
+    hidden = 12.0 * weight[targets] / weight[targets].norm(dim=1, keepdim=True).square()
+    hidden = hidden.bfloat16().float()
+    exact = hidden.clone().requires_grad_(True)
+    logps = (exact @ weight.T).log_softmax(-1).gather(-1, targets[:, None])
+    chances = logps.detach().exp()
+    assert 0.95 < float(chances.min()) < float(chances.max()) < 0.9999
+    logps.sum().backward()
+    head = torch.nn.Linear(64, 512, bias=False).bfloat16().requires_grad_(False)
+    head.weight.copy_(weight)
+    states = hidden.bfloat16().requires_grad_(True)
+    token_logps(states, head, targets, 1.0, 7).sum().backward()
+    assert states.grad is not None and exact.grad is not None
+    error = (states.grad.float() - exact.grad).norm(dim=1) / exact.grad.norm(dim=1)
+    assert float(error.max()) < 0.03
+
+
 @torch.no_grad()
 def test_mask_covers_eos_and_nothing_behind_it(policy, completions) -> None:
     _, tokenizer = policy

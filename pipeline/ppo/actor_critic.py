@@ -118,6 +118,11 @@ class ActorCritic(nn.Module):
         """Call ``function``, as part of a forward pass where FSDP counts this as one."""
         return function()
 
+    @property
+    def has_trunk(self) -> bool:
+        """Whether :meth:`trunk` gives the lower layers' activations."""
+        return self._split is not None
+
     def trunk(self, sequences: Tensor) -> Tensor | None:
         """Activations ``(B, L, d)`` below the first trained layer; ``None`` without a split."""
         return self._split.lower(sequences) if self._split else None

@@ -68,7 +68,8 @@ class PPOConfig(TrainingArguments):
 
     ``logging_steps`` (default: one rollout), ``save_steps``, ``eval_steps`` and ``max_steps``
     count optimizer steps as everywhere in the Trainer; saving and stopping are moved up to the
-    end of their rollout, where a run can resume exactly.
+    end of their rollout, where a run can resume exactly. With ``logging_steps`` below a rollout
+    the metrics of an update stand in the first row of the next.
     """
 
     learning_rate: float = field(default=1e-5)
@@ -167,6 +168,8 @@ class PPOConfig(TrainingArguments):
         self._require(
             "kl_estimator", in_reward or self.kl_estimator != "k1", "k2 or k3 in the loss"
         )
+        steered = self.kl_target is not None
+        self._require("kl_coef", self.kl_coef > 0 or not steered, "above 0 with kl_target")
         self._require("gamma", 0 < self.gamma <= 1, "in (0, 1]")
         self._require("lam", 0 <= self.lam <= 1, "in [0, 1]")
         rollout = self.steps_per_rollout
@@ -176,6 +179,8 @@ class PPOConfig(TrainingArguments):
         self.save_steps = _up_to(int(self.save_steps), rollout)
         if self.eval_steps is not None and self.eval_steps >= 1:
             self.eval_steps = _up_to(int(self.eval_steps), rollout)
+        if self.max_steps > 0:
+            self.max_steps = _up_to(self.max_steps, rollout)
         super().__post_init__()
         if self.total_episodes is not None:
             self.max_steps = -(-self.total_episodes // self.rollout_batch_size) * rollout

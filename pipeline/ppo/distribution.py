@@ -47,8 +47,8 @@ FORWARDS = ("score", "trunk", "within")
 def uniform_draws(lengths: Sequence[int], rows: Sequence[int], steps: int, seed: int) -> Tensor:
     """The numbers that choose the tokens of ``rows``, whoever draws for the others.
 
-    Equal to what one process draws that samples all rows in one batch: there the rows stand in
-    order of their prompts' lengths, and each step takes one number a row.
+    A row's depend on all rows of the rollout, and on nothing of how these are divided over
+    processes or batches. They are drawn on the processor, so that every device gets the same.
 
     Args:
         lengths: prompt tokens of every row of all processes. rows: this process's.
@@ -66,10 +66,8 @@ def uniform_draws(lengths: Sequence[int], rows: Sequence[int], steps: int, seed:
 
 def rollout_draws(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], args: PPOConfig, seed: int
-) -> Tensor | None:
-    """:func:`uniform_draws` of this process's part of a rollout; ``None`` where it has all."""
-    if args.world_size == 1:
-        return None
+) -> Tensor:
+    """:func:`uniform_draws` of this process's part of a rollout."""
     own = torch.tensor([len(encode_prompt(tokenizer, p)) for p in prompts], device=args.device)
     lengths = torch.cat(_gather(own)).tolist()
     first = args.process_index * len(prompts)
@@ -79,14 +77,12 @@ def rollout_draws(
 
 def evaluation_part(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], args: PPOConfig
-) -> tuple[list[Prompt], int, Tensor | None]:
+) -> tuple[list[Prompt], int, Tensor]:
     """This process's prompts, how many of them count, and their :func:`uniform_draws`.
 
     Every process gets equally many, or some would wait in a collective that others never reach:
     where they do not go around, prompts are repeated, and the repetitions do not count.
     """
-    if args.world_size == 1:
-        return list(prompts), len(prompts), None
     rows = range(args.process_index, len(prompts), args.world_size)
     share = -(-len(prompts) // args.world_size)
     padded = [*rows, *[0] * (share - len(rows))]
@@ -177,6 +173,8 @@ def _fetch_rows(rollout: Rollout, exchange: _Exchange) -> Rollout:
 
 def _gather(values: Tensor) -> list[Tensor]:
     """The equally shaped tensors of all processes, by rank."""
+    if not dist.is_initialized():
+        return [values]
     found = [torch.empty_like(values) for _ in range(dist.get_world_size())]
     dist.all_gather(found, values.contiguous())
     return found

@@ -129,10 +129,8 @@ class Guards(TrainerCallback):
         if self._stop and state.global_step % self.args.steps_per_rollout == 0:
             control.should_save = control.should_training_stop = True
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Tell why.
+    def end(self, state: TrainerState) -> None:
+        """Tell why, after all else that is to happen when training ends.
 
         Raises:
             UserError: KL exceeded ``kl_stop``; a run that ended there is not a finished one.

@@ -119,7 +119,7 @@ def path(folder: Path, step: int) -> Path:
 def steps(folder: Path) -> list[int]:
     """The steps of the rollouts in ``folder``, ascending."""
     names = [p.stem.removeprefix("step-") for p in folder.glob("step-*.json")]
-    return sorted(int(name) for name in names if name.isdigit())
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def pieces(

@@ -1,8 +1,8 @@
 """Out of memory: half as many rows at once, and on. A run that barely fits is not lost.
 
-In an update the halves' gradients add up to the whole's, as the loss of a microbatch is its share
-of a sum over the minibatch's tokens. In sampling another number of rows draws other random
-numbers: the run is as good, and not the same.
+The run stays the same up to rounding. In an update the halves' gradients add up to the whole's, as
+the loss of a microbatch is its share of a sum over the minibatch's tokens; in sampling every row
+has random numbers of its own.
 """
 
 from __future__ import annotations

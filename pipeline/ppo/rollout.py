@@ -70,11 +70,20 @@ def score_in_parts(
 
 
 def shaped_scores(
-    scores: Tensor, ended: Tensor, args: PPOConfig, deviation: RunningDeviation
+    scores: Tensor,
+    ended: Tensor,
+    args: PPOConfig,
+    deviation: RunningDeviation,
+    reduce_sum: ReduceSum,
 ) -> Tensor:
-    """Scores ``(B,)`` as PPO is paid them: clipped, normalised, less the missing-EOS penalty."""
+    """Scores ``(B,)`` as PPO is paid them: clipped, normalised, less the missing-EOS penalty.
+
+    ``deviation`` takes in the clipped ones: an outlier must not set the scale of all others.
+    """
     if args.reward_clip is not None:
         scores = scores.clamp(-args.reward_clip, args.reward_clip)
+    everyone = torch.ones_like(scores, dtype=torch.bool)
+    deviation.update(*reduce_sum(moments(scores, everyone)).tolist())
     if args.normalize_rewards:
         scores = scores / deviation.value
     if args.missing_eos_penalty is not None:
@@ -110,9 +119,7 @@ def assemble(
         reduce_sum: sums a tensor over all processes, so that whitening is global.
     """
     ended = torch.tensor([c.ended for c in completions], device=scores.device)
-    everyone = torch.ones_like(scores, dtype=torch.bool)
-    deviation.update(*reduce_sum(moments(scores, everyone)).tolist())
-    shaped = shaped_scores(scores, ended, args, deviation)
+    shaped = shaped_scores(scores, ended, args, deviation, reduce_sum)
     mask = batch.mask
     beta = control.coefficient if args.kl_in == "reward" else 0.0
     rewards = token_rewards(shaped, old, mask, beta, args.kl_estimator)

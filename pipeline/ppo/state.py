@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.models import base_of
 from pipeline.ppo.actor_critic import ActorCritic
@@ -102,9 +103,12 @@ def load_split(policy: nn.Module, weights: dict[str, Tensor]) -> None:
             module.reshard()
     adapter = f".{policy.active_adapter}" if isinstance(policy, PeftModel) else None
     for name, parameter in policy.named_parameters():
-        stored = weights.get(name.replace(adapter, "") if adapter else name)
-        if stored is None:  # frozen under adapters
+        key = name.replace(adapter, "").replace(".modules_to_save.", ".") if adapter else name
+        stored = weights.get(key)
+        if stored is None and not parameter.requires_grad:  # frozen under adapters
             continue
+        if stored is None:
+            raise UserError(f"the checkpoint lacks the trained weight {key}; remove it")
         whole = stored.to(parameter.device, parameter.dtype)
         if isinstance(parameter, DTensor):
             mesh, placements = parameter.device_mesh, parameter.placements

@@ -45,6 +45,7 @@ class ModelShape:
     head_weights: int  # vocabulary × hidden size
     head_trained: bool
     value_weights: int
+    kept_trunk: bool  # whether the lower layers' activations can be kept (`ActorCritic.has_trunk`)
 
     @classmethod
     def of(cls, model: ActorCritic) -> ModelShape:
@@ -66,6 +67,7 @@ class ModelShape:
             head_weights=_weights(head),
             head_trained=any(p.requires_grad for p in head.parameters()),
             value_weights=_weights(model.value_head),
+            kept_trunk=model.has_trunk,
         )
 
 
@@ -112,7 +114,7 @@ def phase_work(shape: ModelShape, batch: TokenBatch, args: PPOConfig) -> PhaseWo
     A matrix with n entries takes 2n operations a token forward, 2n more for its input's gradient
     and 2n for its own if it is trained. Causal attention over L positions takes
     4 · width · L(L+1)/2 a layer forward and twice that backward. The last token of a completion
-    is never fed: nothing is predicted from it. With ``cache_trunk`` the lower layers run once
+    is never fed: nothing is predicted from it. Where the trunk is kept the lower layers run once
     after sampling; else the policy, the reference and every epoch run them again.
 
     Args:
@@ -130,7 +132,7 @@ def phase_work(shape: ModelShape, batch: TokenBatch, args: PPOConfig) -> PhaseWo
     upper = decoder(shape.upper_weights, shape.upper_layers)
     head = 2 * shape.head_weights * completion
     value = 2 * shape.value_weights * completion
-    again = 0.0 if args.cache_trunk else lower
+    again = 0.0 if shape.kept_trunk else lower
 
     adapted = decoder(shape.upper_weights + shape.adapter_weights, shape.upper_layers)
     attention = decoder(0, shape.upper_layers)

@@ -57,7 +57,8 @@ class PPOTrainer(GuardedTrainer, DistributedTrainer):
 
     Args:
         model: the policy: a causal LM with the weights to train requiring gradients, or a PEFT
-            model. Its state now is the reference π_ref. Its dropout is switched off and its own
+            model. Its state now is the reference π_ref. Its dropout is switched off, on a
+            processor its attention computed plainly while sequences are short, and its own
             sampling defaults (top-k, repetition penalty, …) are dropped.
         reward_function: ``(prompts, completions) -> scores``, lists of equal length. It sees text
             only, so another tokenizer, rules or a service are all the same to it.
@@ -107,12 +108,20 @@ class PPOTrainer(GuardedTrainer, DistributedTrainer):
         self.tokenizer = processing_class
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole minibatch's tokens
         self.actor_critic.place_reference(self.args.device)
-        self.add_callback(_Hooks(self))
+        self._hooks = _Hooks(self)
+        self.add_callback(self._hooks)
         self._pending: list[Microbatch] = []
         self._rollout_metrics: dict[str, float] = {}
         self.stopped_early = False
         self.performance = Performance(self.actor_critic, self.args)
         self.journal = Journal(Path(str(args.output_dir)) / "rollouts", processing_class)
+
+    def add_callback(self, callback: Any) -> None:
+        """As the Trainer's; our own hooks stay last, to have the last word on a step."""
+        super().add_callback(callback)
+        hooks = getattr(self, "_hooks", None)
+        if hooks is not None:
+            self.callback_handler.callbacks.sort(key=lambda known: known is hooks)
 
     @property
     def actor_critic(self) -> ActorCritic:
@@ -155,7 +164,7 @@ class PPOTrainer(GuardedTrainer, DistributedTrainer):
 
     def _seed(self, purpose: int) -> int:
         """A seed of this rollout and ``purpose``, for all processes; no state to save."""
-        parts = (self.args.seed, self.rollout_index, 0, purpose)
+        parts = (self.args.seed, self.rollout_index, purpose)
         seed = 0
         for part in parts:
             seed = (seed * 1_000_003 + part + 1) % (2**63 - 1)
@@ -250,8 +259,8 @@ class PPOTrainer(GuardedTrainer, DistributedTrainer):
             penalty = kl_estimate(output.logps, data.ref_logps, args.kl_estimator)
             total = total + self.kl_control.coefficient * penalty
         # DDP averages gradients over processes; the normalizer already counts all their tokens.
-        share = args.world_size / data.normalizer
-        loss = torch.where(mask, total, 0.0).sum() * share
+        scale = args.world_size / data.normalizer
+        loss = torch.where(mask, total, 0.0).sum() * scale
         self._update_metrics.add(args, data, log_ratio, policy, critic, output.values)
         return (loss, output) if return_outputs else loss
 
@@ -393,10 +402,14 @@ class PPOTrainer(GuardedTrainer, DistributedTrainer):
 class _Hooks(TrainerCallback):
     """Calls the trainer back at the moments that the Trainer has callbacks for, not methods."""
 
+    HELD = ("should_evaluate", "should_save", "should_training_stop")
+
     def __init__(self, trainer: PPOTrainer) -> None:
         self.trainer = trainer
+        self.held: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.held.clear()
         self.trainer.performance.measure_machine()
         if state.is_world_process_zero:
             self.trainer.journal.begin(state.global_step)
@@ -407,5 +420,15 @@ class _Hooks(TrainerCallback):
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         self.trainer.gate_gradients()
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put off to the end of the rollout what would not resume from within it."""
         self.trainer.performance.clock.stop()
+        self.held.update(flag for flag in self.HELD if getattr(control, flag))
+        due = state.global_step % args.steps_per_rollout == 0
+        for flag in self.held:
+            setattr(control, flag, due)
+        if due:
+            self.held.clear()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.trainer.guards.end(state)
