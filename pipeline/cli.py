@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from pipeline import quiet
+from pipeline.console import complain
 from pipeline.errors import UserError
 
 # The heavy libraries take seconds to import, so they are imported after the arguments are read:
@@ -25,12 +28,20 @@ COMMANDS = {
     "compare": "measure SFT, PPO, DPO and best-of-N against the optimum",
     "report": "write the report from a finished comparison",
 }
+# Commands with arguments of their own: what they do, and the module with their `main`.
+TOOLS = {
+    "certify": ("hold the trainers against an exactly known optimum", "pipeline.certify"),
+    "inspect": ("a page that shows a PPO rollout token by token", "pipeline.inspection"),
+}
 INTERRUPTED = 130
 
 _EPILOG = "\n".join(
     [
         "commands:",
         *(f"  {name:<10}{what}" for name, what in COMMANDS.items()),
+        "",
+        "commands with arguments of their own (`rlhf <command> --help`):",
+        *(f"  {name:<10}{what}" for name, (what, _) in TOOLS.items()),
         "",
         "A stage whose finished output for the same inputs is there is skipped; an interrupted one",
         "resumes from its last checkpoint when the same command is run again.",
@@ -48,12 +59,12 @@ _EPILOG = "\n".join(
 )
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line like all others."""
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage and leaving."""
-        raise UserError(f"{message}; `rlhf --help` shows the commands")
+        raise UserError(f"{message}; `{self.prog} --help` shows how")
 
 
 def _version() -> str:
@@ -66,7 +77,7 @@ def _version() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    parser = _Parser(
+    parser = Parser(
         prog="rlhf",
         description="SFT, reward model, PPO, DPO and their honest comparison.",
         epilog=_EPILOG,
@@ -94,8 +105,14 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        arguments = _parser().parse_intermixed_args(argv)
+        if words and words[0] in TOOLS:
+            signal.signal(signal.SIGTERM, _interrupt)
+            quiet.before_imports()
+            importlib.import_module(TOOLS[words[0]][1]).main(words[1:])
+            return 0
+        arguments = _parser().parse_intermixed_args(words)
         signal.signal(signal.SIGTERM, _interrupt)
         quiet.before_imports()
         from pipeline.config import load_experiment
@@ -107,9 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             overwrite=arguments.overwrite,
         )
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run the same command to resume", file=sys.stderr)
+        launched = "TORCHELASTIC_RUN_ID" in os.environ
+        why = "stopped by the launcher, maybe as another process ended" if launched else ""
+        complain(f"{why or 'interrupted'}; run the same command to resume")
         return INTERRUPTED
     return 0

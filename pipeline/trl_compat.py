@@ -9,7 +9,7 @@ from typing import Any
 
 import trl.trainer.utils as trl_utils
 from datasets import Dataset
-from trl import DPOTrainer
+from trl import DPOTrainer, KTOTrainer
 
 # Vocabulary entries per tile of TRL's fused LM head: 32,768 suits a GPU. On a processor a tile
 # must fit the cache; this halves the time of an SFT step and changes no result.
@@ -29,6 +29,18 @@ class TokenizedDPOTrainer(DPOTrainer):
     would change the problem: the tokens must be the sampled ones, and a completion that ran into
     the length limit has no EOS, or DPO's optimum would no longer be PPO's.
     """
+
+    def _prepare_dataset(
+        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
+    ) -> Any:
+        if isinstance(dataset, Dataset) and "prompt_ids" in dataset.column_names:
+            return dataset
+        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)  # type: ignore[misc]
+
+
+class TokenizedKTOTrainer(KTOTrainer):
+    """A KTOTrainer that takes ``prompt_ids``, ``completion_ids``, ``KL_completion_ids`` (another
+    row's completion, for the reference point) and ``label`` as they are, for the same reasons."""
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, dataset_name: str

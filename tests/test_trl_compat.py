@@ -11,16 +11,20 @@ import torch
 import trl.trainer.utils as trl_utils
 from datasets import Dataset
 from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from pipeline import toy
+from pipeline.certify.methods import collate_labelled, collate_pairs
 from pipeline.config import ModelSection
 from pipeline.models import frozen_copy, make_trainable, prepare
-from pipeline.trl_compat import TokenizedDPOTrainer, fit_tiles_to
+from pipeline.trl_compat import TokenizedDPOTrainer, TokenizedKTOTrainer, fit_tiles_to
 
 
-def test_overridden_method_has_the_expected_signature() -> None:
-    parameters = list(inspect.signature(DPOTrainer._prepare_dataset).parameters)
+@pytest.mark.parametrize("trainer", [DPOTrainer, KTOTrainer])
+def test_overridden_method_has_the_expected_signature(trainer: type) -> None:
+    parameters = list(inspect.signature(trainer._prepare_dataset).parameters)  # type: ignore[attr-defined]
     assert parameters == ["self", "dataset", "processing_class", "args", "dataset_name"]
 
 
@@ -81,3 +85,46 @@ def test_dpo_trains_on_the_sampled_tokens_without_an_added_eos(tmp_path: Path) -
     assert sorted(trained) == sorted([(9, 8, 7), (5, 0), (9, 6, 0), (12, 13, 14)])
     trainer.train()
     assert logs[0]["loss"] == pytest.approx(0.6931, abs=1e-3)  # policy is reference: log 2
+
+
+LABELLED = [
+    {"prompt_ids": [3], "completion_ids": [9, 8, 7], "KL_completion_ids": [5, 0], "label": True},
+    {"prompt_ids": [3, 4], "completion_ids": [6], "KL_completion_ids": [9, 8, 7], "label": False},
+]
+
+
+def test_the_certificates_collators_make_what_trls_make() -> None:
+    pairs = [
+        {"prompt_ids": [3, 4], "chosen_ids": [9, 8, 7], "rejected_ids": [9, 0]},
+        {"prompt_ids": [3], "chosen_ids": [5, 0], "rejected_ids": [12, 13, 14]},
+    ]
+    for ours, theirs in (
+        (collate_pairs(pairs), DataCollatorForPreference(pad_token_id=0)(pairs)),
+        (collate_labelled(LABELLED), DataCollatorForUnpairedPreference(pad_token_id=0)(LABELLED)),
+    ):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_kto_trains_on_the_sampled_tokens_without_an_added_eos(tmp_path: Path) -> None:
+    tokenizer = toy.toy_tokenizer()
+    choice = ModelSection(model_name_or_path="toy", trainable_layers=1)
+    model = make_trainable(prepare(toy.toy_language_model(0), tokenizer), choice)
+    trainer = TokenizedKTOTrainer(
+        model=model,  # type: ignore[arg-type]
+        ref_model=frozen_copy(model, torch.float32),  # type: ignore[arg-type]
+        args=KTOConfig(
+            output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1,
+            per_device_train_batch_size=2, gradient_checkpointing=False, save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list(LABELLED),
+        processing_class=tokenizer,
+    )  # fmt: skip
+    batch = next(iter(trainer.get_train_dataloader()))
+    trained = [
+        tuple(ids[mask.bool()].tolist())
+        for ids, mask in zip(batch["input_ids"], batch["completion_mask"], strict=True)
+    ]
+    assert sorted(trained) == [(6,), (9, 8, 7)]
+    assert trainer.train().training_loss == pytest.approx(0.5, abs=1e-3)  # policy is reference

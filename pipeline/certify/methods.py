@@ -1,0 +1,283 @@
+"""The trainers that are certified, and the optimum that each of them has.
+
+All train all weights of the same reference on the same rewards with the same β, from a completion's
+own tokens: where TRL's trainers would tokenise text again and add an EOS, `pipeline.trl_compat`
+gives them the tokens. They are set to be exact rather than to look like a run on a large model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+from transformers import PrinterCallback, Trainer
+from trl import DPOConfig, GRPOConfig, GRPOTrainer, KTOConfig, RLOOConfig, RLOOTrainer
+
+from pipeline.certify import optima
+from pipeline.certify.problem import EOS, LENGTH, PROMPT, Problem
+from pipeline.models import frozen_copy
+from pipeline.ppo import PPOConfig, PPOTrainer
+from pipeline.preferences import label_pairs
+from pipeline.trl_compat import TokenizedDPOTrainer, TokenizedKTOTrainer, fit_tiles_to
+
+ROLLOUT = 512
+"""Completions drawn at once; the size of RLOO's and GRPO's one group."""
+EPOCHS = 4
+"""Optimizer steps from each rollout."""
+ROLLOUTS = 100
+PAIR_BATCH = 256
+PAIR_STEPS = 1500
+IPO_TAU = 0.25
+"""IPO's τ prices preference probabilities, not rewards; this gives a KL of 1 to 2 nats."""
+
+Settings = dict[str, Any]
+Optimum = Callable[[Problem], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A trainer with settings, and where it should end.
+
+    Attributes:
+        name: on the command line and in files. title: what it is, for tables.
+        build: ``(problem, folder, method)`` to a trainer.
+        settings: fields of the trainer's arguments.
+        optimum: the distribution ``(N,)`` that the method aims at, where it is not π*.
+        why: one sentence: what the optimum is, and where a difference comes from.
+        batch, rounds: completions of a rollout and rollouts; for pairs, of a step and steps.
+    """
+
+    name: str
+    title: str
+    build: Callable[[Problem, Path, Method], Trainer]
+    why: str
+    settings: Settings
+    optimum: Optimum | None = None
+    batch: int = ROLLOUT
+    rounds: int = ROLLOUTS
+
+    def trainer(self, problem: Problem, folder: Path, effort: float = 1.0) -> Trainer:
+        """A trainer that prints nothing and saves nothing; ``effort`` scales its rounds."""
+        fit_tiles_to("cpu")
+        rounds = max(1, round(self.rounds * effort))
+        made = self.build(problem, folder, replace(self, rounds=rounds))
+        made.remove_callback(PrinterCallback)
+        return made
+
+
+def _common(problem: Problem, folder: Path) -> Settings:
+    return {
+        "output_dir": str(folder),
+        "seed": problem.seed,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "lr_scheduler_type": "linear",
+        "adam_beta2": 0.99,
+    }
+
+
+def _ppo(problem: Problem, folder: Path, method: Method) -> Trainer:
+    arguments = _common(problem, folder) | {
+        "per_device_train_batch_size": method.batch,
+        "num_mini_batches": 1,
+        "num_ppo_epochs": EPOCHS,
+        "total_episodes": method.batch * method.rounds,
+        "response_length": LENGTH,
+        "kl_coef": problem.beta,
+    }
+    return PPOTrainer(
+        model=problem.model(),
+        reward_function=problem.pay,
+        args=PPOConfig(**(arguments | method.settings)),
+        processing_class=problem.tokenizer,
+        train_dataset=[PROMPT] * method.batch,
+    )
+
+
+def _pairs(problem: Problem, method: Method) -> list[dict[str, Any]]:
+    """Bradley–Terry pairs of completions from π_ref, without those of a completion and itself."""
+    drawn = problem.draw(2 * method.batch * method.rounds, seed=1)
+    rewards = problem.pay([c.prompt for c in drawn], [c.text for c in drawn])
+    return label_pairs(drawn, rewards, hard=False, seed=problem.seed)
+
+
+def _tensors(
+    rows: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
+) -> dict[str, Tensor]:
+    """What TRL's own collators make of token lists, in a fifth of their time (half a step's)."""
+    width = max(map(len, rows))
+    inputs = [[*row] + [EOS] * (width - len(row)) for row in rows]
+    ends = torch.tensor([len(row) for row in rows])[:, None]
+    starts = ends - torch.tensor([len(y) for y in completions])[:, None]
+    place = torch.arange(width)
+    return {
+        "input_ids": torch.tensor(inputs),
+        "attention_mask": (place < ends).long(),
+        "completion_mask": ((place >= starts) & (place < ends)).long(),
+    }
+
+
+def collate_pairs(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A batch for DPO: all chosen, then all rejected."""
+    completions = [e[key] for key in ("chosen_ids", "rejected_ids") for e in examples]
+    prompts = [e["prompt_ids"] for e in examples] * 2
+    return _tensors([x + y for x, y in zip(prompts, completions, strict=True)], completions)
+
+
+def collate_labelled(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A batch for KTO, with the completions that its reference point is measured on."""
+    batch = {"label": torch.tensor([e["label"] for e in examples])}
+    for prefix in ("", "KL_"):
+        completions = [e[f"{prefix}completion_ids"] for e in examples]
+        rows = [e["prompt_ids"] + y for e, y in zip(examples, completions, strict=True)]
+        batch |= {prefix + key: value for key, value in _tensors(rows, completions).items()}
+    return batch
+
+
+def _dpo(problem: Problem, folder: Path, method: Method) -> Trainer:
+    arguments = _common(problem, folder) | {
+        "per_device_train_batch_size": method.batch,
+        "max_steps": method.rounds,
+        "beta": problem.beta,
+    }
+    model = problem.model()
+    keys = ("prompt_ids", "chosen_ids", "rejected_ids")
+    # Every pair is seen once: the loss is the population's, and nothing is learned by heart.
+    rows = [{key: pair[key] for key in keys} for pair in _pairs(problem, method)]
+    return TokenizedDPOTrainer(
+        model=model,
+        ref_model=frozen_copy(model, torch.float32),  # type: ignore[arg-type]
+        args=DPOConfig(**(arguments | method.settings)),
+        data_collator=collate_pairs,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=problem.tokenizer,
+    )
+
+
+def _kto(problem: Problem, folder: Path, method: Method) -> Trainer:
+    arguments = _common(problem, folder) | {
+        "per_device_train_batch_size": 2 * method.batch,
+        "max_steps": method.rounds,
+        "beta": problem.beta,
+    }
+    model = problem.model()
+    rows = [
+        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[f"{kind}_ids"], "label": label}
+        for pair in _pairs(problem, method)
+        for kind, label in (("chosen", True), ("rejected", False))
+    ]
+    for row, other in zip(rows, rows[-1:] + rows[:-1], strict=True):
+        row["KL_completion_ids"] = other["completion_ids"]
+    return TokenizedKTOTrainer(
+        model=model,
+        ref_model=frozen_copy(model, torch.float32),  # type: ignore[arg-type]
+        args=KTOConfig(**(arguments | method.settings)),
+        data_collator=collate_labelled,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=problem.tokenizer,
+    )
+
+
+def _group(trainer: Any, config: Any, problem: Problem, folder: Path, method: Method) -> Trainer:
+    """RLOO and GRPO: one group of a whole rollout, learned from `EPOCHS` times."""
+    arguments = _common(problem, folder) | {
+        "per_device_train_batch_size": method.batch,
+        "num_generations": method.batch,
+        "num_iterations": EPOCHS,
+        "max_completion_length": LENGTH,
+        "max_steps": EPOCHS * method.rounds,
+        "beta": problem.beta,
+    }
+
+    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
+        return problem.pay(prompts, completions)
+
+    return trainer(
+        model=problem.saved_model(folder / "reference"),
+        reward_funcs=reward,
+        args=config(**(arguments | method.settings)),
+        train_dataset=Dataset.from_list([{"prompt": PROMPT}] * 64),
+        processing_class=problem.tokenizer,
+    )
+
+
+_rloo = partial(_group, RLOOTrainer, RLOOConfig)
+_grpo = partial(_group, GRPOTrainer, GRPOConfig)
+
+_PPO: Settings = {
+    "learning_rate": 1e-3,
+    "lam": 1.0,
+    "value_learning_rate": 1e-2,
+    "value_head_hidden": 4.0,
+    "vf_coef": 1.0,
+    # At π* every advantage is 0; whitening would blow what is left, the critic's errors, up.
+    "whiten_advantages": False,
+}
+_PAIRS: Settings = {"learning_rate": 3e-3}
+_GROUP: Settings = {"learning_rate": 1e-3}
+_GRPO = _GROUP | {"loss_type": "dr_grpo", "scale_rewards": "none"}
+
+_on_pairs = partial(Method, batch=PAIR_BATCH, rounds=PAIR_STEPS)
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("ppo", "PPO", _ppo, "π*: every token is charged β(log π − log π_ref)", _PPO),
+        Method(
+            "dpo",
+            "DPO",
+            _dpo,
+            "π*: pairs from π_ref, labelled by Bradley–Terry",
+            _PAIRS,
+            batch=2 * PAIR_BATCH,
+            rounds=2000,
+        ),
+        _on_pairs(
+            "ipo",
+            "IPO",
+            _dpo,
+            "log π/π_ref = |y|(P(y)/τ + c), P the chance to win: TRL divides by the tokens",
+            _PAIRS | {"loss_type": ["ipo"], "beta": IPO_TAU},
+            partial(optima.ipo, tau=IPO_TAU, per_token=True),
+        ),
+        _on_pairs(
+            "kto",
+            "KTO",
+            _kto,
+            "what loses more often than it wins goes to 0, whatever its reward",
+            _PAIRS,
+            lambda problem: optima.kto(problem, problem.beta),
+        ),
+        Method(
+            "rloo", "RLOO", _rloo, "π*: every completion is charged β(log π − log π_ref)", _GROUP
+        ),
+        Method(
+            "grpo",
+            "GRPO, KL × ratio",
+            _grpo,
+            "π ∝ π_ref exp(Q/β) at each token, Q without the KL that later tokens pay",
+            _GRPO,
+            partial(optima.grpo, group=ROLLOUT, tilt=optima.reverse_tilt),
+        ),
+        Method(
+            "grpo-k3",
+            "GRPO, plain k3",
+            _grpo,
+            "π = βπ_ref/(c − Q) at each token: k3's gradient is the forward KL's",
+            _GRPO | {"use_bias_correction_kl": False},
+            partial(optima.grpo, group=ROLLOUT, tilt=optima.forward_tilt),
+        ),
+    )
+}

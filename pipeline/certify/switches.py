@@ -1,0 +1,86 @@
+"""PPO's own switches, one at a time: which of them move the optimum, and where to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from pipeline.certify import optima
+from pipeline.certify.methods import METHODS, Method, Optimum
+
+
+def _in_loss(tilt: Any) -> Optimum:
+    return lambda problem: optima.in_loss(problem, tilt, problem.beta)
+
+
+def _switch(
+    name: str, title: str, why: str, optimum: Optimum | None = None, **settings: Any
+) -> Method:
+    plain = METHODS["ppo"]
+    return replace(
+        plain,
+        name=f"ppo-{name}",
+        title=title,
+        why=why,
+        settings=plain.settings | settings,
+        optimum=optimum,
+    )
+
+
+_RUNAWAY = "a rarer token pays more the rarer it gets, and falls to 0: its gradient is left out"
+
+SWITCHES = {
+    method.name: method
+    for method in (
+        _switch("k2", "k2 in the reward", _RUNAWAY, kl_estimator="k2"),
+        _switch("k3", "k3 in the reward", _RUNAWAY, kl_estimator="k3"),
+        _switch(
+            "loss-k2",
+            "k2 in the loss",
+            "π ∝ π_ref exp(Q/β) at each token, Q without the KL that later tokens pay",
+            _in_loss(optima.reverse_tilt),
+            kl_in="loss",
+            kl_estimator="k2",
+        ),
+        _switch(
+            "loss-k3",
+            "k3 in the loss",
+            "π = βπ_ref/(c − Q) at each token: k3's gradient is the forward KL's",
+            _in_loss(optima.forward_tilt),
+            kl_in="loss",
+            kl_estimator="k3",
+        ),
+        _switch(
+            "whiten",
+            "advantages whitened",
+            "π*: one positive factor for all",
+            whiten_advantages=True,
+        ),
+        _switch(
+            "whiten-rewards",
+            "rewards whitened",
+            "π*: score and KL are divided by the same number",
+            whiten_rewards=True,
+        ),
+        _switch(
+            "value-clip", "value clipping 0.2", "π*: it slows the critic down", cliprange_value=0.2
+        ),
+        _switch("lam-0.95", "λ = 0.95", "π* as far as the critic is right", lam=0.95),
+        _switch(
+            "shared",
+            "shared critic",
+            "π*: the value loss moves the policy's weights too",
+            value_backprop=True,
+        ),
+        _switch(
+            "defaults",
+            "PPOConfig's defaults",
+            "π* as far as the critic is right: whitened advantages, λ = 0.95, a small critic",
+            whiten_advantages=True,
+            lam=0.95,
+            vf_coef=0.5,
+            value_learning_rate=None,
+            value_head_hidden=1.0,
+        ),
+    )
+}
