@@ -307,3 +307,6 @@ def test_the_command_reuses_finished_runs(
     ]
     main([*argv[:-2], "--beta", "1.0", "--output", str(tmp_path)])  # another problem
     assert len(trained) == 5
+    monkeypatch.setattr(study, "code", lambda: "changed")  # that code has not run
+    main(argv)
+    assert len(trained) == 9

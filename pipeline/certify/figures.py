@@ -26,8 +26,13 @@ def convergence(methods: Sequence[Method], results: Sequence[Result]) -> Figure:
     count = 2 if others else 1
     figure = Figure(figsize=(WIDTH * 1.35, 3.0 * count + 0.6), layout="constrained")
     axes = np.atleast_1d(figure.subplots(count, 1, sharex=True))
-    looks = {
-        m.name: {"color": _COLOURS[i % 7], "marker": _MARKERS[i % 7]} for i, m in enumerate(methods)
+    looks = {  # where colours come round again the line is dashed
+        m.name: {
+            "color": _COLOURS[i % 7],
+            "marker": _MARKERS[i % 7],
+            "linestyle": "-" if i < 7 else "--",
+        }
+        for i, m in enumerate(methods)
     }
     _draw(axes[0], methods, results, "distance", looks)
     axes[0].set_title("Distance to π*, exact")

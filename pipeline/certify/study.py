@@ -28,7 +28,7 @@ Result = dict[str, Any]
 
 LEAST_OPTIMALITY = 0.97
 MOST_DISTANCE = 0.05
-_KEPT = {"method", "seed", "recipe", "target_kl", "own_optimum", "seconds", "curve"}
+_KEPT = {"method", "seed", "recipe", "code", "target_kl", "own_optimum", "seconds", "curve"}
 POINTS = 25
 """Measurements along a run."""
 
@@ -95,6 +95,7 @@ def certify(
         "method": method.name,
         "seed": seed,
         "recipe": recipe(method, beta, effort),
+        "code": code(),
         "target_kl": problem.kl,
         "own_optimum": {
             "optimality": problem.optimality_of(aim),
@@ -189,7 +190,7 @@ def _finished(folder: Path, method: Method, seed: int, expected: dict[str, Any])
         return None
     if not isinstance(result, dict) or not result.keys() >= _KEPT:
         return None
-    return result if result["recipe"] == expected else None
+    return result if result["recipe"] == expected and result["code"] == code() else None
 
 
 HEADER = (
