@@ -22,12 +22,12 @@ def fit_tiles_to(device_type: str) -> None:
         trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = _PROCESSOR_TILE
 
 
-class TokenizedDPOTrainer(DPOTrainer):
-    """A DPOTrainer that takes ``prompt_ids``, ``chosen_ids`` and ``rejected_ids`` as they are.
+class _TokensAsTheyAre:
+    """Makes a TRL trainer take a dataset with the column ``prompt_ids`` as it is.
 
-    TRL tokenises text and appends EOS to every completion. For pairs sampled from the policy both
-    would change the problem: the tokens must be the sampled ones, and a completion that ran into
-    the length limit has no EOS, or DPO's optimum would no longer be PPO's.
+    TRL tokenises text and appends EOS to every completion. For completions sampled from the policy
+    both would change the problem: the tokens must be the sampled ones, and a completion that ran
+    into the length limit has no EOS, or DPO's optimum would no longer be PPO's.
     """
 
     def _prepare_dataset(
@@ -38,13 +38,10 @@ class TokenizedDPOTrainer(DPOTrainer):
         return super()._prepare_dataset(dataset, processing_class, args, dataset_name)  # type: ignore[misc]
 
 
-class TokenizedKTOTrainer(KTOTrainer):
-    """A KTOTrainer that takes ``prompt_ids``, ``completion_ids``, ``KL_completion_ids`` (another
-    row's completion, for the reference point) and ``label`` as they are, for the same reasons."""
+class TokenizedDPOTrainer(_TokensAsTheyAre, DPOTrainer):
+    """A DPOTrainer that takes ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``."""
 
-    def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: Any, dataset_name: str
-    ) -> Any:
-        if isinstance(dataset, Dataset) and "prompt_ids" in dataset.column_names:
-            return dataset
-        return super()._prepare_dataset(dataset, processing_class, args, dataset_name)  # type: ignore[misc]
+
+class TokenizedKTOTrainer(_TokensAsTheyAre, KTOTrainer):
+    """A KTOTrainer that takes ``prompt_ids``, ``completion_ids``, ``KL_completion_ids`` (another
+    row's completion, for the reference point) and ``label``."""
