@@ -172,18 +172,19 @@ class Sampler(LogitsProcessor):
         self.step = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """``(B, V)`` logits to ``(B, V)`` scores with one finite entry a row."""
+        """``(B, V)`` logits, which are overwritten, to scores with one finite entry a row."""
         if self.draws is None:
             draw = torch.rand(len(scores), 1, device=scores.device)
         else:
             draw = self.draws[:, self.step, None].to(scores.device)
         self.step += 1
+        # generate() hands over a copy of its own: overwriting it saves passes over the memory.
         logits = scores.float()
         if self.temperature != 1.0:
-            logits = logits / self.temperature
-        weights = (logits - logits.amax(-1, keepdim=True)).exp_()
+            logits = logits.div_(self.temperature)
+        weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
         token = invert(weights, draw)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+        return scores.fill_(-torch.inf).scatter_(-1, token, 0.0)
 
 
 def invert(weights: Tensor, draw: Tensor) -> Tensor:
