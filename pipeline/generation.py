@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedTokenizerBase,
-)
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from pipeline.decoding import Decoder, dense_head_input
 from pipeline.errors import UserError
 from pipeline.models import autocast, base_of
 from pipeline.records import Prompt
 from pipeline.terminal import progress
-
-_BLOCK = 128  # vocabulary entries that are summed up at once when a token is drawn
 
 
 @dataclass(frozen=True)
@@ -145,8 +137,8 @@ def sample(
             torch.manual_seed(seed)
             for batch in progress(batches, label, len(batches)) if label else batches:
                 prompt_ids = [encoded[rows[r]] for r in batch]
-                sampler = Sampler(temperature, None if draws is None else draws[batch])
-                tokens = _generate(model, tokenizer, prompt_ids, max_new_tokens, sampler)
+                decoder = Decoder(temperature, None if draws is None else draws[batch])
+                tokens = _generate(model, tokenizer, prompt_ids, max_new_tokens, decoder)
                 for r, ids, generated in zip(batch, prompt_ids, tokens, strict=True):
                     kept, ended = cut_at_eos(generated, stop)  # type: ignore[arg-type]
                     text = _decode(tokenizer, ids, kept)
@@ -157,90 +149,13 @@ def sample(
     return [found[r] for r in range(len(rows))]
 
 
-class Sampler(LogitsProcessor):
-    """Draws each row's token by inverting its cumulative distribution (:func:`invert`).
-
-    ``torch.multinomial``, which ``generate`` samples with, draws one random number for every
-    entry of the vocabulary: a quarter of the time of generating on a processor. This draws one a
-    row, and leaves the drawn token as the only choice.
-    """
-
-    def __init__(self, temperature: float, draws: Tensor | None = None) -> None:
-        """``temperature`` divides the logits; ``draws`` as for :func:`sample`, one row each."""
-        self.temperature = temperature
-        self.draws = draws
-        self.step = 0
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """``(B, V)`` logits, which are overwritten, to scores with one finite entry a row."""
-        if self.draws is None:
-            draw = torch.rand(len(scores), 1, device=scores.device)
-        else:
-            draw = self.draws[:, self.step, None].to(scores.device)
-        self.step += 1
-        # generate() hands over a copy of its own: overwriting it saves passes over the memory.
-        logits = scores.float()
-        if self.temperature != 1.0:
-            logits = logits.div_(self.temperature)
-        weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-        token = invert(weights, draw)
-        return scores.fill_(-torch.inf).scatter_(-1, token, 0.0)
-
-
-def invert(weights: Tensor, draw: Tensor) -> Tensor:
-    """The index in each row at which the running sum of ``weights`` passes ``draw`` of the total.
-
-    The sum runs over blocks' totals first and then within one block, as a running sum over a whole
-    vocabulary is several times slower than a total.
-
-    Args:
-        weights: ``(B, V)``, not negative, each row's total positive. draw: ``(B, 1)`` in [0, 1).
-
-    Returns:
-        ``(B, 1)`` indices; never one whose weight is 0.
-    """
-    size = weights.shape[-1]
-    gap = -size % _BLOCK
-    blocks = (F.pad(weights, (0, gap)) if gap else weights).unflatten(-1, (-1, _BLOCK))
-    totals = blocks.sum(-1).cumsum(-1)
-    goal = draw * totals[:, -1:]
-    block = _first_above(totals, goal)
-    before = torch.where(block > 0, totals.gather(-1, (block - 1).clamp(min=0)), 0.0)
-    inside = blocks.gather(1, block[..., None].expand(-1, -1, _BLOCK)).squeeze(1).cumsum(-1)
-    # Where a weight is NaN there is no such index; the log-probabilities will tell.
-    return (block * _BLOCK + _first_above(inside, goal - before)).clamp(max=size - 1)
-
-
-def _first_above(running: Tensor, goal: Tensor) -> Tensor:
-    """First index of each row whose running sum is above ``goal``, which rounding may leave
-    beyond the total."""
-    below_total = torch.nextafter(running[:, -1:], torch.zeros_like(goal))
-    found = torch.searchsorted(running, torch.minimum(goal, below_total), right=True)
-    return found.clamp(max=running.shape[-1] - 1)
-
-
-@contextmanager
-def _dense_head_input(head: nn.Module) -> Iterator[None]:
-    """Give the LM head its input without gaps in memory.
-
-    ``generate`` hands the head the last position of every row, a view with gaps. For a frozen head
-    torch then multiplies row by row and copies the head's weight for each of them: with 64 rows
-    and a vocabulary of 49,152 that is 3.6 GB and nine tenths of the time of 20 tokens.
-    """
-    hook = head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
 @torch.no_grad()
 def _generate(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[tuple[int, ...]],
     max_new_tokens: int,
-    sampler: Sampler,
+    decoder: Decoder,
 ) -> list[list[int]]:
     """Generated tokens of each prompt, EOS and padding still on."""
     device = base_of(model).device
@@ -250,15 +165,14 @@ def _generate(
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompt_ids], device=device)
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
-        do_sample=False,  # the choice is made by Sampler
+        do_sample=False,  # no processors of logits: the decoder makes the choice
         eos_token_id=base_of(model).generation_config.eos_token_id,  # type: ignore[union-attr]
         pad_token_id=pad,
         use_cache=True,
     )
-    choose = LogitsProcessorList([sampler])
     head: Any = base_of(model).get_output_embeddings()
-    with autocast(model), _dense_head_input(head):
+    with autocast(model), dense_head_input(head):
         output = model.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=choose
+            input_ids=ids, attention_mask=mask, generation_config=config, custom_generate=decoder
         )
-    return output[:, width:].tolist()
+    return output.tolist()

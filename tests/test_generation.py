@@ -9,7 +9,7 @@ import torch
 
 from pipeline import toy
 from pipeline.errors import UserError
-from pipeline.generation import Sampler, cut_at_eos, encode_prompt, invert, prompt_text, sample
+from pipeline.generation import cut_at_eos, encode_prompt, prompt_text, sample
 from pipeline.models import prepare
 
 PROMPTS = ["the film about love", "a movie", "this sequel about school is"]
@@ -19,57 +19,6 @@ PROMPTS = ["the film about love", "a movie", "this sequel about school is"]
 def policy():
     tokenizer = toy.toy_tokenizer()
     return prepare(toy.toy_language_model(0), tokenizer).eval(), tokenizer
-
-
-def test_sampler_draws_from_the_softmax() -> None:
-    torch.manual_seed(0)
-    logits = torch.tensor([2.0, 0.0, -torch.inf, 1.0])
-    scores = Sampler(temperature=0.5)(torch.empty(0), logits.repeat(40_000, 1))
-    found = torch.bincount(scores.argmax(-1), minlength=4) / 40_000
-    assert torch.allclose(found, (logits / 0.5).softmax(-1), atol=0.01)
-    assert found[2] == 0
-
-
-def test_a_draw_is_where_the_running_sum_passes_it() -> None:
-    """Over several blocks, the last one cut; zeros, also at either end, are never drawn."""
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(500, 300, generator=generator).double()
-    weights[:, :5] = weights[:, 120:140] = weights[:, -7:] = 0.0
-    draw = torch.rand(500, 1, generator=generator).double()
-    draw[0], draw[1] = 0.0, 1.0 - 2**-53
-    total = weights.sum(1, keepdim=True)
-    expected = [
-        next(i for i, part in enumerate(row.cumsum(0).tolist()) if part > goal)
-        for row, goal in zip(weights, (draw * total * (1 - 1e-15)).squeeze(1).tolist(), strict=True)
-    ]
-    found = invert(weights, draw)
-    assert found.squeeze(1).tolist() == expected
-    assert (weights.gather(1, found) > 0).all()
-
-
-def test_a_policy_of_nans_still_writes_tokens() -> None:
-    """What is wrong is then told from their log-probabilities, where the rollout is looked at."""
-    weights = torch.full((2, 300), torch.nan)
-    assert (
-        (invert(weights, torch.rand(2, 1)) >= 0) & (invert(weights, torch.ones(2, 1)) < 300)
-    ).all()
-
-
-def test_the_head_is_given_dense_input(policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else torch copies a frozen head's weight for every row of the prompts' last position."""
-    model, tokenizer = policy
-    head = model.get_output_embeddings()
-    plain, seen = head.forward, []
-
-    def forward(states: torch.Tensor) -> torch.Tensor:
-        seen.append(states.is_contiguous())
-        return plain(states)
-
-    monkeypatch.setattr(head, "forward", forward)
-    sample(model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=3, seed=0)
-    assert len(seen) > 1
-    assert all(seen)
-    assert not head._forward_pre_hooks
 
 
 def test_eos_ends_a_completion_even_when_it_is_the_pad_token(policy) -> None:
