@@ -206,6 +206,17 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     )
 
 
+def lora_config(section: ModelSection, task: str) -> LoraConfig:
+    """Adapters as configured, for PEFT's task type ``task``."""
+    return LoraConfig(
+        task_type=task,  # type: ignore[arg-type]
+        r=section.lora_r,
+        lora_alpha=section.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=section.lora_dropout,
+        target_modules=section.lora_target_modules,
+    )
+
+
 def make_trainable(model: PreTrainedModel, section: ModelSection, seed: int = 0) -> nn.Module:
     """Choose what is trained: LoRA adapters (made with ``seed``), upper layers, or all weights.
 
@@ -216,15 +227,8 @@ def make_trainable(model: PreTrainedModel, section: ModelSection, seed: int = 0)
         the model itself, or the PEFT model around it.
     """
     if section.use_peft:
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=section.lora_r,
-            lora_alpha=section.lora_alpha,  # type: ignore[arg-type]
-            lora_dropout=section.lora_dropout,
-            target_modules=section.lora_target_modules,
-        )
         set_seed(seed)
-        return get_peft_model(model, config)
+        return get_peft_model(model, lora_config(section, "CAUSAL_LM"))
     count = section.trainable_layers
     if count is None:
         return model.float()

@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from peft import PeftModel
+from torch import nn
 from transformers import (
     AutoTokenizer,
     BertForSequenceClassification,
@@ -35,17 +37,19 @@ from pipeline.console import say
 from pipeline.data import ExperimentData, first_words, load_data
 from pipeline.errors import UserError
 from pipeline.files import new_folder, write_json
-from pipeline.models import best_device, compute_dtype, one_device
+from pipeline.models import best_device, compute_dtype, lora_config, one_device
 from pipeline.records import RatedText
 from pipeline.toy import toy_encoder, toy_tokenizer
 from pipeline.training import resume
 from reward_models import RewardError, RewardFunction, load_reward, measure
+from reward_models.adapters import new_adapter_classifier, save_adapter_classifier
 from reward_models.training import LABELS, classifier_trainer, encode, new_classifier
 
 Part = Literal["proxy", "gold"]
 
 PARTS: tuple[Part, Part] = ("proxy", "gold")
 TRAINED_HERE = "sentiment"
+OVER_SFT = "sft"
 EMBEDDED_ENCODER = "embedded:all-minilm-l6-v2"
 # A reward without labels to measure it is tried on this many texts before hours are spent on it.
 _TRIED = 64
@@ -84,9 +88,13 @@ def run(experiment: Experiment) -> None:
         tracking.finish()
 
 
-def proxy_reward(experiment: Experiment) -> RewardFunction:
-    """The reward that is optimised. Loading it, or calling it, raises UserError on a mistake."""
-    return _reward(experiment, "proxy")
+def proxy_reward(experiment: Experiment, policy: nn.Module | None = None) -> RewardFunction:
+    """The reward that is optimised. Loading it, or calling it, raises UserError on a mistake.
+
+    Args:
+        policy: the reward uses this model's frozen weights where its own equal them.
+    """
+    return _reward(experiment, "proxy", policy)
 
 
 def gold_reward(experiment: Experiment) -> RewardFunction:
@@ -115,7 +123,7 @@ def _is_trained(experiment: Experiment, part: Part) -> bool:
 # --- Scoring ------------------------------------------------------------------------------------
 
 
-def _reward(experiment: Experiment, part: Part) -> RewardFunction:
+def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None) -> RewardFunction:
     spec = _spec(experiment, part)
     key = "reward.gold" if part == "gold" and experiment.reward.gold else "reward.source"
     if spec == TRAINED_HERE:
@@ -132,6 +140,7 @@ def _reward(experiment: Experiment, part: Part) -> RewardFunction:
             max_length=experiment.reward.max_length,
             dtype=torch.bfloat16 if mixed else None,
             device=best_device(),
+            share_with=policy,
         )
 
     def score(prompts: list[str], completions: list[str]) -> list[float]:
@@ -154,7 +163,8 @@ def _has_bfloat16(experiment: Experiment) -> bool:
     """True where the hardware computes in bfloat16; never for the toy, which tests compare."""
     if experiment.reward.encoder == "toy":
         return False
-    return compute_dtype(ModelSection()) == torch.bfloat16
+    own = experiment.reward.encoder == OVER_SFT
+    return compute_dtype(experiment.model if own else ModelSection()) == torch.bfloat16
 
 
 # --- Training -----------------------------------------------------------------------------------
@@ -191,8 +201,12 @@ def _train(
     tracking.quieten(trainer)
     resume(trainer)
     if trainer.is_world_process_zero():
+        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
         with new_folder(_folder(experiment, part)) as beside:
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(beside)
+            if isinstance(trained, PeftModel):
+                save_adapter_classifier(trained, beside)
+            else:
+                trained.save_pretrained(beside)
             tokenizer.save_pretrained(beside)
     trainer.accelerator.wait_for_everyone()
 
@@ -228,9 +242,27 @@ def _arguments(
     return made
 
 
-def _encoder(experiment: Experiment, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _over_sft(experiment: Experiment, seed: int) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Adapters and a fresh two-label head over the SFT model, and the SFT model's tokenizer."""
+    section, folder = experiment.model, experiment.stage_dir("sft") / "model"
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"reward.encoder: {OVER_SFT} needs the SFT model, and {folder} is not there; run "
+            "`rlhf sft` with this config first"
+        )
+    lora = lora_config(section, "SEQ_CLS")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = new_adapter_classifier(folder.absolute(), lora, compute_dtype(section), seed)
+    return model, tokenizer
+
+
+def _encoder(
+    experiment: Experiment, seed: int
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """The configured encoder with a fresh two-label head, and its tokenizer."""
     name = experiment.reward.encoder
+    if name == OVER_SFT:
+        return _padded(*_over_sft(experiment, seed))
     if name == "toy":
         encoder, tokenizer = toy_encoder(seed), toy_tokenizer()
         encoder.config.id2label = LABELS
@@ -248,6 +280,13 @@ def _encoder(experiment: Experiment, seed: int) -> tuple[PreTrainedModel, PreTra
             f"reward.encoder: no encoder can be loaded from {name!r} ({reason}); give a Hugging "
             f"Face folder, a hub id or {EMBEDDED_ENCODER!r}"
         ) from error
+    return _padded(model, tokenizer)
+
+
+def _padded(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Both, with a token to pad with that the model knows of."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id

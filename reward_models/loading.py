@@ -29,6 +29,7 @@ def load_reward(
     batch_size: int = 64,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    share_with: torch.nn.Module | None = None,
 ) -> RewardFunction:
     """Return the reward that ``spec`` names, guarded by `checked`.
 
@@ -41,6 +42,7 @@ def load_reward(
         batch_size: Texts scored at once (checkpoints only).
         dtype: ``torch.bfloat16`` for autocast (checkpoints only).
         device: Where a checkpoint computes; None is the processor.
+        share_with: A model whose frozen weights a checkpoint uses where its own equal them.
 
     Raises:
         RewardError: There is no such model, file, module or function, or it is not a reward.
@@ -58,6 +60,7 @@ def load_reward(
     from reward_models.sentiment import load_classifier
 
     options: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
+    options["share_with"] = share_with
     folder = _model_folder(spec, base)
     classifier = load_classifier(
         folder or spec, dtype=dtype, device=device, name=f"reward {spec}", **options

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -16,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from reward_models.adapters import ADAPTER_CONFIG, load_adapter_classifier, share_weights
 from reward_models.interface import RewardError
 
 _POSITIVE = {"positive", "pos"}
@@ -71,7 +74,7 @@ class SequenceClassifier:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         *,
         max_length: int | None = None,
@@ -164,7 +167,7 @@ class SequenceClassifier:
 
 
 def _length_limit(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: int | None
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, asked: int | None
 ) -> int:
     """The longest input in tokens: as asked, but within the model and its tokenizer."""
     positions = getattr(model.config, "max_position_embeddings", None) or math.inf
@@ -174,18 +177,31 @@ def _length_limit(
     return int(min(asked or math.inf, positions, tokenizer.model_max_length, 2**20))
 
 
-def load_classifier(source: str | Path, **options: Any) -> SequenceClassifier:
+def load_classifier(
+    source: str | Path, *, share_with: nn.Module | None = None, **options: Any
+) -> SequenceClassifier:
     """Load a folder or hub id as a `SequenceClassifier`; ``options`` are its keyword arguments.
+
+    Args:
+        source: A checkpoint, or a folder that `save_adapter_classifier` wrote.
+        share_with: A model whose frozen weights are used where the classifier's equal them.
 
     Raises:
         RewardError: There is no such model, or it has no trained classification head.
     """
     label = options.get("name", f"reward {source}")
+    options = {**options, "name": label}
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            str(source), output_loading_info=True
-        )
         tokenizer = AutoTokenizer.from_pretrained(str(source))
+        if (Path(source) / ADAPTER_CONFIG).is_file():
+            model, missing = load_adapter_classifier(Path(source)), set()
+            if model.get_base_model().dtype == torch.bfloat16:  # adapters stay float32
+                options["dtype"] = torch.bfloat16
+        else:
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                str(source), output_loading_info=True
+            )
+            missing = info["missing_keys"]
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RewardError(
@@ -193,10 +209,11 @@ def load_classifier(source: str | Path, **options: Any) -> SequenceClassifier:
             "give a folder with config.json, weights and tokenizer, a hub id, or file.py:function"
         ) from error
     # transformers fills what a checkpoint lacks with random numbers, and only warns.
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])[0]
+    if missing:
         raise RewardError(
-            f"{label}: is no trained classifier (it has no weights for {missing}); give a "
-            "sequence-classification checkpoint"
+            f"{label}: is no trained classifier (it has no weights for {sorted(missing)[0]}); give "
+            "a sequence-classification checkpoint"
         )
-    return SequenceClassifier(model, tokenizer, **{**options, "name": label})
+    if share_with is not None:
+        share_weights(model, share_with)
+    return SequenceClassifier(model, tokenizer, **options)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import (
     AutoModelForSequenceClassification,
@@ -121,7 +122,7 @@ def _accuracy(result: EvalPrediction) -> dict[str, float]:
 
 
 def classifier_trainer(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     arguments: TrainingArguments,
     train: list[dict[str, Any]],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ class GuardedTrainer(Trainer):
     def begin_minibatch(self) -> None:
         """Note what is gone back to when a microbatch of this minibatch does not fit."""
         self.memory.begin_minibatch()
-        self._metrics_before = copy.deepcopy(self._update_metrics)
+        self._metrics_before = self._update_metrics.copy()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
@@ -49,7 +48,7 @@ class GuardedTrainer(Trainer):
         )
 
     def _restart_minibatch(self) -> None:
-        self._update_metrics = copy.deepcopy(self._metrics_before)
+        self._update_metrics = self._metrics_before.copy()
         model: Any = self.model
         model.zero_grad(set_to_none=True)
 

@@ -5,6 +5,7 @@ Sums, means and extremes are over all processes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
@@ -112,6 +113,13 @@ class UpdateMetrics:
         self._norms: list[tuple[Tensor | float, Tensor | float]] = []
         self.tokens = 0.0
         """Completion tokens that were learned from, over all processes, at the last `collect`."""
+
+    def copy(self) -> UpdateMetrics:
+        """A copy that what comes after leaves as it is."""
+        twin = copy.copy(self)
+        twin._sums, twin._minibatch_kl = self._sums.clone(), self._minibatch_kl.clone()
+        twin._norms = list(self._norms)
+        return twin
 
     @torch.no_grad()
     def add(

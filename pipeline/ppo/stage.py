@@ -8,7 +8,7 @@ from pipeline import tracking
 from pipeline.config import Experiment
 from pipeline.data import load_data
 from pipeline.models import compute_dtype, load_trainable_sft, save_policy
-from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.reward import proxy_reward
 from pipeline.training import fit, stage_arguments
@@ -17,7 +17,6 @@ from pipeline.training import fit, stage_arguments
 def run(experiment: Experiment) -> None:
     """Train on ``data.train_prompts`` and write ``ppo/model``."""
     data = load_data(experiment)
-    reward = proxy_reward(experiment)
     tracking.setup(experiment, "ppo")
     generation = experiment.generation
     arguments = stage_arguments(
@@ -30,6 +29,8 @@ def run(experiment: Experiment) -> None:
         generation_batch_size=generation.batch_size,
     )
     model, tokenizer = load_trainable_sft(experiment)
+    split = sharded(arguments) or arguments.deepspeed  # weights that move cannot be shared
+    reward = proxy_reward(experiment, None if split else model)
 
     def log_samples(step: int, rows: list[dict[str, Any]]) -> None:
         if step % (8 * arguments.steps_per_rollout) == 0:

@@ -1,0 +1,107 @@
+"""A reward of adapters over the SFT model: it learns, and PPO holds the base's weights once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import reward, sft
+from pipeline.config import Experiment, load_experiment
+from pipeline.data import load_data
+from pipeline.errors import UserError
+from pipeline.files import read_json
+from pipeline.models import load_trainable_sft
+from pipeline.ppo import stage
+from reward_models import RewardError, load_reward
+from reward_models.adapters import ADAPTER_CONFIG, share_weights
+from reward_models.sentiment import load_classifier
+
+LORA = ["model.use_peft=true", "model.lora_r=4", "reward.encoder=sft"]
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    folder = tmp_path_factory.mktemp("run")
+    config = Path(__file__).parents[1] / "configs" / "tiny.yaml"
+    made = load_experiment(config, [f"output_dir={folder}", *LORA, "ppo.total_episodes=32"])
+    sft.run(made)
+    reward.run(made)
+    return made
+
+
+def proxy(experiment: Experiment) -> Path:
+    return experiment.stage_dir("reward") / "proxy"
+
+
+def storages(model: nn.Module) -> set[int]:
+    return {parameter.data_ptr() for parameter in model.parameters()}
+
+
+def test_adapters_learn_and_only_they_are_written(experiment: Experiment) -> None:
+    metrics = read_json(experiment.stage_dir("reward") / "metrics.json")
+    # Chance is 0.5; seeds 0 to 4 gave 0.86 to 0.93.
+    assert metrics["proxy"]["accuracy"] > 0.75
+    weights = (proxy(experiment) / "adapter_model.safetensors").stat().st_size
+    base = (experiment.stage_dir("sft") / "model" / "model.safetensors").stat().st_size
+    assert weights < base / 2
+    assert not (proxy(experiment) / "model.safetensors").exists()
+
+
+def test_shared_weights_are_held_once_and_score_the_same(experiment: Experiment) -> None:
+    policy, _ = load_trainable_sft(experiment)
+    alone = load_classifier(proxy(experiment))
+    shared = load_classifier(proxy(experiment), share_with=policy)
+    texts = [text.text for text in load_data(experiment).classifier_test[:20]]
+    assert alone.score(texts) == shared.score(texts)
+    assert not storages(policy) & storages(alone.model)
+    own = [n for n, p in shared.model.named_parameters() if p.data_ptr() not in storages(policy)]
+    assert own and all("lora_" in name or "score" in name for name in own)
+
+
+def test_a_trained_or_another_weight_is_not_shared() -> None:
+    model, other = (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)) for _ in range(2))
+    other.load_state_dict(model.state_dict())
+    other[0].weight.requires_grad_(False)
+    other[0].bias.requires_grad_(False)
+    with torch.no_grad():
+        other[0].bias[1] += 1e-6
+    assert share_weights(model, other) == other[0].weight.nbytes
+    assert model[0].weight is other[0].weight
+    assert model[0].bias is not other[0].bias
+    assert model[1].weight is not other[1].weight
+
+
+def test_ppo_trains_against_it_and_leaves_the_base_alone(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        stage, "proxy_reward", lambda *given: asked.append(given) or reward.proxy_reward(*given)
+    )
+    texts = [text.text for text in load_data(experiment).classifier_test[:20]]
+    before = load_classifier(proxy(experiment)).score(texts)
+    stage.run(experiment)
+    _, policy = asked[0]
+    assert load_classifier(proxy(experiment), share_with=policy).score(texts) == before
+
+
+def test_mistakes_are_one_line(experiment: Experiment, tmp_path: Path) -> None:
+    nowhere = load_experiment(
+        Path(__file__).parents[1] / "configs" / "tiny.yaml", [f"output_dir={tmp_path}", *LORA]
+    )
+    with pytest.raises(UserError, match="reward.encoder: sft needs the SFT model"):
+        reward.run(nowhere)
+
+    moved = tmp_path / "moved"
+    shutil.copytree(proxy(experiment), moved)
+    config = json.loads((moved / ADAPTER_CONFIG).read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "gone")
+    (moved / ADAPTER_CONFIG).write_text(json.dumps(config))
+    with pytest.raises(RewardError, match="base_model_name_or_path") as raised:
+        load_reward(str(moved))
+    assert "\n" not in str(raised.value)
