@@ -19,6 +19,8 @@ from pipeline.yamlfile import apply_override, read_yaml
 
 STAGES = ("sft", "reward", "ppo", "dpo", "compare")
 TRAINED = ("sft", "reward", "ppo", "dpo")
+OVER_SFT = "sft"
+"""What `reward.encoder` is where the classifier is adapters over the SFT model."""
 
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]

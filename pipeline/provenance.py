@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Experiment
+from pipeline.config import OVER_SFT, Experiment
 
 # What each stage reads of the config, beside the outputs of the stages before it.
 SECTIONS = {
@@ -24,7 +24,7 @@ SECTIONS = {
     "dpo": ("generation", "beta", "pairs", "dpo", "seed"),
     "compare": ("generation", "beta", "compare", "seed"),
 }
-UPSTREAM: dict[str, tuple[str, ...]] = {
+_UPSTREAM: dict[str, tuple[str, ...]] = {
     "sft": (),
     "reward": (),
     "ppo": ("sft", "reward"),
@@ -94,12 +94,17 @@ def _contents(experiment: Experiment, sections: tuple[str, ...]) -> dict[str, st
         "data.preferences_name": data.preferences_name,
         "reward.source": reward.source,
         "reward.gold": reward.gold,
-        "reward.encoder": reward.encoder,
+        "reward.encoder": None if reward.encoder == OVER_SFT else reward.encoder,
     }
     hashes = {
         key: content_hash(name) for key, name in named.items() if key.split(".")[0] in sections
     }
     return {key: value for key, value in hashes.items() if value is not None}
+
+
+def upstream(experiment: Experiment) -> dict[str, tuple[str, ...]]:
+    """The stages whose output each stage reads."""
+    return _UPSTREAM | ({"reward": ("sft",)} if experiment.reward.encoder == OVER_SFT else {})
 
 
 def stage_inputs(experiment: Experiment) -> dict[str, dict[str, Any]]:
@@ -109,12 +114,13 @@ def stage_inputs(experiment: Experiment) -> dict[str, dict[str, Any]]:
     and `upstream` (fingerprints of the stages it builds on).
     """
     dumped = _plain(experiment.model_dump(mode="json"))
+    needs = upstream(experiment)
     inputs: dict[str, dict[str, Any]] = {}
     for stage, sections in SECTIONS.items():
         inputs[stage] = {
             "config": {section: dumped[section] for section in sections},
             "content": _contents(experiment, sections),
-            "upstream": {name: fingerprint(inputs[name]) for name in UPSTREAM[stage]},
+            "upstream": {name: fingerprint(inputs[name]) for name in needs[stage]},
         }
     return inputs
 
@@ -125,13 +131,14 @@ def fingerprint(inputs: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def downstream(stage: str) -> list[str]:
+def downstream(experiment: Experiment, stage: str) -> list[str]:
     """The stages made from this one's output, directly or not, in order."""
     reached = {stage}
-    for name, needs in UPSTREAM.items():  # in order, so one pass is enough
+    known = upstream(experiment)
+    for name, needs in known.items():  # in order, so one pass is enough
         if reached.intersection(needs):
             reached.add(name)
-    return [name for name in UPSTREAM if name in reached and name != stage]
+    return [name for name in known if name in reached and name != stage]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -32,7 +32,7 @@ from transformers import (
 
 from pipeline import assets, tracking
 from pipeline.checkpoints import CompleteMarker
-from pipeline.config import Experiment, ModelSection
+from pipeline.config import OVER_SFT, Experiment, ModelSection
 from pipeline.console import say
 from pipeline.data import ExperimentData, first_words, load_data
 from pipeline.errors import UserError
@@ -49,7 +49,6 @@ Part = Literal["proxy", "gold"]
 
 PARTS: tuple[Part, Part] = ("proxy", "gold")
 TRAINED_HERE = "sentiment"
-OVER_SFT = "sft"
 EMBEDDED_ENCODER = "embedded:all-minilm-l6-v2"
 # A reward without labels to measure it is tried on this many texts before hours are spent on it.
 _TRIED = 64

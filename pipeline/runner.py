@@ -28,13 +28,13 @@ from pipeline.console import is_main_process, say
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.provenance import (
-    UPSTREAM,
     downstream,
     fingerprint,
     first_difference,
     origin,
     peak_memory,
     stage_inputs,
+    upstream,
 )
 
 StageFunction = Callable[[Experiment], None]
@@ -103,7 +103,7 @@ def _refusal(experiment: Experiment, stage: str, record: dict[str, Any], now: di
     return UserError(
         f"{experiment.stage_dir(stage)}: was made with {first_difference(record['inputs'], now)};"
         " set another output_dir, or add --overwrite to remove and redo "
-        + ", ".join([stage, *downstream(stage)])
+        + ", ".join([stage, *downstream(experiment, stage)])
     )
 
 
@@ -123,13 +123,14 @@ def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False)
             action = "start"
         elif stage in replaced or (overwrite and (not same or len(stages) == 1)):
             action = "replace"
-            replaced.update(downstream(stage))
+            replaced.update(downstream(experiment, stage))
         elif not same:
             raise _refusal(experiment, stage, record, inputs[stage])
         else:
             action = "skip" if record["status"] == "finished" else "resume"
         steps.append(Step(stage, action, inputs[stage]))
-    needed = {need for stage in stages for need in UPSTREAM[stage]}.difference(stages)
+    needs = upstream(experiment)
+    needed = {need for stage in stages for need in needs[stage]}.difference(stages)
     for need in (stage for stage in STAGES if stage in needed):
         record = _record(experiment, need)
         if record is None or record["status"] != "finished":
@@ -179,7 +180,7 @@ def lock(folder: Path) -> Iterator[None]:
 
 def _remove(experiment: Experiment, stage: str) -> None:
     """Remove a stage's output and everything made from it."""
-    for name in [stage, *downstream(stage)]:
+    for name in [stage, *downstream(experiment, stage)]:
         folder = experiment.stage_dir(name)
         if (folder / "stage.json").is_file():
             say(f"{name}: removing {folder}")

@@ -173,10 +173,19 @@ def test_what_a_setting_affects(load: Load, override: str, changed: set[str]) ->
     assert {s for s in STAGES if fingerprint(before[s]) != fingerprint(after[s])} == changed
 
 
-def test_downstream() -> None:
-    assert downstream("sft") == ["ppo", "dpo", "compare"]
-    assert downstream("dpo") == ["compare"]
-    assert downstream("compare") == []
+def test_downstream(load: Load) -> None:
+    assert downstream(load(), "sft") == ["ppo", "dpo", "compare"]
+    assert downstream(load(), "dpo") == ["compare"]
+    assert downstream(load(), "compare") == []
+
+
+def test_a_reward_over_the_sft_model_is_made_again_with_it(fakes: Fakes, load: Load) -> None:
+    over = "reward.encoder=sft"
+    assert downstream(load(over), "sft") == ["reward", "ppo", "dpo", "compare"]
+    before, after = stage_inputs(load(over)), stage_inputs(load(over, "sft.learning_rate=1e-9"))
+    assert fingerprint(before["reward"]) != fingerprint(after["reward"])
+    with pytest.raises(UserError, match="run `rlhf sft` first"):
+        runner.run(load(over), "reward")
 
 
 def test_content_of_local_files_counts(fakes: Fakes, load: Load, tmp_path: Path) -> None:
