@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 _BLOCK = 128  # vocabulary entries that are summed up at once when a token is drawn
 _LEAVE = 8  # rows leave the batch as soon as one in so many is done: leaving copies the cache
+_PLAIN = (DynamicLayer, DynamicSlidingWindowLayer)  # layers of a cache that rows can leave
 _LOOK = 16  # tokens between two looks at who is done, where a look makes an accelerator wait
 
 
@@ -68,6 +70,7 @@ class Decoder:
             output = model(**given, return_dict=True)
             inputs = model._update_model_kwargs_for_generation(output, inputs)
             chosen = self._choose(output.logits[:, -1], rows, step, place)
+            del output  # a prompt's logits, where the model gives them all
             tokens[place, step] = torch.where(done, tokens[place, step], chosen)
             done = done | torch.isin(chosen, config._eos_token_tensor)
             input_ids = torch.cat([input_ids, chosen[:, None]], dim=1)
@@ -96,12 +99,17 @@ class Decoder:
 
 
 def _may_leave(inputs: dict[str, Any]) -> bool:
-    """Whether every input with a row for each of the batch's is one that :func:`_select` knows."""
+    """Whether every input with a row for each of the batch's is one that :func:`_select` knows.
+
+    Caches with a state beside keys and values, as recurrent layers have, keep all their rows.
+    """
     known = {"past_key_values", "attention_mask", "position_ids"}
     others = any(isinstance(inputs[key], Tensor) for key in inputs.keys() - known)
     positions = inputs.get("position_ids")
     flat = positions is None or positions.ndim == 2  # some have a dimension in front
-    return flat and not others and hasattr(inputs["past_key_values"], "batch_select_indices")
+    cache = inputs.get("past_key_values")
+    plain = isinstance(cache, DynamicCache) and all(type(x) in _PLAIN for x in cache.layers)
+    return flat and plain and not others
 
 
 def _select(inputs: dict[str, Any], rows: Tensor) -> None:

@@ -104,7 +104,9 @@ def _contents(experiment: Experiment, sections: tuple[str, ...]) -> dict[str, st
 
 def upstream(experiment: Experiment) -> dict[str, tuple[str, ...]]:
     """The stages whose output each stage reads."""
-    return _UPSTREAM | ({"reward": ("sft",)} if experiment.reward.encoder == OVER_SFT else {})
+    section = experiment.reward
+    trained = "sentiment" in (section.source, section.gold)
+    return _UPSTREAM | ({"reward": ("sft",)} if trained and section.encoder == OVER_SFT else {})
 
 
 def stage_inputs(experiment: Experiment) -> dict[str, dict[str, Any]]:

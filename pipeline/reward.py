@@ -125,6 +125,7 @@ def _is_trained(experiment: Experiment, part: Part) -> bool:
 def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None) -> RewardFunction:
     spec = _spec(experiment, part)
     key = "reward.gold" if part == "gold" and experiment.reward.gold else "reward.source"
+    base = None
     if spec == TRAINED_HERE:
         folder = _folder(experiment, part)
         if not _is_trained(experiment, part):
@@ -132,6 +133,8 @@ def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None)
                 f"{folder}: there is no {part} reward; run `rlhf reward` with this config"
             )
         spec = str(folder.absolute())
+        # Of this run, wherever its folder was moved or copied to.
+        base = _sft_model(experiment) if experiment.reward.encoder == OVER_SFT else None
     mixed = bool(experiment.trainer_args("reward").get("bf16", _has_bfloat16(experiment)))
     with _mendable(key):
         reward = load_reward(
@@ -139,6 +142,7 @@ def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None)
             max_length=experiment.reward.max_length,
             dtype=torch.bfloat16 if mixed else None,
             device=best_device(),
+            base_model=base,
             share_with=policy,
         )
 
@@ -230,6 +234,8 @@ def _arguments(
         "run_name": f"{experiment.name}-reward-{part}",
         "disable_tqdm": True,
     }
+    if experiment.reward.encoder == OVER_SFT:  # the base's dtype decides
+        owned["bf16"] = hardware["bf16"]
     try:
         made = TrainingArguments(
             **{**_DEFAULTS, **hardware, **experiment.trainer_args("reward"), **owned}
@@ -241,18 +247,28 @@ def _arguments(
     return made
 
 
+def _sft_model(experiment: Experiment) -> Path:
+    return (experiment.stage_dir("sft") / "model").absolute()
+
+
 def _over_sft(experiment: Experiment, seed: int) -> tuple[PeftModel, PreTrainedTokenizerBase]:
     """Adapters and a fresh two-label head over the SFT model, and the SFT model's tokenizer."""
-    section, folder = experiment.model, experiment.stage_dir("sft") / "model"
+    section, folder = experiment.model, _sft_model(experiment)
     if not (folder / "config.json").is_file():
         raise UserError(
             f"reward.encoder: {OVER_SFT} needs the SFT model, and {folder} is not there; run "
             "`rlhf sft` with this config first"
         )
     lora = lora_config(section, "SEQ_CLS")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = new_adapter_classifier(folder.absolute(), lora, compute_dtype(section), seed)
-    return model, tokenizer
+    try:
+        model = new_adapter_classifier(folder, lora, compute_dtype(section), seed)
+    except ValueError as error:  # no such class in transformers, or no such modules for PEFT
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"reward.encoder: the SFT model cannot become a classifier with model.lora_* ({reason})"
+            f"; mend model.lora_target_modules, or set {EMBEDDED_ENCODER!r} or another encoder"
+        ) from error
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def _encoder(

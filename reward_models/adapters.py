@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from reward_models.training import LABELS
 
 ADAPTER_CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 def new_adapter_classifier(
@@ -52,21 +53,25 @@ def save_adapter_classifier(model: PeftModel, folder: Path) -> None:
     model.get_base_model().config.save_pretrained(str(folder))  # type: ignore[operator]
 
 
-def load_adapter_classifier(folder: Path) -> PeftModel:
-    """Read back what `save_adapter_classifier` wrote, the base from where its config says.
+def load_adapter_classifier(folder: Path, base: Path | None = None) -> PeftModel:
+    """Read back what `save_adapter_classifier` wrote.
+
+    Args:
+        base: The causal language model beneath; None is the one that ``folder`` names.
 
     Raises:
         OSError, ValueError: The base is not there, or the adapter holds no score layer.
     """
-    base = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
-    config = AutoConfig.from_pretrained(str(folder))
+    source = base or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not (folder / WEIGHTS).is_file():
+        raise OSError(f"{folder / WEIGHTS} is missing; train it again")
     try:
         model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-            base, config=config, dtype="auto"
+            str(source), config=AutoConfig.from_pretrained(str(folder)), dtype="auto"
         )
     except OSError as error:
         raise OSError(
-            f"its base model {base} cannot be loaded; mend base_model_name_or_path in "
+            f"its base model {source} cannot be loaded; mend base_model_name_or_path in "
             f"{folder / ADAPTER_CONFIG}"
         ) from error
     adapted = PeftModel.from_pretrained(model, str(folder))
@@ -78,8 +83,8 @@ def load_adapter_classifier(folder: Path) -> PeftModel:
 def share_weights(model: nn.Module, other: nn.Module) -> int:
     """Let ``model`` use the frozen weights of ``other`` that its own equal; return bytes saved.
 
-    Weights are matched by name and compared, so nothing but memory can change. ``model`` must not
-    be trained afterwards.
+    Weights are matched by name and compared, so nothing but memory changes now. Afterwards
+    ``model`` must not be trained, and is of no use once ``other``'s are (by merging, say).
     """
     model.requires_grad_(False)
     frozen = {
@@ -93,7 +98,7 @@ def share_weights(model: nn.Module, other: nn.Module) -> int:
             theirs = frozen.get(_plain(f"{path}.{name}"))
             if own is None or theirs is None or own is theirs:
                 continue
-            alike = own.shape == theirs.shape and own.dtype == theirs.dtype
+            alike = own.shape == theirs.shape and own.dtype == theirs.dtype and own.numel() > 0
             if alike and torch.equal(own.to(theirs.device), theirs):
                 module._parameters[name] = theirs  # type: ignore[assignment]
                 saved += own.nbytes

@@ -29,6 +29,7 @@ def load_reward(
     batch_size: int = 64,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
+    base_model: Path | None = None,
     share_with: torch.nn.Module | None = None,
 ) -> RewardFunction:
     """Return the reward that ``spec`` names, guarded by `checked`.
@@ -42,6 +43,7 @@ def load_reward(
         batch_size: Texts scored at once (checkpoints only).
         dtype: ``torch.bfloat16`` for autocast (checkpoints only).
         device: Where a checkpoint computes; None is the processor.
+        base_model: What a folder of adapters belongs to; None is what it says itself.
         share_with: A model whose frozen weights a checkpoint uses where its own equal them.
 
     Raises:
@@ -60,7 +62,7 @@ def load_reward(
     from reward_models.sentiment import load_classifier
 
     options: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
-    options["share_with"] = share_with
+    options |= {"base_model": base_model, "share_with": share_with}
     folder = _model_folder(spec, base)
     classifier = load_classifier(
         folder or spec, dtype=dtype, device=device, name=f"reward {spec}", **options

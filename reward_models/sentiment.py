@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -23,6 +24,7 @@ from reward_models.interface import RewardError
 
 _POSITIVE = {"positive", "pos"}
 _NEGATIVE = {"negative", "neg"}
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
 # Set in the config of a model that was trained on texts ending with EOS (`pairwise` does).
 APPENDS_EOS = "reward_appends_eos"
 
@@ -178,12 +180,17 @@ def _length_limit(
 
 
 def load_classifier(
-    source: str | Path, *, share_with: nn.Module | None = None, **options: Any
+    source: str | Path,
+    *,
+    base_model: Path | None = None,
+    share_with: nn.Module | None = None,
+    **options: Any,
 ) -> SequenceClassifier:
     """Load a folder or hub id as a `SequenceClassifier`; ``options`` are its keyword arguments.
 
     Args:
         source: A checkpoint, or a folder that `save_adapter_classifier` wrote.
+        base_model: What such a folder's adapters belong to; None is what the folder says.
         share_with: A model whose frozen weights are used where the classifier's equal them.
 
     Raises:
@@ -194,7 +201,7 @@ def load_classifier(
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source))
         if (Path(source) / ADAPTER_CONFIG).is_file():
-            model, missing = load_adapter_classifier(Path(source)), set()
+            model, missing = load_adapter_classifier(Path(source), base_model), set()
             if model.get_base_model().dtype == torch.bfloat16:  # adapters stay float32
                 options["dtype"] = torch.bfloat16
         else:
@@ -202,7 +209,7 @@ def load_classifier(
                 str(source), output_loading_info=True
             )
             missing = info["missing_keys"]
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except _UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RewardError(
             f"{label}: no sequence-classification model can be loaded from it ({reason}); "

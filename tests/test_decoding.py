@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pipeline import decoding, toy
 from pipeline.decoding import invert
-from pipeline.generation import sample
+from pipeline.generation import cut_at_eos, sample
 from pipeline.models import prepare
 
 PROMPTS = ["the film about love", "a movie", "this sequel about school is"]
@@ -59,6 +61,61 @@ def test_rows_that_ended_leave_and_disturb_no_other(
     rows.clear()
     assert found == sample(model, tokenizer, PROMPTS * 10, **settings)
     assert set(rows) == {30}
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+    "max_position_embeddings": 128, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2,
+}  # fmt: skip
+RECURRENT: dict[str, Any] = {
+    "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+}  # fmt: skip
+FAMILIES = {
+    "gpt2": {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 4},
+    "qwen3": TINY,
+    "gemma3_text": {**TINY, "sliding_window": 6, "layer_types": ["sliding_attention"] * 2},
+    "falcon_h1": {**TINY, **RECURRENT},  # recurrent beside attention
+    "mamba": {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("adapters", [False, True])
+def test_every_family_writes_what_it_writes_when_nobody_leaves(
+    family: str, adapters: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ways to end, prompts of unlike length, caches with windows and with states."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **FAMILIES[family])
+    ).eval()
+    model.generation_config = GenerationConfig(eos_token_id=[1, 7], pad_token_id=0)
+    if adapters:
+        targets = {"gpt2": "c_attn", "mamba": "x_proj"}.get(family, "q_proj")
+        lora = LoraConfig(init_lora_weights=False, target_modules=[targets])
+        model = get_peft_model(model, lora)
+    mask = torch.ones(24, 6, dtype=torch.long)
+    mask[1::4, 0] = mask[2::4, :2] = 0
+    ids, draws = torch.randint(3, 40, (24, 6)) * mask, torch.rand(24, 24)
+    config = GenerationConfig(
+        max_new_tokens=24, do_sample=False, eos_token_id=[1, 7], pad_token_id=0
+    )
+
+    def write() -> list[tuple[tuple[int, ...], bool]]:
+        found = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            custom_generate=decoding.Decoder(1.0, draws),
+        )
+        return [cut_at_eos(row, {1, 7}) for row in found.tolist()]
+
+    found = write()
+    assert sum(ended for _, ended in found) > 6
+    monkeypatch.setattr(decoding, "_may_leave", lambda inputs: False)
+    assert found == write()
 
 
 def test_a_draw_is_where_the_running_sum_passes_it() -> None:

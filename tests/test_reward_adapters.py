@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 from pipeline.models import load_trainable_sft
 from pipeline.ppo import stage
-from reward_models import RewardError, load_reward
-from reward_models.adapters import ADAPTER_CONFIG, share_weights
+from reward_models import RewardError, RewardFunction, load_reward
+from reward_models.adapters import ADAPTER_CONFIG, WEIGHTS, share_weights
 from reward_models.sentiment import load_classifier
 
 LORA = ["model.use_peft=true", "model.lora_r=4", "reward.encoder=sft"]
@@ -76,18 +77,41 @@ def test_a_trained_or_another_weight_is_not_shared() -> None:
     assert model[1].weight is not other[1].weight
 
 
-def test_ppo_trains_against_it_and_leaves_the_base_alone(
+def test_ppo_shares_the_base_and_leaves_the_reward_alone(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-    monkeypatch.setattr(
-        stage, "proxy_reward", lambda *given: asked.append(given) or reward.proxy_reward(*given)
-    )
+    made: list[tuple[nn.Module, RewardFunction]] = []
+    after: list[list[float]] = []
     texts = [text.text for text in load_data(experiment).classifier_test[:20]]
-    before = load_classifier(proxy(experiment)).score(texts)
+    empty = [""] * len(texts)
+    before = reward.proxy_reward(experiment)(empty, texts)
+    rewards, save = reward.proxy_reward, stage.save_policy
+
+    def proxy_reward(experiment: Experiment, policy: nn.Module) -> RewardFunction:
+        made.append((policy, rewards(experiment, policy)))
+        return made[0][1]
+
+    def save_policy(*arguments: Any) -> None:  # merges the adapters into the shared weights
+        after.append(made[0][1](empty, texts))
+        save(*arguments)
+        assert made[0][1](empty, texts) != before  # so they are shared
+
+    monkeypatch.setattr(stage, "proxy_reward", proxy_reward)
+    monkeypatch.setattr(stage, "save_policy", save_policy)
     stage.run(experiment)
-    _, policy = asked[0]
-    assert load_classifier(proxy(experiment), share_with=policy).score(texts) == before
+    assert after == [before]
+
+
+def test_a_copied_run_reads_its_own_base(experiment: Experiment, tmp_path: Path) -> None:
+    texts = [text.text for text in load_data(experiment).classifier_test[:20]]
+    empty = [""] * len(texts)
+    shutil.copytree(experiment.output_dir, tmp_path / "copy")
+    copy = experiment.model_copy(update={"output_dir": tmp_path / "copy"})
+    path = proxy(copy) / ADAPTER_CONFIG
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = str(tmp_path / "gone")
+    path.write_text(json.dumps(config))
+    assert reward.proxy_reward(copy)(empty, texts) == reward.proxy_reward(experiment)(empty, texts)
 
 
 def test_mistakes_are_one_line(experiment: Experiment, tmp_path: Path) -> None:
@@ -105,3 +129,18 @@ def test_mistakes_are_one_line(experiment: Experiment, tmp_path: Path) -> None:
     with pytest.raises(RewardError, match="base_model_name_or_path") as raised:
         load_reward(str(moved))
     assert "\n" not in str(raised.value)
+
+    (moved / WEIGHTS).write_bytes(b"cut off")
+    shutil.copy(proxy(experiment) / ADAPTER_CONFIG, moved)
+    with pytest.raises(RewardError, match="no sequence-classification model can be loaded"):
+        load_reward(str(moved))
+    (moved / WEIGHTS).unlink()
+    with pytest.raises(RewardError, match="adapter_model.safetensors is missing"):
+        load_reward(str(moved))
+
+
+def test_adapters_that_fit_nowhere_are_one_line(experiment: Experiment, tmp_path: Path) -> None:
+    shutil.copytree(experiment.stage_dir("sft"), tmp_path / "sft")
+    wrong = experiment.model.model_copy(update={"lora_target_modules": ["nowhere"]})
+    with pytest.raises(UserError, match="model.lora_target_modules"):
+        reward.run(experiment.model_copy(update={"output_dir": tmp_path, "model": wrong}))

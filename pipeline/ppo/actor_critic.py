@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from pipeline.models import base_of, decoder_layers, frozen_copy, switch_dropout_off
 from pipeline.ppo.config import PPOConfig, sharded
@@ -89,7 +90,9 @@ class ActorCritic(nn.Module):
             self._reference = [base_of(frozen_copy(policy, dtype))]
             if sharded(config):  # split like the policy, so part of what FSDP sees
                 self.reference = self._reference[0]
-        cut = lowest_trained_layer(base) if config.cache_trunk else 0
+        # ZeRO-3 gathers weights as modules run, and knows nothing of a second decoder over them.
+        split = config.cache_trunk and not is_deepspeed_zero3_enabled()
+        cut = lowest_trained_layer(base) if split else 0
         self._split = SplitDecoder.build(base, cut)
         # Adapters can leave the lower layers alone too; their reference has no copy to split.
         both = self._split and self._reference

@@ -29,8 +29,9 @@ def run(experiment: Experiment) -> None:
         generation_batch_size=generation.batch_size,
     )
     model, tokenizer = load_trainable_sft(experiment)
-    split = sharded(arguments) or arguments.deepspeed  # weights that move cannot be shared
-    reward = proxy_reward(experiment, None if split else model)
+    # Weights that a launcher splits or moves cannot be shared.
+    moved = sharded(arguments) or arguments.deepspeed_plugin is not None
+    reward = proxy_reward(experiment, None if moved else model)
 
     def log_samples(step: int, rows: list[dict[str, Any]]) -> None:
         if step % (8 * arguments.steps_per_rollout) == 0:
