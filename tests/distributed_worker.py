@@ -1,7 +1,7 @@
 """Runs PPO in one and in several processes and writes what came out; test_distributed.py reads it.
 
-`python tests/distributed_worker.py FOLDER`: the libraries are imported once, then every case forks
-its processes, which find each other as under torchrun (gloo). A process's results go to
+`python tests/distributed_worker.py FOLDER [deepspeed]`: the libraries are imported once, then every
+case forks its processes, which find each other as under torchrun (gloo). A process's results go to
 `FOLDER/<case>/<rank>.json` and `.safetensors`.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 # As in conftest.py, which does not run here.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["DS_ACCELERATOR"] = "cpu"
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipeline import quiet  # noqa: E402
@@ -151,5 +152,29 @@ def main(root: Path) -> None:
     spread(2, root / "fsdp-lora", train, section=LORA, total_episodes=32, **settings)
 
 
+def deepspeed(root: Path) -> None:
+    """ZeRO-2 and ZeRO-3; without clipping, which DeepSpeed does to actor and critic together."""
+    torch.set_num_threads(1)
+    free: dict[str, Any] = {"max_grad_norm": 1e9}
+    lora: dict[str, Any] = {"section": LORA, "total_episodes": 32, **free}
+    spread(1, root / "one", train, **free)
+    spread(1, root / "one-lora", train, **lora)
+    os.environ |= {
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto",
+        "ACCELERATE_GRADIENT_CLIPPING": "auto",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+    }
+    for stage in ("2", "3"):
+        os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = stage
+        spread(2, root / f"zero{stage}", train, **free)
+        spread(2, root / f"zero{stage}-lora", train, **lora)
+        checkpoint = root / f"zero{stage}" / "run" / "checkpoint-8"
+        spread(2, root / f"zero{stage}-again", train, resume=checkpoint, **free)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    (deepspeed if "deepspeed" in sys.argv[2:] else main)(Path(sys.argv[1]))
