@@ -7,8 +7,9 @@
 Both start from the quickstart's SFT model, train LoRA adapters on the same prompts with the same
 hyperparameters and are paid by the same trained sentiment classifier (which TRL's own reward
 interface cannot hold, as it has another tokenizer: the peer's `get_reward` is given one that
-decodes first). TRL's critic, a model of its own, trains LoRA adapters too, as its learning rate is
-the policy's. Both compute bfloat16 products over float32 weights. The seeds take turns.
+decodes first). The critics are each side's own: TRL's is a model with LoRA adapters at the policy's
+learning rate, ours a head at ten times that (its default). Both compute bfloat16 products over
+float32 weights. The seeds take turns; a run that is in the output file is not made again.
 
 Each rollout gives a point: its mean score, and its mean log-ratio to the reference in nats a
 completion (k1, which both log; unbiased). Printed: the reward at each KL, interpolated in each
@@ -34,7 +35,7 @@ from transformers import TrainerCallback
 
 from pipeline import quiet
 from pipeline.config import load_experiment
-from pipeline.files import write_json
+from pipeline.files import read_json, write_json
 from pipeline.terminal import progress
 
 HERE = Path(__file__).resolve()
@@ -52,6 +53,7 @@ COMMON = {
     "num_ppo_epochs": 2,
     "num_mini_batches": 2,
 }
+SIDES = ("ours", "TRL")
 SMOOTH = 4  # rollouts in the moving mean
 
 
@@ -100,6 +102,17 @@ def train_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
     )
     trainer.train()
     return rollouts.rows
+
+
+def run_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
+    """:func:`train_ours` in a process of its own."""
+    path = Path(settings["work"]) / "ours.json"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    command = [sys.executable, str(HERE), "--worker", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"ours: failed\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def run_peer(settings: dict[str, Any], peer: str) -> list[dict[str, float]]:
@@ -221,29 +234,28 @@ def main() -> None:
         print(json.dumps(train_ours(json.loads(Path(arguments.worker).read_text()))))
         return
     quiet.before_imports()
+    quiet.after_imports()
     if not arguments.peer:
         parser.error("--peer: name the Python of an environment with trl 1.12.0")
     if not (arguments.run / "reward" / "proxy").is_dir():
         parser.error(f"--run: {arguments.run} has no finished reward stage; run `make quickstart`")
     print(f"{os.cpu_count()} cores; torch {torch.__version__}; {vars(arguments)}")
-    found: dict[str, list[list[dict[str, float]]]] = {"ours": [], "TRL": []}
+    found: dict[str, list[list[dict[str, float]]]] = {side: [] for side in SIDES}
+    done = read_json(arguments.output) if arguments.output.is_file() else {}
+    turns = [(seed, side) for seed in arguments.seeds for side in SIDES]
     with tempfile.TemporaryDirectory() as work:
         settings = shared_settings(arguments, work)
-        for seed in progress(arguments.seeds, "seeds", len(arguments.seeds)):
-            settings["seed"] = seed
-            path = Path(work) / "ours.json"
-            path.write_text(json.dumps(settings), encoding="utf-8")
-            command = [sys.executable, str(HERE), "--worker", str(path)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(f"ours: failed\n{done.stderr[-2000:]}")
-            found["ours"].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            found["TRL"].append(run_peer(settings, arguments.peer))
-            write_json(arguments.output, found)
-            for side, runs in found.items():
-                rows = [(round(r["objective/kl"], 2), round(r["objective/scores"], 2))
-                        for r in runs[-1]]  # fmt: skip
-                print(f"seed {seed}, {side}: (KL, reward) {rows}", flush=True)
+        for seed, side in progress(turns, "runs", len(turns)):
+            name = f"{side}, seed {seed}, {arguments.rollouts} rollouts of {arguments.batch}"
+            if name not in done:
+                settings["seed"] = seed
+                ours = side == "ours"
+                done[name] = run_ours(settings) if ours else run_peer(settings, arguments.peer)
+                write_json(arguments.output, done)
+            rows = [(round(r["objective/kl"], 2), round(r["objective/scores"], 2))
+                    for r in done[name]]  # fmt: skip
+            print(f"{name}: (KL, reward) {rows}", flush=True)
+            found[side].append(done[name])
     compare(found)
 
 

@@ -57,7 +57,8 @@ class PPOConfig(TrainingArguments):
             A policy that far from the reference has mostly left the texts that the reward was
             made for, and at 50 nats few of its completions could have come from the reference.
         kl_stop: end the run there, with a checkpoint and an error; ``None`` = never.
-        value_learning_rate: learning rate of the value head; ``None`` = ``learning_rate``.
+        value_learning_rate: learning rate of the value head, which begins at nothing; ``None`` is
+            ten times ``learning_rate``.
         value_head_hidden: width of the value head's hidden layer, in multiples of the model's.
         value_backprop: let the value loss change the policy's own weights too.
         value_warmup_rollouts: first rollouts in which only the value head learns.

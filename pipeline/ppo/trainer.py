@@ -304,7 +304,7 @@ class PPOTrainer(GuardedTrainer, DistributedTrainer):
                     critic.append(parameter)
                 else:
                     policy[name in decayed].append(parameter)
-            rate = self.args.value_learning_rate or self.args.learning_rate
+            rate = self.args.value_learning_rate or 10 * self.args.learning_rate
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, target)
             self.optimizer = optimizer(
                 [
