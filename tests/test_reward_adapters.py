@@ -65,16 +65,17 @@ def test_shared_weights_are_held_once_and_score_the_same(experiment: Experiment)
 
 
 def test_a_trained_or_another_weight_is_not_shared() -> None:
-    model, other = (nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)) for _ in range(2))
-    other.load_state_dict(model.state_dict())
-    other[0].weight.requires_grad_(False)
-    other[0].bias.requires_grad_(False)
+    frozen, trained = nn.Linear(3, 3), nn.Linear(3, 3)
+    model, other = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), nn.Sequential(frozen, trained)
+    model.load_state_dict(other.state_dict())
+    frozen.requires_grad_(False)
     with torch.no_grad():
-        other[0].bias[1] += 1e-6
-    assert share_weights(model, other) == other[0].weight.nbytes
-    assert model[0].weight is other[0].weight
-    assert model[0].bias is not other[0].bias
-    assert model[1].weight is not other[1].weight
+        frozen.bias += 1e-6
+    assert share_weights(model, other) == frozen.weight.nbytes
+    first, second = model
+    assert first.weight is frozen.weight
+    assert first.bias is not frozen.bias
+    assert second.weight is not trained.weight
 
 
 def test_ppo_shares_the_base_and_leaves_the_reward_alone(
