@@ -70,7 +70,7 @@ def test_a_trained_or_another_weight_is_not_shared() -> None:
     model.load_state_dict(other.state_dict())
     frozen.requires_grad_(False)
     with torch.no_grad():
-        frozen.bias += 1e-6
+        frozen.bias.add_(1e-6)
     assert share_weights(model, other) == frozen.weight.nbytes
     first, second = model
     assert first.weight is frozen.weight
