@@ -9,7 +9,8 @@ hyperparameters and are paid by the same trained sentiment classifier (which TRL
 interface cannot hold, as it has another tokenizer: the peer's `get_reward` is given one that
 decodes first). The critics are each side's own: TRL's is a model with LoRA adapters at the policy's
 learning rate, ours a head at ten times that (its default). Both compute bfloat16 products over
-float32 weights. The seeds take turns; a run that is in the output file is not made again.
+float32 weights. The seeds take turns; a run that is in the output file is not made again (remove
+the file where the code has changed).
 
 Each rollout gives a point: its mean score, and its mean log-ratio to the reference in nats a
 completion (k1, which both log; unbiased). Printed: the reward at each KL, interpolated in each
@@ -20,6 +21,7 @@ worst difference beside the larger of both sides' spreads and TRL's own.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -36,6 +38,7 @@ from transformers import TrainerCallback
 from pipeline import quiet
 from pipeline.config import load_experiment
 from pipeline.files import read_json, write_json
+from pipeline.provenance import content_hash
 from pipeline.terminal import progress
 
 HERE = Path(__file__).resolve()
@@ -176,6 +179,14 @@ def shared_settings(arguments: argparse.Namespace, work: str) -> dict[str, Any]:
     }
 
 
+def digest(settings: dict[str, Any]) -> str:
+    """Everything but the seed and the code that decides a run."""
+    files = [content_hash(settings[name]) for name in ("model", "text_reward")]
+    given = {k: v for k, v in settings.items() if k not in ("work", "run", "critic", "reward")}
+    parts = json.dumps([files, given, COMMON], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()[:12]
+
+
 def curve(rows: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
     """KL (ascending) and reward of a run, both after a moving mean over `SMOOTH` rollouts."""
     kernel = np.full(SMOOTH, 1 / SMOOTH)
@@ -225,7 +236,7 @@ def main() -> None:
     parser.add_argument("--peer", help="the Python of an environment with trl 1.12.0")
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="a finished run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rollouts", type=int, default=24)
+    parser.add_argument("--rollouts", type=int, default=16)
     parser.add_argument("--batch", type=int, default=64, help="completions a rollout")
     parser.add_argument("--output", type=Path, default=Path("ppo_quality.json"))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -245,8 +256,9 @@ def main() -> None:
     turns = [(seed, side) for seed in arguments.seeds for side in SIDES]
     with tempfile.TemporaryDirectory() as work:
         settings = shared_settings(arguments, work)
+        same = digest(settings)
         for seed, side in progress(turns, "runs", len(turns)):
-            name = f"{side}, seed {seed}, {arguments.rollouts} rollouts of {arguments.batch}"
+            name = f"{side}, seed {seed}, {same}"
             if name not in done:
                 settings["seed"] = seed
                 ours = side == "ours"

@@ -114,7 +114,8 @@ class RewardSection(_TrainerSection):
     """The judge when the source is not `sentiment`, in the same forms; null: the proxy itself."""
     encoder: Name = "embedded:all-minilm-l6-v2"
     """Trunk of the classifier: `embedded:all-minilm-l6-v2`, a hub id, a folder, `toy`, or `sft`:
-    LoRA adapters (model.lora_*) over the SFT model; what PPO leaves frozen is then held once."""
+    LoRA adapters (model.lora_*) over the SFT model, in its dtype; what PPO leaves frozen is then
+    held once."""
     max_length: Count = 64
     """Longest text the classifier reads, in its tokens."""
 

@@ -108,7 +108,7 @@ def _may_leave(inputs: dict[str, Any]) -> bool:
     positions = inputs.get("position_ids")
     flat = positions is None or positions.ndim == 2  # some have a dimension in front
     cache = inputs.get("past_key_values")
-    plain = isinstance(cache, DynamicCache) and all(type(x) in _PLAIN for x in cache.layers)
+    plain = type(cache) is DynamicCache and all(type(x) in _PLAIN for x in cache.layers)
     return flat and plain and not others
 
 

@@ -135,7 +135,9 @@ def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None)
         spec = str(folder.absolute())
         # Of this run, wherever its folder was moved or copied to.
         base = _sft_model(experiment) if experiment.reward.encoder == OVER_SFT else None
-    mixed = bool(experiment.trainer_args("reward").get("bf16", _has_bfloat16(experiment)))
+    mixed = _has_bfloat16(experiment)
+    if base is None:  # else the base's dtype decides
+        mixed = bool(experiment.trainer_args("reward").get("bf16", mixed))
     with _mendable(key):
         reward = load_reward(
             spec,

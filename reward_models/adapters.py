@@ -70,10 +70,10 @@ def load_adapter_classifier(folder: Path, base: Path | None = None) -> PeftModel
             str(source), config=AutoConfig.from_pretrained(str(folder)), dtype="auto"
         )
     except OSError as error:
-        raise OSError(
-            f"its base model {source} cannot be loaded; mend base_model_name_or_path in "
-            f"{folder / ADAPTER_CONFIG}"
-        ) from error
+        mend = f"mend base_model_name_or_path in {folder / ADAPTER_CONFIG}"
+        if base is not None:
+            mend = "make it again (`rlhf sft`)"
+        raise OSError(f"its base model {source} cannot be loaded; {mend}") from error
     adapted = PeftModel.from_pretrained(model, str(folder))
     if not any("modules_to_save" in name for name, _ in adapted.named_parameters()):
         raise ValueError("the adapter has no score layer, so it is none of a classifier")

@@ -159,21 +159,23 @@ def deepspeed(root: Path) -> None:
     lora: dict[str, Any] = {"section": LORA, "total_episodes": 32, **free}
     spread(1, root / "one", train, **free)
     spread(1, root / "one-lora", train, **lora)
-    os.environ |= {
-        "ACCELERATE_USE_DEEPSPEED": "true",
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "auto",
-        "ACCELERATE_GRADIENT_CLIPPING": "auto",
-        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
-        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
-        "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
-        "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
-    }
-    for stage in ("2", "3"):
-        os.environ["ACCELERATE_DEEPSPEED_ZERO_STAGE"] = stage
-        spread(2, root / f"zero{stage}", train, **free)
-        spread(2, root / f"zero{stage}-lora", train, **lora)
+    # A build that was killed leaves a lock in the usual folder, and the next would wait for it.
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(root / "extensions")
+    for stage in (2, 3):
+        zero: dict[str, Any] = {
+            "zero_optimization": {
+                "stage": stage,
+                "stage3_param_persistence_threshold": 0,  # split small weights as well
+                "stage3_gather_16bit_weights_on_model_save": stage == 3,
+            },
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+        }
+        spread(2, root / f"zero{stage}", train, deepspeed=zero, **free)
+        spread(2, root / f"zero{stage}-lora", train, deepspeed=zero, **lora)
         checkpoint = root / f"zero{stage}" / "run" / "checkpoint-8"
-        spread(2, root / f"zero{stage}-again", train, resume=checkpoint, **free)
+        spread(2, root / f"zero{stage}-again", train, deepspeed=zero, resume=checkpoint, **free)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ class PPOConfig(TrainingArguments):
         value_backprop: let the value loss change the policy's own weights too.
         value_warmup_rollouts: first rollouts in which only the value head learns.
         cache_trunk: keep the activations below the lowest trainable layer for the whole rollout
-            when the lower layers are frozen, so that every pass runs the upper layers only.
+            when the lower layers are frozen, so that every pass runs the upper layers only. Not
+            under DeepSpeed's ZeRO-3.
         logits_chunk: completion tokens whose logits exist at once; ``None`` = as suits the device.
         log_completions: completions kept of each rollout, for the sample log and ``rlhf inspect``.
 
