@@ -2,7 +2,7 @@
 
     make quickstart
     python -m venv peer && peer/bin/pip install torch==2.13.0 trl==1.12.0 "transformers<6" peft
-    python benchmarks/ppo_quality.py --peer peer/bin/python       # an hour and a half on two cores
+    python benchmarks/ppo_quality.py --peer peer/bin/python       # three quarters of an hour
 
 Both start from the quickstart's SFT model, train LoRA adapters on the same prompts with the same
 hyperparameters and are paid by the same trained sentiment classifier (which TRL's own reward
