@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,19 @@ def train(folder: Path, section: dict[str, Any] | None = None, **settings: Any) 
     gathered = trainer.policy_weights()
     whole = policy.state_dict() if gathered is None else gathered
     found = {name: value for name, value in whole.items() if name in trained}
-    found |= {f"value.{k}": v for k, v in trainer.actor_critic.value_head.state_dict().items()}
+    head = trainer.actor_critic.value_head
+    with gathered_by_deepspeed(list(head.parameters())):
+        found |= {f"value.{k}": v.clone() for k, v in head.state_dict().items()}
     save_file({k: v.contiguous() for k, v in found.items()}, folder / f"{rank}.safetensors")
+
+
+def gathered_by_deepspeed(parameters: list[Any]) -> Any:
+    """A context in which ``parameters`` are whole, where ZeRO-3 has split them."""
+    if not hasattr(parameters[0], "ds_id"):
+        return nullcontext()
+    from deepspeed.runtime.zero import GatheredParameters  # type: ignore
+
+    return GatheredParameters(parameters)
 
 
 def own_statistics(folder: Path, **settings: Any) -> None:
