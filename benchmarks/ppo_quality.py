@@ -199,19 +199,19 @@ def curve(rows: list[dict[str, float]]) -> tuple[np.ndarray, np.ndarray]:
 def _print_curves(curves: dict[str, list[tuple[Any, Any]]], low: float, high: float) -> None:
     print(f"\nKL that every run passed: {low:.2f} to {high:.2f} nats\n")
     print("| KL | ours | TRL | difference | TRL's spread | ours' spread |\n" + "|---" * 6 + "|")
-    lowest = (0.0, 0.0, 0.0)
+    rows = []
     for kl in np.linspace(low, high, 6):
         at = {side: [float(np.interp(kl, *c)) for c in cs] for side, cs in curves.items()}
         spread = {side: max(values) - min(values) for side, values in at.items()}
         difference = statistics.mean(at["ours"]) - statistics.mean(at["TRL"])
-        lowest = min(lowest, (difference, spread["TRL"], spread["ours"]))
+        rows.append((difference, spread["TRL"], spread["ours"]))
         cells = [
             f"{statistics.mean(at[side]):.2f} ({min(at[side]):.2f} to {max(at[side]):.2f})"
             for side in ("ours", "TRL")
         ]
         spreads = f"{spread['TRL']:.2f} | {spread['ours']:.2f}"
         print(f"| {kl:.2f} | {cells[0]} | {cells[1]} | {difference:+.2f} | {spreads} |")
-    below, theirs, own = lowest
+    below, theirs, own = min(rows)
     print(f"lowest difference {below:+.2f}, where TRL's seeds spread {theirs:.2f}, ours {own:.2f}")
 
 
