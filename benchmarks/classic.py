@@ -34,11 +34,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from classic_rl import environments, ppo
-from classic_rl.agent import evaluate
-from classic_rl.policies import Acted, ActorCritic
-from classic_rl.run import RunConfig
-from classic_rl.settings import load_config
+from classic_rl import ppo
+from classic_rl.deep.agent import evaluate
+from classic_rl.deep.policies import Acted, ActorCritic
+from classic_rl.deep.run import RunConfig
+from classic_rl.deep.settings import load_config
+from classic_rl.envs import environments
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "classic"
 EVALUATION_SEED = 1_000_000  # far from every training seed

@@ -35,11 +35,11 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from pipeline import quiet
 from pipeline.config import load_experiment
-from pipeline.files import read_json, write_json
+from pipeline.output import quiet
+from pipeline.output.files import read_json, write_json
+from pipeline.output.terminal import progress
 from pipeline.provenance import content_hash
-from pipeline.terminal import progress
 
 HERE = Path(__file__).resolve()
 CONFIG = HERE.parents[1] / "configs" / "quickstart.yaml"
@@ -73,10 +73,10 @@ class Rollouts(TrainerCallback):
 
 def train_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
     """One run of our trainer; its rollouts' scores and KL."""
-    from pipeline.data import load_data
-    from pipeline.models import load_trainable_sft
+    from pipeline.data.splits import load_data
+    from pipeline.lm.models import load_trainable_sft
     from pipeline.ppo import PPOConfig, PPOTrainer
-    from pipeline.reward import proxy_reward
+    from pipeline.stages.reward import proxy_reward
 
     quiet.after_imports()
     changes = ["model.use_peft=true", "model.trainable_layers=null", f"seed={settings['seed']}"]
@@ -146,7 +146,7 @@ def shared_settings(arguments: argparse.Namespace, work: str) -> dict[str, Any]:
     """What both sides are given."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from pipeline.data import load_data
+    from pipeline.data.splits import load_data
 
     experiment = load_experiment(CONFIG, [f"output_dir={arguments.run}"])
     model = experiment.stage_dir("sft") / "model"

@@ -18,7 +18,7 @@ Our critic is a head on the policy's own states. Threads and allocator are set a
 
 Every run is a process of its own, the sides take turns, the first rollout of each is warm-up and
 not counted; medians over the repetitions are shown. *Floor* is the time that the floating-point
-operations a phase needs (`pipeline/ppo/throughput.py`) take at the machine's measured matrix
+operations a phase needs (`pipeline/ppo/upkeep/throughput.py`) take at the machine's measured matrix
 throughput.
 """
 
@@ -43,12 +43,13 @@ from transformers import (
     TrainerCallback,
 )
 
-from pipeline import assets, quiet
 from pipeline.config import ModelSection
-from pipeline.models import base_of, load_base, make_trainable
+from pipeline.data import embedded
+from pipeline.lm.models import base_of, load_base, make_trainable
+from pipeline.output import quiet
+from pipeline.output.terminal import progress
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.provenance import peak_memory
-from pipeline.terminal import progress
 
 HERE = Path(__file__).resolve()
 SIDES = {
@@ -65,7 +66,7 @@ PHASES = ("generate", "reward", "score", "reference", "value", "update")
 def settings_for(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """What both sides are given: model, prompts, reward and critic, and every PPO setting."""
     quiet.before_imports()
-    base = assets.base_model()
+    base = embedded.base_model()
     tokenizer = AutoTokenizer.from_pretrained(base)
     for name, seed in (("reward", 1), ("critic", 2)):
         torch.manual_seed(seed)
@@ -74,7 +75,7 @@ def settings_for(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         )
         model.config.pad_token_id = tokenizer.unk_token_id
         model.save_pretrained(folder / name)
-    texts = [t.text for t in assets.ratings() if len(t.text.split()) >= 8]
+    texts = [t.text for t in embedded.ratings() if len(t.text.split()) >= 8]
     prompts = [" ".join(text.split()[:4]) for text in texts[: 8 * arguments.batch]]
     return {
         "threads": torch.get_num_threads(),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from classic_rl.errors import ProblemError
 
 if TYPE_CHECKING:
-    from classic_rl.run import OnLog, Result, RunConfig
+    from classic_rl.deep.run import OnLog, Result, RunConfig
 
 
 class Train(Protocol):
@@ -24,7 +24,7 @@ class Train(Protocol):
         resume: bool = False,
         on_log: OnLog | None = None,
     ) -> Result:
-        """Train to the end; see `classic_rl.run.Run`."""
+        """Train to the end; see `classic_rl.deep.run.Run`."""
         ...
 
 
@@ -54,7 +54,7 @@ ALGORITHMS = {
     "reinforce": Algorithm(
         "classic_rl.reinforce", "ReinforceConfig", "policy gradient from whole episodes"
     ),
-    "a2c": Algorithm("classic_rl.actor_critic", "A2CConfig", "advantage actor-critic"),
+    "a2c": Algorithm("classic_rl.a2c", "A2CConfig", "advantage actor-critic"),
     "ppo": Algorithm("classic_rl.ppo", "PPOConfig", "proximal policy optimisation"),
 }
 

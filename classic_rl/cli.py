@@ -1,7 +1,7 @@
 """The command line of classic_rl: ``python -m classic_rl <algorithm> --env … --seed …``.
 
 The tabular algorithms are in `classic_rl.tabular.command`, the deep ones, which need torch, in
-`classic_rl.deep_command`. Nothing heavy is imported before the command's words are understood.
+`classic_rl.deep.command`. Nothing heavy is imported before the command's words are understood.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def _dispatch(words: list[str]) -> int:
     name = words[0]
     if name in tabular.COMMANDS:
         return tabular.main(words, PROG)
-    from classic_rl import deep_command
+    from classic_rl.deep import command
 
     if name in ("-h", "--help"):
-        print(overview(deep_command.COMMANDS))
+        print(overview(command.COMMANDS))
         return 0
-    if name in deep_command.COMMANDS:
-        return deep_command.main(words, PROG)
-    known = [*tabular.COMMANDS, *deep_command.COMMANDS]
+    if name in command.COMMANDS:
+        return command.main(words, PROG)
+    known = [*tabular.COMMANDS, *command.COMMANDS]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; `{PROG} --help` lists them"
     raise ProblemError(f"{name}: no such algorithm{hint}")

@@ -8,7 +8,7 @@ network on a batch of it towards a target that a slower copy of the network comp
           L = w\, \tfrac12 \big(y - Q_\theta(s, a)\big)^2
 
 where R, d and w are the n-step return, its discount and the importance weight that
-`classic_rl.replay` gives.
+`classic_rl.deep.replay` gives.
 
 What makes it reliable. On CartPole the usual settings fail less by diverging than by being slow and
 short-sighted: the pole stays up and the cart creeps off the track a few hundred steps later, where
@@ -43,17 +43,17 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 from torch.nn.functional import huber_loss, mse_loss
 
-from classic_rl.adam import Adam
-from classic_rl.agent import policy_tensors, restore_policy
-from classic_rl.environments import make_vector
+from classic_rl.deep.adam import Adam
+from classic_rl.deep.agent import policy_tensors, restore_policy
+from classic_rl.deep.networks import Activation, clip_gradient, flatten_parameters
+from classic_rl.deep.policies import QNetwork
+from classic_rl.deep.replay import Replay, Transitions
+from classic_rl.deep.rollout import Episodes, Stepper
+from classic_rl.deep.run import OnLog, Result, Run, RunConfig, below, torch_threads, with_prefix
+from classic_rl.deep.settings import check_range
+from classic_rl.envs.environments import make_vector
 from classic_rl.errors import ProblemError
-from classic_rl.networks import Activation, clip_gradient, flatten_parameters
-from classic_rl.policies import QNetwork
-from classic_rl.replay import Replay, Transitions
-from classic_rl.rollout import Episodes, Stepper
-from classic_rl.run import OnLog, Result, Run, RunConfig, below, torch_threads, with_prefix
 from classic_rl.schedules import Linear
-from classic_rl.settings import check_range
 
 LOGS = 100  # points of a run's curve
 

@@ -19,11 +19,12 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import spsolve
 from torch import nn
 
-from classic_rl.adam import Adam
+from classic_rl.deep.adam import Adam
+from classic_rl.deep.policies import ActorCritic
+from classic_rl.deep.rollout import Rollout
 from classic_rl.errors import ProblemError
 from classic_rl.losses import explained_variance, policy_gradient
 from classic_rl.mdp import MDP
-from classic_rl.policies import ActorCritic
 from classic_rl.reinforce import (
     Baseline,
     EpisodePlayer,
@@ -34,7 +35,6 @@ from classic_rl.reinforce import (
     fit_values,
     score_weights,
 )
-from classic_rl.rollout import Rollout
 from classic_rl.tabular.evaluation import action_values, policy_evaluation, under_policy
 
 

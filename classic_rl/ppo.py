@@ -23,23 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classic_rl.adam import Adam
 from classic_rl.advantages import gae
-from classic_rl.environments import make_vector
-from classic_rl.errors import ProblemError
-from classic_rl.losses import (
-    clip_active,
-    clipped_surrogate,
-    explained_variance,
-    kl_estimate,
-    value_loss,
-)
-from classic_rl.networks import Activation, clip_gradient, flatten_parameters
-from classic_rl.normalization import RewardScaler
-from classic_rl.policies import ActorCritic
-from classic_rl.reference import reference_of
-from classic_rl.rollout import Collector, Rollout
-from classic_rl.run import (
+from classic_rl.deep.adam import Adam
+from classic_rl.deep.networks import Activation, clip_gradient, flatten_parameters
+from classic_rl.deep.normalization import RewardScaler
+from classic_rl.deep.policies import ActorCritic
+from classic_rl.deep.reference import reference_of
+from classic_rl.deep.rollout import Collector, Rollout
+from classic_rl.deep.run import (
     OnLog,
     Result,
     Run,
@@ -48,7 +39,16 @@ from classic_rl.run import (
     restore_learner,
     torch_threads,
 )
-from classic_rl.settings import check_range
+from classic_rl.deep.settings import check_range
+from classic_rl.envs.environments import make_vector
+from classic_rl.errors import ProblemError
+from classic_rl.losses import (
+    clip_active,
+    clipped_surrogate,
+    explained_variance,
+    kl_estimate,
+    value_loss,
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class PPOConfig(RunConfig):
         value_coef, entropy_coef: c_v and c_e. max_grad_norm: global gradient norm; 0: unlimited.
         target_kl: stop a rollout's updates beyond this KL from its policy (nats); None: never.
         kl_coef: β of a penalty on leaving the environment's reference policy, see
-            `classic_rl.reference`; 0: none.
+            `classic_rl.deep.reference`; 0: none.
         normalize_advantages: zero mean and unit variance in every minibatch.
         normalize_observations, normalize_rewards: by running statistics.
         hidden, activation, log_std: see `ActorCritic`.

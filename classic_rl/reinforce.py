@@ -22,15 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classic_rl.adam import Adam
 from classic_rl.advantages import discounted_returns, gae
-from classic_rl.environments import make_for_networks
-from classic_rl.errors import ProblemError
-from classic_rl.losses import explained_variance, policy_gradient, value_loss
-from classic_rl.networks import Activation, flatten_parameters
-from classic_rl.policies import ActorCritic
-from classic_rl.rollout import Episodes, Rollout
-from classic_rl.run import (
+from classic_rl.deep.adam import Adam
+from classic_rl.deep.networks import Activation, flatten_parameters
+from classic_rl.deep.policies import ActorCritic
+from classic_rl.deep.rollout import Episodes, Rollout
+from classic_rl.deep.run import (
     OnLog,
     Result,
     Run,
@@ -39,7 +36,10 @@ from classic_rl.run import (
     restore_learner,
     torch_threads,
 )
-from classic_rl.settings import check_range
+from classic_rl.deep.settings import check_range
+from classic_rl.envs.environments import make_for_networks
+from classic_rl.errors import ProblemError
+from classic_rl.losses import explained_variance, policy_gradient, value_loss
 
 Estimator = Literal["reinforce", "gpomdp", "gae"]
 Baseline = Literal["none", "mean", "value"]

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline import quiet
-from pipeline.console import complain
 from pipeline.errors import UserError
+from pipeline.output import quiet
+from pipeline.output.console import complain
 
 # The heavy libraries take seconds to import, so they are imported after the arguments are read:
 # `rlhf --help` answers at once.
@@ -31,7 +31,7 @@ COMMANDS = {
 # Commands with arguments of their own: what they do, and the module with their `main`.
 TOOLS = {
     "certify": ("hold the trainers against an exactly known optimum", "pipeline.certify"),
-    "inspect": ("a page that shows a PPO rollout token by token", "pipeline.inspection"),
+    "inspect": ("a page that shows a PPO rollout token by token", "pipeline.report.inspection"),
 }
 INTERRUPTED = 130
 

@@ -22,11 +22,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline import quiet
 from pipeline.config import STAGES, Experiment
-from pipeline.console import is_main_process, say
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
+from pipeline.output import quiet
+from pipeline.output.console import is_main_process, say
+from pipeline.output.files import read_json, write_json
 from pipeline.provenance import (
     downstream,
     fingerprint,
@@ -41,8 +41,8 @@ StageFunction = Callable[[Experiment], None]
 Action = Literal["start", "resume", "skip", "replace"]
 
 # Where each stage's `run(experiment)` is; imported only when the stage runs.
-MODULES = {stage: f"pipeline.{stage}" for stage in STAGES}
-MODULES |= {"ppo": "pipeline.ppo.stage", "report": "pipeline.report"}
+MODULES = {stage: f"pipeline.stages.{stage}" for stage in STAGES}
+MODULES |= {"ppo": "pipeline.stages.ppo", "report": "pipeline.report.page"}
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,13 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from classic_rl import plots, training  # noqa: E402
-from classic_rl.configuration import configure, slug, with_checkpoints  # noqa: E402
+from classic_rl.deep import training  # noqa: E402
+from classic_rl.deep.configuration import configure, slug, with_checkpoints  # noqa: E402
+from classic_rl.deep.policies import ActorCritic  # noqa: E402
 from classic_rl.errors import ProblemError  # noqa: E402
 from classic_rl.gradient_variance import ESTIMATORS, UNBIASED, GradientNoise  # noqa: E402
 from classic_rl.gradient_variance import measure as measure_noise  # noqa: E402
-from classic_rl.policies import ActorCritic  # noqa: E402
+from classic_rl.pictures import plots  # noqa: E402
 from classic_rl.results import prepare_folder, write_figure  # noqa: E402
 
 OUT = ROOT / "docs" / "images" / "classic"

@@ -28,13 +28,13 @@ from classic_rl.envs import (
     TokenMDP,
     random_token_mdp,
 )
-from classic_rl.grid_plots import (
+from classic_rl.mdp import MDP, from_gymnasium
+from classic_rl.pictures.grid_plots import (
     best_actions,
     value_strip,
 )
-from classic_rl.grids import Grid
-from classic_rl.mdp import MDP, from_gymnasium
-from classic_rl.plots import curves
+from classic_rl.pictures.grids import Grid
+from classic_rl.pictures.plots import curves
 from classic_rl.results import prepare_folder, write_bytes
 from classic_rl.tabular.evaluation import policy_evaluation
 from classic_rl.tabular.planning import (
@@ -44,7 +44,7 @@ from classic_rl.tabular.planning import (
     value_iteration,
 )
 from classic_rl.tabular.soft import soft_value_iteration
-from classic_rl.textbook import example_3_5
+from classic_rl.tabular.textbook import example_3_5
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images" / "classic"
 

@@ -16,15 +16,15 @@ from classic_rl.envs import (
     LongestQueue,
     TrafficLight,
 )
-from classic_rl.grid_plots import (
+from classic_rl.mdp import MDP, from_gymnasium
+from classic_rl.pictures.grid_plots import (
     Snapshot,
     policy_paths,
     q_animation,
     q_strip,
 )
-from classic_rl.grids import Grid, grid_of
-from classic_rl.mdp import MDP, from_gymnasium
-from classic_rl.plots import curves, heat_map
+from classic_rl.pictures.grids import Grid, grid_of
+from classic_rl.pictures.plots import curves, heat_map
 from classic_rl.schedules import Linear
 from classic_rl.tabular.control import double_q_learning, expected_sarsa, q_learning, sarsa
 from classic_rl.tabular.evaluation import finite_horizon_values
@@ -34,7 +34,7 @@ from classic_rl.tabular.planning import (
     value_iteration,
 )
 from classic_rl.tabular.prediction import monte_carlo_prediction, n_step_td, td0, td_lambda
-from classic_rl.textbook import MaximisationBias, random_walk
+from classic_rl.tabular.textbook import MaximisationBias, random_walk
 
 SEEDS = range(5)
 LAKE_STEPS = 100_000

@@ -26,13 +26,17 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from classic_rl import agent, environments, reference, training  # noqa: E402
-from classic_rl.configuration import configure, with_checkpoints  # noqa: E402
-from classic_rl.envs import FixedCycle, LongestQueue  # noqa: E402
+from classic_rl.deep import agent, reference, training  # noqa: E402
+from classic_rl.deep.configuration import configure, with_checkpoints  # noqa: E402
+from classic_rl.deep.policies import ActorCritic  # noqa: E402
+from classic_rl.deep.run import RunConfig  # noqa: E402
+from classic_rl.envs import (  # noqa: E402
+    FixedCycle,
+    LongestQueue,
+    environments,  # noqa: E402
+)
 from classic_rl.errors import ProblemError  # noqa: E402
-from classic_rl.policies import ActorCritic  # noqa: E402
 from classic_rl.results import prepare_folder, versions, write_bytes, write_json  # noqa: E402
-from classic_rl.run import RunConfig  # noqa: E402
 
 SEEDS = (0, 1, 2, 3, 4)
 EPISODES = 100
@@ -48,7 +52,7 @@ class Row:
     Args:
         every: the least score of any seed. mean: of all seeds together.
         measured: ``"return"`` (mean of the greedy episodes) or ``"optimality"`` (of a language-like
-            problem under its KL penalty, see `classic_rl.reference`).
+            problem under its KL penalty, see `classic_rl.deep.reference`).
         above_controllers: every seed must also beat the traffic light's two controllers.
     """
 

@@ -13,7 +13,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from pipeline import quiet  # noqa: E402
+from pipeline.output import quiet  # noqa: E402
 
 quiet.before_imports()
 

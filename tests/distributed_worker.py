@@ -23,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipeline import quiet  # noqa: E402
+from pipeline.output import quiet  # noqa: E402
 
 quiet.before_imports()
 
@@ -33,7 +33,7 @@ from torch.distributed import TCPStore  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 from transformers import PrinterCallback  # noqa: E402
 
-from pipeline import console  # noqa: E402
+from pipeline.output import console  # noqa: E402
 from pipeline.ppo import trainer as ppo  # noqa: E402
 from tests.test_ppo import make_trainer  # noqa: E402
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import asset_cache, assets
-from pipeline.asset_cache import Asset
+from pipeline.data import cache, embedded
+from pipeline.data.cache import Asset
 from pipeline.errors import UserError
 
 
@@ -61,7 +61,7 @@ def index(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
-    asset_cache.check.cache_clear()
+    cache.check.cache_clear()
     return folder
 
 
@@ -73,25 +73,25 @@ def take_offline(index: Path) -> None:
     """Empty the index, and forget what this process has checked."""
     for archive in index.iterdir():
         archive.unlink()
-    asset_cache.check.cache_clear()
+    cache.check.cache_clear()
 
 
 def test_fetched_once_and_usable_offline(index, tmp_path):
     asset = demo(archive_sha(index))
-    folder = asset_cache.ready(asset)
+    folder = cache.ready(asset)
     assert folder == tmp_path / "cache/demo"
     assert (folder / "deep/payload.txt").read_text() == "payload"
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["files"]["deep/payload.txt"]["size"] == 7
     take_offline(index)
-    assert asset_cache.ready(asset) == folder
+    assert cache.ready(asset) == folder
     assert {path.name for path in folder.parent.iterdir()} == {"demo", ".demo.lock"}
 
 
 @pytest.mark.parametrize("damage", ["altered", "shorter", "gone", "manifest", "other archive"])
 def test_damage_is_noticed_and_mended(damage, index, capsys):
     asset = demo(archive_sha(index))
-    folder = asset_cache.ready(asset)
+    folder = cache.ready(asset)
     payload, manifest = folder / "deep/payload.txt", folder / "manifest.json"
     if damage == "altered":
         payload.write_text("pAyload")  # of the same size
@@ -103,16 +103,16 @@ def test_damage_is_noticed_and_mended(damage, index, capsys):
         manifest.write_text(manifest.read_text()[:40])
     else:
         manifest.write_text(manifest.read_text().replace(asset.sha256, "0" * 64))
-    asset_cache.check.cache_clear()
+    cache.check.cache_clear()
     capsys.readouterr()
-    assert asset_cache.ready(asset) == folder
+    assert cache.ready(asset) == folder
     assert payload.read_text() == "payload"
     assert "altered or half-finished" in capsys.readouterr().err
 
 
 def test_another_archive_than_the_pinned_one_is_refused(index, tmp_path):
     with pytest.raises(UserError, match="demo-asset==1.0"):
-        asset_cache.ready(demo("0" * 64))
+        cache.ready(demo("0" * 64))
     assert not (tmp_path / "cache/demo").exists()
 
 
@@ -120,7 +120,7 @@ def test_no_network_and_no_cache_is_one_line(index):
     asset = demo(archive_sha(index))
     take_offline(index)
     with pytest.raises(UserError) as caught:
-        asset_cache.ready(asset)
+        cache.ready(asset)
     message = str(caught.value)
     assert "\n" not in message
     assert "the demo" in message and "network on" in message and "RLHF_CACHE" in message
@@ -130,7 +130,7 @@ def test_a_cache_that_cannot_be_written_is_one_line(index, tmp_path, monkeypatch
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "file/cache"))
     with pytest.raises(UserError, match="cannot be written .*set RLHF_CACHE"):
-        asset_cache.ready(demo(archive_sha(index)))
+        cache.ready(demo(archive_sha(index)))
 
 
 def in_another_process(sha256: str, unpack: str) -> subprocess.Popen[bytes]:
@@ -152,17 +152,17 @@ def test_a_killed_process_leaves_nothing_behind(index, tmp_path):
     process = in_another_process(archive_sha(index), "die_half_way")
     assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / "cache/demo").exists()
-    asset_cache.ready(demo(archive_sha(index)))
+    cache.ready(demo(archive_sha(index)))
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {"demo", ".demo.lock"}
 
 
 def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("RLHF_CACHE", str(tmp_path))
-    assert asset_cache.cache_folder() == tmp_path
+    assert cache.cache_folder() == tmp_path
     monkeypatch.delenv("RLHF_CACHE")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert asset_cache.cache_folder() == tmp_path / "xdg/rlhf"
+    assert cache.cache_folder() == tmp_path / "xdg/rlhf"
 
 
 @pytest.mark.parametrize(
@@ -179,12 +179,12 @@ def test_cache_folder(monkeypatch, tmp_path):
     ],
 )
 def test_clean_snippet(published, typed):
-    assert assets.clean_snippet(published) == typed
+    assert embedded.clean_snippet(published) == typed
 
 
 def test_unknown_kind():
     with pytest.raises(UserError, match="nearest: embedded:tweets"):
-        assets.ratings("tweet")
+        embedded.ratings("tweet")
 
 
 # --- The real ones --------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_unknown_kind():
     + [("tweets", 4200, 20)],
 )
 def test_ratings(kind, count, raters):
-    rated = assets.ratings(kind)
+    rated = embedded.ratings(kind)
     assert len(rated) == count
     assert all(text.text and -4 <= text.rating <= 4 for text in rated)
     assert min(len(text.ratings) for text in rated) >= raters
@@ -207,7 +207,7 @@ def test_ratings(kind, count, raters):
 
 @pytest.mark.assets
 def test_movie_reviews_are_read_in_their_encoding_and_order():
-    first, *others = assets.ratings()
+    first, *others = embedded.ratings()
     assert first.text.startswith('The Rock is destined to be the 21st Century\'s new "Conan"')
     assert first.rating == pytest.approx(2.2666667)
     assert first.ratings[:4] == (3.0, 2.0, 2.0, 2.0)
@@ -220,7 +220,7 @@ def test_base_model():
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = assets.base_model()
+    folder = embedded.base_model()
     assert not list(folder.glob("*.gguf"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -230,7 +230,7 @@ def test_base_model():
     assert model.config.eos_token_id == model.config.pad_token_id == tokenizer.eos_token_id == 2
     for text in [
         "Café – naïve,  in 2013\n\nit's 'great'.",
-        *(t.text for t in assets.ratings()[:200]),
+        *(t.text for t in embedded.ratings()[:200]),
     ]:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     messages = [{"role": "user", "content": "What is the capital of France?"}]
@@ -246,7 +246,7 @@ def test_encoder_places_like_near_like():
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    folder = assets.encoder()
+    folder = embedded.encoder()
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
     texts = ["a great film", "a wonderful movie", "the budget of the city council"]
     batch = tokenizer(texts, padding=True, return_tensors="pt")

@@ -19,8 +19,8 @@ from pipeline.certify.methods import METHODS, Method
 from pipeline.certify.problem import EOS, Problem, distance
 from pipeline.certify.study import certify, passes
 from pipeline.errors import UserError
+from pipeline.lm.scoring import TokenBatch
 from pipeline.ppo import actor_critic, rollout
-from pipeline.scoring import TokenBatch
 
 BETA = 0.6
 Patch = pytest.MonkeyPatch

@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from pipeline.checkpoints import (
+from pipeline.errors import UserError
+from pipeline.output.checkpoints import (
     MARKER,
     CompleteMarker,
     checkpoints,
@@ -21,8 +22,7 @@ from pipeline.checkpoints import (
     mark_complete,
     require_whole,
 )
-from pipeline.errors import UserError
-from pipeline.training import resume
+from pipeline.stages.training import resume
 
 
 class Line(torch.nn.Module):

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from classic_rl.actor_critic import A2CConfig, train
-from classic_rl.agent import evaluate, load_policy
+from classic_rl.a2c import A2CConfig, train
+from classic_rl.deep.agent import evaluate, load_policy
+from classic_rl.deep.settings import load_config
 from classic_rl.errors import ProblemError
-from classic_rl.settings import load_config
 
 QUICK = A2CConfig(total_steps=1500, n_envs=4, hidden=(16,))
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from classic_rl import environments, ppo
-from classic_rl.agent import evaluate, load_policy, save_policy
+from classic_rl import ppo
+from classic_rl.deep.agent import evaluate, load_policy, save_policy
+from classic_rl.deep.policies import ActorCritic, QNetwork
+from classic_rl.deep.settings import config_from, load_config
+from classic_rl.envs import environments
 from classic_rl.errors import ProblemError
-from classic_rl.policies import ActorCritic, QNetwork
-from classic_rl.settings import config_from, load_config
 
 SMALL = ppo.PPOConfig(
     env_id="Pendulum-v1",

@@ -15,7 +15,7 @@ from gymnasium.envs.registration import EnvSpec
 from PIL import Image
 
 from classic_rl import cli
-from classic_rl.plots import moving_mean
+from classic_rl.pictures.plots import moving_mean
 from classic_rl.progress import Progress
 from classic_rl.results import write_bytes
 

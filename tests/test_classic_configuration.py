@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from classic_rl import environments
 from classic_rl.algorithms import ALGORITHMS, find_algorithm
-from classic_rl.configuration import (
+from classic_rl.deep.configuration import (
     FOLDER,
     config_path,
     configure,
@@ -20,6 +19,7 @@ from classic_rl.configuration import (
     with_checkpoints,
     write_yaml,
 )
+from classic_rl.envs import environments
 from classic_rl.errors import ProblemError
 from classic_rl.ppo import PPOConfig
 

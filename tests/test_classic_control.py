@@ -23,7 +23,7 @@ from classic_rl.tabular.evaluation import finite_horizon_values
 from classic_rl.tabular.exploration import UCB, EpsilonGreedy, Softmax
 from classic_rl.tabular.planning import value_iteration
 from classic_rl.tabular.rollouts import evaluate
-from classic_rl.textbook import MaximisationBias
+from classic_rl.tabular.textbook import MaximisationBias
 
 ALL = [monte_carlo_control, sarsa, expected_sarsa, q_learning, double_q_learning]
 SEEDS = range(5)

@@ -14,11 +14,13 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from classic_rl import agent, cli, environments, networks, training
+from classic_rl import cli
 from classic_rl.algorithms import ALGORITHMS
-from classic_rl.policies import ActorCritic
-from classic_rl.training import LiveLine, duration, learning_curve
-from classic_rl.watch import film, write_film
+from classic_rl.deep import agent, networks, training
+from classic_rl.deep.policies import ActorCritic
+from classic_rl.deep.training import LiveLine, duration, learning_curve
+from classic_rl.deep.watch import film, write_film
+from classic_rl.envs import environments
 
 ROOT = Path(__file__).resolve().parents[1]
 # Small enough for a second, large enough for several updates.
@@ -270,7 +272,7 @@ def test_a_tracker_in_trouble_costs_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from classic_rl import trackers
+    from classic_rl.deep import trackers
 
     def trouble(*_: object) -> None:
         raise RuntimeError("disk on fire\nand more")

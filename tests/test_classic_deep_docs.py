@@ -11,7 +11,8 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from classic_rl import agent, cli, deep_command
+from classic_rl import cli
+from classic_rl.deep import agent, command
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "classic-rl" / "deep.md"
@@ -88,7 +89,7 @@ def test_commands_are_understood(
     else:
         assert words[:2] == ["-m", "classic_rl"]
         for work in ("_train", "evaluate", "watch"):
-            monkeypatch.setattr(deep_command, work, lambda *_: 0)
+            monkeypatch.setattr(command, work, lambda *_: 0)
         assert cli.main(words[2:]) == 0
 
 
@@ -152,7 +153,7 @@ def test_the_committed_table_is_what_the_script_writes(scripts: SimpleNamespace)
 
 
 def test_controllers_play_the_same_episodes_as_policies(scripts: SimpleNamespace) -> None:
-    from classic_rl.configuration import configure
+    from classic_rl.deep.configuration import configure
     from classic_rl.envs import FixedCycle, LongestQueue
 
     config = configure("ppo", "TrafficLight")

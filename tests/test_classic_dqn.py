@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from classic_rl.agent import evaluate, load_policy
-from classic_rl.configuration import configure
+from classic_rl.deep.agent import evaluate, load_policy
+from classic_rl.deep.configuration import configure
+from classic_rl.deep.policies import QNetwork
+from classic_rl.deep.replay import Transitions
+from classic_rl.deep.run import CHECKPOINT_FILE, Result
 from classic_rl.dqn import DQNConfig, Learner, train
-from classic_rl.environments import make_vector
+from classic_rl.envs.environments import make_vector
 from classic_rl.errors import ProblemError
-from classic_rl.policies import QNetwork
-from classic_rl.replay import Transitions
-from classic_rl.run import CHECKPOINT_FILE, Result
 
 TINY: dict[str, Any] = {
     "n_envs": 4,

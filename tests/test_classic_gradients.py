@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from classic_rl import actor_critic, reinforce
-from classic_rl.adam import Adam
+from classic_rl import a2c, reinforce
+from classic_rl.deep.adam import Adam
+from classic_rl.deep.networks import flatten_parameters
+from classic_rl.deep.policies import ActorCritic
+from classic_rl.deep.probes import MDPEnv
+from classic_rl.deep.rollout import Rollout
 from classic_rl.errors import ProblemError
 from classic_rl.gradient_variance import ESTIMATORS, UNBIASED, exact_policy_gradient, measure
 from classic_rl.mdp import MDP, from_function
-from classic_rl.networks import flatten_parameters
-from classic_rl.policies import ActorCritic
-from classic_rl.probes import MDPEnv
 from classic_rl.reinforce import EpisodePlayer, score_weights
-from classic_rl.rollout import Rollout
 from classic_rl.tabular.planning import policy_evaluation
 
 GAMMA = 0.8
@@ -297,9 +297,7 @@ def test_updates_step_along_the_finite_difference_gradient(env_id: str) -> None:
     )
     if env_id == "Pendulum-v1":
         return  # the entropy by hand below is that of a softmax
-    settings = actor_critic.A2CConfig(
-        gamma=0.9, lam=0.7, value_coef=0.3, entropy_coef=0.2, max_grad_norm=0
-    )
+    settings = a2c.A2CConfig(gamma=0.9, lam=0.7, value_coef=0.3, entropy_coef=0.2, max_grad_norm=0)
     advantage, returns = (
         column[real].numpy()
         for column in score_weights(rollout, "gae", "value", gamma=0.9, lam=0.7)
@@ -315,6 +313,6 @@ def test_updates_step_along_the_finite_difference_gradient(env_id: str) -> None:
     expected = slope(loss)
     plain = Plain(flatten_parameters(policy), 1.0)
     before = plain.parameters.detach().clone()
-    actor_critic.update(policy, plain, rollout, settings)
+    a2c.update(policy, plain, rollout, settings)
     moved = plain.parameters.detach() - before
     assert -float(moved @ direction) == pytest.approx(expected, rel=1e-6)

@@ -23,7 +23,7 @@ from classic_rl.tabular.planning import (
     policy_iteration,
     value_iteration,
 )
-from classic_rl.textbook import example_3_5
+from classic_rl.tabular.textbook import example_3_5
 
 MOVES = [(-1, 0), (0, -1), (1, 0), (0, 1)]
 

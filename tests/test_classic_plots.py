@@ -16,7 +16,8 @@ from PIL import Image
 
 from classic_rl.envs import GridWorld, TokenMDP
 from classic_rl.errors import ProblemError
-from classic_rl.grid_plots import (
+from classic_rl.mdp import MDP, from_gymnasium
+from classic_rl.pictures.grid_plots import (
     best_actions,
     path_of,
     policy_paths,
@@ -25,9 +26,8 @@ from classic_rl.grid_plots import (
     value_grid,
     value_strip,
 )
-from classic_rl.grids import Grid, grid_of, grid_table
-from classic_rl.mdp import MDP, from_gymnasium
-from classic_rl.plots import VALUES, bars, curves, heat_map, short, value_norm
+from classic_rl.pictures.grids import Grid, grid_of, grid_table
+from classic_rl.pictures.plots import VALUES, bars, curves, heat_map, short, value_norm
 from classic_rl.tabular.planning import value_iteration
 
 # Without slipping, so that a move goes where it points.

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from classic_rl import environments, ppo
-from classic_rl.adam import Adam
-from classic_rl.agent import evaluate
-from classic_rl.envs import TokenMDP, random_token_mdp
-from classic_rl.networks import Tanh, clip_gradient, flatten_parameters, mlp
-from classic_rl.policies import ActorCritic
-from classic_rl.reference import Reference, objective, optimality, tabulate
-from classic_rl.rollout import Collector, Rollout
-from classic_rl.run import torch_threads
-from classic_rl.settings import load_config
+from classic_rl import ppo
+from classic_rl.deep.adam import Adam
+from classic_rl.deep.agent import evaluate
+from classic_rl.deep.networks import Tanh, clip_gradient, flatten_parameters, mlp
+from classic_rl.deep.policies import ActorCritic
+from classic_rl.deep.reference import Reference, objective, optimality, tabulate
+from classic_rl.deep.rollout import Collector, Rollout
+from classic_rl.deep.run import torch_threads
+from classic_rl.deep.settings import load_config
+from classic_rl.envs import TokenMDP, environments, random_token_mdp
 from classic_rl.tabular.soft import soft_value_iteration
 
 CONFIG = ppo.PPOConfig(n_envs=4, n_steps=40, minibatch_size=64, epochs=2)

@@ -17,7 +17,7 @@ from classic_rl.tabular.prediction import (
     td0,
     td_lambda,
 )
-from classic_rl.textbook import random_walk
+from classic_rl.tabular.textbook import random_walk
 
 STAY = np.zeros(7, dtype=int)
 

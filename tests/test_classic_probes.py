@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from classic_rl import actor_critic, advantages, dqn, ppo, reinforce
+from classic_rl import a2c, advantages, dqn, ppo, reinforce
+from classic_rl.deep.policies import ActorCritic, QNetwork
+from classic_rl.deep.probes import GAMMA, PROBES, MDPEnv, failures
+from classic_rl.deep.replay import Replay, Transitions
+from classic_rl.deep.rollout import Stepper
 from classic_rl.errors import ProblemError
 from classic_rl.mdp import from_function
-from classic_rl.policies import ActorCritic, QNetwork
-from classic_rl.probes import GAMMA, PROBES, MDPEnv, failures
-from classic_rl.replay import Replay, Transitions
-from classic_rl.rollout import Stepper
 
 TOLERANCE = 0.1
 
@@ -41,8 +41,8 @@ SMALL: dict[str, Any] = {"hidden": (16,), "learning_rate": 2e-2}
 ALGORITHMS = {
     "ppo": Algorithm(ppo, ppo.PPOConfig, SMALL | {"total_steps": 2000, "n_steps": 16, "epochs": 4}),
     "a2c": Algorithm(
-        actor_critic,
-        actor_critic.A2CConfig,
+        a2c,
+        a2c.A2CConfig,
         SMALL | {"total_steps": 2400, "n_envs": 8, "n_steps": 4, "optimizer": "adam"},
     ),
     "reinforce": Algorithm(

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from classic_rl.agent import evaluate, load_policy
-from classic_rl.environments import make_for_networks
+from classic_rl.deep.agent import evaluate, load_policy
+from classic_rl.deep.policies import ActorCritic
+from classic_rl.deep.rollout import Rollout
+from classic_rl.deep.settings import load_config
+from classic_rl.envs.environments import make_for_networks
 from classic_rl.errors import ProblemError
-from classic_rl.policies import ActorCritic
 from classic_rl.reinforce import (
     EpisodePlayer,
     ReinforceConfig,
@@ -22,8 +24,6 @@ from classic_rl.reinforce import (
     score_weights,
     train,
 )
-from classic_rl.rollout import Rollout
-from classic_rl.settings import load_config
 
 QUICK = ReinforceConfig(total_steps=1500, n_episodes=4, hidden=(16,), value_steps=3)
 

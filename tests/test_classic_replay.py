@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from classic_rl.deep.replay import Replay, SumTree
 from classic_rl.errors import ProblemError
-from classic_rl.replay import Replay, SumTree
 
 SPACE = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
 GAMMA = 0.5

@@ -10,10 +10,10 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from classic_rl.environments import make, make_vector
-from classic_rl.normalization import ObservationScaler, RewardScaler, RunningMoments
-from classic_rl.policies import ActorCritic
-from classic_rl.rollout import Collector
+from classic_rl.deep.normalization import ObservationScaler, RewardScaler, RunningMoments
+from classic_rl.deep.policies import ActorCritic
+from classic_rl.deep.rollout import Collector
+from classic_rl.envs.environments import make, make_vector
 
 
 class Counter(gym.Env):

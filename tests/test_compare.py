@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import compare, frontier
+from pipeline.compare import frontier
+from pipeline.compare.evaluate import Evaluation
 from pipeline.config import CompareSection, Experiment, RewardSection, TrackingSection
+from pipeline.data.toy import toy_language_model, toy_texts, toy_tokenizer
 from pipeline.errors import UserError
-from pipeline.evaluate import Evaluation
-from pipeline.files import read_json
-from pipeline.models import prepare
-from pipeline.toy import toy_language_model, toy_texts, toy_tokenizer
+from pipeline.lm.models import prepare
+from pipeline.output.files import read_json
+from pipeline.stages import compare
 
 KEYS = {
     "reward", "gold", "gold_positive", "kl", "objective", "optimality", "optimality_ci",

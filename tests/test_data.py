@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from pipeline.config import Experiment
-from pipeline.data import ExperimentData, first_words, load_data, load_preferences
+from pipeline.data.records import RatedText
+from pipeline.data.sources import read_rows
+from pipeline.data.splits import ExperimentData, first_words, load_data, load_preferences
+from pipeline.data.toy import toy_texts
 from pipeline.errors import UserError
-from pipeline.records import RatedText
-from pipeline.sources import read_rows
-from pipeline.toy import toy_texts
 
 SMALL = {"demonstrations": 60, "heldout": 20, "train_prompts": 50, "eval_prompts": 10}
 

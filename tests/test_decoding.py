@@ -9,10 +9,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from pipeline import decoding, toy
-from pipeline.decoding import invert
-from pipeline.generation import cut_at_eos, sample
-from pipeline.models import prepare
+from pipeline.data import toy
+from pipeline.lm import decoding
+from pipeline.lm.decoding import invert
+from pipeline.lm.generation import cut_at_eos, sample
+from pipeline.lm.models import prepare
 
 PROMPTS = ["the film about love", "a movie", "this sequel about school is"]
 

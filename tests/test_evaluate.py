@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import evaluate
-from pipeline.evaluate import Evaluation
-from pipeline.models import prepare
-from pipeline.toy import toy_language_model, toy_texts, toy_tokenizer
+from pipeline.compare import evaluate
+from pipeline.compare.evaluate import Evaluation
+from pipeline.data.toy import toy_language_model, toy_texts, toy_tokenizer
+from pipeline.lm.models import prepare
 
 
 def evaluation() -> Evaluation:

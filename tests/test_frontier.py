@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipeline import frontier
-from pipeline.frontier import Array
+from pipeline.compare import frontier
+from pipeline.compare.frontier import Array
 
 
 @dataclass(frozen=True)

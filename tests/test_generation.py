@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import toy
+from pipeline.data import toy
 from pipeline.errors import UserError
-from pipeline.generation import cut_at_eos, encode_prompt, prompt_text, sample
-from pipeline.models import prepare
+from pipeline.lm.generation import cut_at_eos, encode_prompt, prompt_text, sample
+from pipeline.lm.models import prepare
 
 PROMPTS = ["the film about love", "a movie", "this sequel about school is"]
 

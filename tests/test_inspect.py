@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import cli, inspection
+from pipeline import cli
 from pipeline.errors import UserError
-from pipeline.inspection import QUANTITIES, choose, find_rollouts, page, visible
-from pipeline.ppo import journal
+from pipeline.ppo.upkeep import journal
+from pipeline.report import inspection
+from pipeline.report.inspection import QUANTITIES, choose, find_rollouts, page, visible
 
 SCRIPT = "<script>document.title = 'broken into'</script>"
 EVIL = (

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from pipeline import toy
 from pipeline.config import ModelSection
+from pipeline.data import toy
 from pipeline.errors import UserError
-from pipeline.models import make_trainable, prepare
+from pipeline.lm.models import make_trainable, prepare
 from pipeline.ppo import PPOConfig, PPOTrainer
 from reward_models import RewardError
 

@@ -20,13 +20,14 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from classic_rl.losses import explained_variance
-from pipeline.generation import Completion
-from pipeline.ppo import PPOConfig, journal
+from pipeline.lm.generation import Completion
+from pipeline.lm.scoring import TokenBatch
+from pipeline.ppo import PPOConfig
 from pipeline.ppo.actor_critic import ReferenceScores
-from pipeline.ppo.metrics import UpdateMetrics, rollout_metrics
 from pipeline.ppo.rollout import Microbatch, Rollout
-from pipeline.ppo.throughput import ModelShape, measured_matmul_throughput, phase_work
-from pipeline.scoring import TokenBatch
+from pipeline.ppo.upkeep import journal
+from pipeline.ppo.upkeep.metrics import UpdateMetrics, rollout_metrics
+from pipeline.ppo.upkeep.throughput import ModelShape, measured_matmul_throughput, phase_work
 
 CPU = torch.device("cpu")
 DOC = Path(__file__).resolve().parents[1] / "docs" / "ppo-metrics.md"

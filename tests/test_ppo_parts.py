@@ -11,7 +11,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
-from pipeline.generation import Completion
+from pipeline.lm.generation import Completion
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.ppo.actor_critic import ReferenceScores
 from pipeline.ppo.control import KLController, RolloutSampler, RunningDeviation

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from pipeline.generation import Completion
-from pipeline.preferences import first_wins_probability, label_pairs
+from pipeline.lm.generation import Completion
+from pipeline.stages.preferences import first_wins_probability, label_pairs
 
 
 def completion(*tokens: int) -> Completion:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from classic_rl import cli as classic
-from pipeline import cli, toy
+from pipeline import cli
 from pipeline.config import load_experiment
-from pipeline.models import prepare
+from pipeline.data import toy
+from pipeline.lm.models import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

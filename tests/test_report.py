@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import figures, plotting, report, verdict, wording
 from pipeline.errors import UserError
+from pipeline.report import figures, page, plotting, verdict, wording
 
 EVIL = '<script>alert(1)</script> | a | "b" & *c* `d`\n# e \x1b[2J'
 
@@ -136,7 +136,7 @@ def fill(folder: Path) -> None:
     write(folder / "compare" / "samples.jsonl", rows)
     for stage, history in histories(rng).items():
         write(folder / stage / "metrics.jsonl", history)
-    for stage, seconds in zip(report.STAGES, (141.2, 96, 402.7, 188, 77), strict=True):
+    for stage, seconds in zip(page.STAGES, (141.2, 96, 402.7, 188, 77), strict=True):
         write(folder / stage / "stage.json", {
             "stage": stage, "status": "finished", "seconds": seconds, "peak_memory_gib": 3.4,
             "seed": 0, "finished": "2026-01-02T03:04:05+00:00", "cores": 2, "accelerator": None,
@@ -201,7 +201,7 @@ class Tags(HTMLParser):
 
 
 def test_everything_is_written_and_nothing_is_fetched(filled: Path) -> None:
-    report.run(experiment(filled))
+    page.run(experiment(filled))
     folder = filled / "report"
     names = {path.name for path in folder.iterdir()}
     assert names == {"index.html", "report.md", "results.json"} | {f"{n}.png" for n in DRAWN}
@@ -231,7 +231,7 @@ def test_generated_text_stays_text(filled: Path, undrawn: None) -> None:
     stage = json.loads((filled / "compare" / "stage.json").read_text())
     stage["config"]["model"]["model_name_or_path"] = EVIL
     write(filled / "compare" / "stage.json", stage)
-    report.run(experiment(filled, name=EVIL))
+    page.run(experiment(filled, name=EVIL))
     html = (filled / "report" / "index.html").read_text(encoding="utf-8")
     assert "script" not in Tags(html).names
     assert "&lt;script&gt;alert(1)" in html
@@ -257,10 +257,10 @@ def test_markdown_tables_are_intact(filled: Path, undrawn: None) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[0]["completions"] = dict.fromkeys(TEXTS, EVIL + "\\|\r\n\n| x |")
     write(path, rows)
-    report.run(experiment(filled))
+    page.run(experiment(filled))
     text = (filled / "report" / "report.md").read_text(encoding="utf-8")
     found = tables(text)
-    assert len(found) == 1 + report.SAMPLES + 4
+    assert len(found) == 1 + page.SAMPLES + 4
     for table in found:
         widths = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) for row in table}
         assert len(widths) == 1 and re.fullmatch(r"[|:\-]+", table[1]), table
@@ -280,7 +280,7 @@ def test_what_is_missing_is_left_out(filled: Path, undrawn: None, missing: str) 
     for path in sorted(filled.rglob("*.json*")):
         if missing in ("all", path.relative_to(filled).as_posix()) and path.name != "results.json":
             path.unlink()
-    report.run(experiment(filled))
+    page.run(experiment(filled))
     html = (filled / "report" / "index.html").read_text(encoding="utf-8")
     assert Tags(html).open == []
     assert "None" not in re.sub(r"<svg.*?</svg>|<style.*?</style>", "", html, flags=re.S)
@@ -298,7 +298,7 @@ def test_metrics_may_be_null_or_absent(filled: Path, undrawn: None) -> None:
     results["frontier"] = []
     (filled / "compare" / "details.json").unlink()
     write(filled / "compare" / "results.json", results)
-    report.run(experiment(filled))
+    page.run(experiment(filled))
     html = (filled / "report" / "index.html").read_text(encoding="utf-8")
     assert "2.97 and 2.31 in the objective, and there are no intervals" in html
     assert "distinct-2" in html and "distinct-1" not in html and "judge positive" not in html
@@ -306,13 +306,13 @@ def test_metrics_may_be_null_or_absent(filled: Path, undrawn: None) -> None:
 
 def test_no_comparison_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"results\.json: not there; run the compare stage"):
-        report.run(experiment(tmp_path))
+        page.run(experiment(tmp_path))
     write(tmp_path / "compare" / "results.json", {"beta": 1})
     with pytest.raises(UserError, match="not a comparison's results"):
-        report.run(experiment(tmp_path))
+        page.run(experiment(tmp_path))
     (tmp_path / "compare" / "results.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
-        report.run(experiment(tmp_path))
+        page.run(experiment(tmp_path))
 
 
 def changed(**methods: dict[str, Any]) -> dict[str, Any]:
@@ -431,7 +431,7 @@ def test_numbers_as_they_are_written() -> None:
 
 
 def test_kl_efficiency_gives_the_least_kl() -> None:
-    rows = {row["method"]: row for row in report.efficiency(report.Found(RESULTS))}
+    rows = {row["method"]: row for row in page.efficiency(page.Found(RESULTS))}
     assert rows["ppo"]["least"] == pytest.approx(0.62 * 1.05)
     assert rows["best_of_n"]["least"] is None and rows["best_of_n"]["share"] is None
 

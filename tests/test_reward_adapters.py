@@ -11,13 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import reward, sft
 from pipeline.config import Experiment, load_experiment
-from pipeline.data import load_data
+from pipeline.data.splits import load_data
 from pipeline.errors import UserError
-from pipeline.files import read_json
-from pipeline.models import load_trainable_sft
-from pipeline.ppo import stage
+from pipeline.lm.models import load_trainable_sft
+from pipeline.output.files import read_json
+from pipeline.stages import ppo, reward, sft
 from reward_models import RewardError, RewardFunction, load_reward
 from reward_models.adapters import ADAPTER_CONFIG, WEIGHTS, share_weights
 from reward_models.sentiment import load_classifier
@@ -86,7 +85,7 @@ def test_ppo_shares_the_base_and_leaves_the_reward_alone(
     texts = [text.text for text in load_data(experiment).classifier_test[:20]]
     empty = [""] * len(texts)
     before = reward.proxy_reward(experiment)(empty, texts)
-    rewards, save = reward.proxy_reward, stage.save_policy
+    rewards, save = reward.proxy_reward, ppo.save_policy
 
     def proxy_reward(experiment: Experiment, policy: nn.Module) -> RewardFunction:
         made.append((policy, rewards(experiment, policy)))
@@ -97,9 +96,9 @@ def test_ppo_shares_the_base_and_leaves_the_reward_alone(
         save(*arguments)
         assert made[0][1](empty, texts) != before  # so they are shared
 
-    monkeypatch.setattr(stage, "proxy_reward", proxy_reward)
-    monkeypatch.setattr(stage, "save_policy", save_policy)
-    stage.run(experiment)
+    monkeypatch.setattr(ppo, "proxy_reward", proxy_reward)
+    monkeypatch.setattr(ppo, "save_policy", save_policy)
+    ppo.run(experiment)
     assert after == [before]
 
 

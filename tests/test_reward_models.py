@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, BertModel
 
-from pipeline.toy import toy_encoder, toy_language_model, toy_tokenizer
+from pipeline.data.toy import toy_encoder, toy_language_model, toy_tokenizer
 from reward_models import RewardError, checked, load_reward, measure
 from reward_models.ensemble import ensemble, weighted_sum
 from reward_models.pairwise import pair_accuracy, train_pairwise

@@ -15,11 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import reward
 from pipeline.config import Experiment, load_experiment
-from pipeline.data import load_data
+from pipeline.data.splits import load_data
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.output.files import read_json
+from pipeline.stages import reward
 
 PROMPTS = ["the film about love"] * 4
 COMPLETIONS = [
@@ -99,7 +99,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from transformers import TrainerCallback
-from pipeline import reward, tracking
+from pipeline.stages import reward
+from pipeline.stages import tracking
 from pipeline.config import load_experiment
 
 config, output, part, step = sys.argv[1:]

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import toy
 from pipeline.config import ModelSection
-from pipeline.generation import Completion, sample
-from pipeline.models import frozen_copy, make_trainable, prepare
-from pipeline.scoring import (
+from pipeline.data import toy
+from pipeline.lm.generation import Completion, sample
+from pipeline.lm.models import frozen_copy, make_trainable, prepare
+from pipeline.lm.scoring import (
     TokenBatch,
     check_head,
     completion_kl,
@@ -23,7 +23,7 @@ from pipeline.scoring import (
     token_logps,
     token_logps_and_entropy,
 )
-from pipeline.trunk import SplitDecoder, lowest_trained_layer
+from pipeline.lm.trunk import SplitDecoder, lowest_trained_layer
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from pipeline.toy import toy_encoder, toy_language_model, toy_texts, toy_tokenizer
+from pipeline.data.toy import toy_encoder, toy_language_model, toy_texts, toy_tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,8 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import WandbCallback
 
-from pipeline import terminal, tracking
+from pipeline.output import terminal
+from pipeline.stages import tracking
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +191,7 @@ def test_an_unreachable_server_means_offline(
 def test_the_process_ends_and_leaves_no_service_behind(tmp_path: Path) -> None:
     script = f"""
         import sys; from types import SimpleNamespace as N; from pathlib import Path
-        from pipeline import tracking
+        from pipeline.stages import tracking
         folder = Path({str(tmp_path)!r})
         tracking.setup(N(name="n", output_dir=folder, stage_dir=lambda s: folder / s,
             tracking=N(report_to=["wandb"], project="p", log_samples=1),

@@ -1,4 +1,4 @@
-"""Pins what pipeline/trl_compat.py relies on in the installed TRL."""
+"""Pins what pipeline/stages/trl_compat.py relies on in the installed TRL."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from pipeline import toy
 from pipeline.certify.methods import collate_labelled, collate_pairs
 from pipeline.config import ModelSection
-from pipeline.models import frozen_copy, make_trainable, prepare
-from pipeline.trl_compat import TokenizedDPOTrainer, TokenizedKTOTrainer, fit_tiles_to
+from pipeline.data import toy
+from pipeline.lm.models import frozen_copy, make_trainable, prepare
+from pipeline.stages.trl_compat import TokenizedDPOTrainer, TokenizedKTOTrainer, fit_tiles_to
 
 
 @pytest.mark.parametrize("trainer", [DPOTrainer, KTOTrainer])

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from classic_rl import plots
-from classic_rl.grid_plots import Snapshot
+from classic_rl.pictures import plots
+from classic_rl.pictures.grid_plots import Snapshot
 from classic_rl.tabular.experience import Learned
 
 PANELS = 6  # of the Q-table's picture strip

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.sparse.csgraph import breadth_first_order
 
-from classic_rl.configuration import slug
+from classic_rl.deep.configuration import slug
 from classic_rl.errors import ProblemError
 from classic_rl.mdp import MDP
 from classic_rl.progress import Progress

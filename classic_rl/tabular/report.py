@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from classic_rl import grid_plots, plots
 from classic_rl.envs import TokenMDP
-from classic_rl.grids import grid_of, grid_table
 from classic_rl.mdp import MDP
+from classic_rl.pictures import grid_plots, plots
+from classic_rl.pictures.grids import grid_of, grid_table
 from classic_rl.results import versions, write_bytes, write_figure, write_json
 from classic_rl.tabular.curves import learning_curve, selection, snapshots_by_steps
 from classic_rl.tabular.evaluation import policy_evaluation

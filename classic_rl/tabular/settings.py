@@ -10,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from classic_rl import environments
+from classic_rl.envs import environments
 from classic_rl.errors import ProblemError
 from classic_rl.mdp import MDP, from_gymnasium
 from classic_rl.schedules import Linear, Schedule, checked

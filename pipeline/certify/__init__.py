@@ -68,9 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--output: {arguments.output} is a file; give a folder")
     if "kto" in arguments.methods and arguments.beta > 1 and not arguments.switches:
         raise UserError("--methods kto: where it ends is known for --beta up to 1; leave it out")
-    from pipeline import quiet
     from pipeline.certify.methods import METHODS as KNOWN
     from pipeline.certify.switches import SWITCHES
+    from pipeline.output import quiet
 
     quiet.after_imports()
     if arguments.switches:
@@ -83,9 +83,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _study(name: str, methods: Sequence, arguments: argparse.Namespace) -> None:
     from classic_rl.results import write_bytes
     from pipeline.certify import figures, study
-    from pipeline.console import say
-    from pipeline.files import write_json
-    from pipeline.plotting import png
+    from pipeline.output.console import say
+    from pipeline.output.files import write_json
+    from pipeline.report.plotting import png
 
     seeds, folder = list(dict.fromkeys(arguments.seeds)), arguments.output
     effort = QUICK if arguments.quick else 1.0

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from pipeline.certify.methods import Method
 from pipeline.certify.study import MOST_DISTANCE, Result
-from pipeline.plotting import PALETTE, WIDTH, styled
+from pipeline.report.plotting import PALETTE, WIDTH, styled
 
 _COLOURS = ("#0b67b8", "#cf5a00", "#00876a", "#9b3fa8", "#b8860b", "#c2185b", "#2f3b4a")
 _MARKERS = "osD^vPX"

@@ -1,8 +1,9 @@
 """The trainers that are certified, and the optimum that each of them has.
 
 All train all weights of the same reference on the same rewards with the same β, from a completion's
-own tokens: where TRL's trainers would tokenise text again and add an EOS, `pipeline.trl_compat`
-gives them the tokens. They are set to be exact rather than to look like a run on a large model.
+own tokens: where TRL's trainers would tokenise text again and add an EOS,
+`pipeline.stages.trl_compat` gives them the tokens. They are set to be exact rather than to look
+like a run on a large model.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from trl import DPOConfig, GRPOConfig, GRPOTrainer, KTOConfig, RLOOConfig, RLOOT
 
 from pipeline.certify import optima
 from pipeline.certify.problem import EOS, LENGTH, PROMPT, Problem
-from pipeline.models import frozen_copy
+from pipeline.lm.models import frozen_copy
 from pipeline.ppo import PPOConfig, PPOTrainer
-from pipeline.preferences import label_pairs
-from pipeline.trl_compat import TokenizedDPOTrainer, TokenizedKTOTrainer, fit_tiles_to
+from pipeline.stages.preferences import label_pairs
+from pipeline.stages.trl_compat import TokenizedDPOTrainer, TokenizedKTOTrainer, fit_tiles_to
 
 ROLLOUT = 512
 """Completions drawn at once; the size of RLOO's and GRPO's one group."""

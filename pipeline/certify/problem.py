@@ -22,11 +22,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from classic_rl.deep.reference import objective, optimality
 from classic_rl.envs import TokenMDP
-from classic_rl.reference import objective, optimality
-from pipeline.generation import Completion
-from pipeline.models import prepare
-from pipeline.scoring import hidden_states, lm_head
+from pipeline.lm.generation import Completion
+from pipeline.lm.models import prepare
+from pipeline.lm.scoring import hidden_states, lm_head
 
 TOKENS = ("<eos>", "a", "b", "c", "d")
 EOS = 0

@@ -19,10 +19,10 @@ from transformers import TrainerCallback
 
 from pipeline.certify.methods import EPOCHS, Method
 from pipeline.certify.problem import Problem, distance
-from pipeline.console import say
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
-from pipeline.terminal import Meter
+from pipeline.output.console import say
+from pipeline.output.files import read_json, write_json
+from pipeline.output.terminal import Meter
 
 Result = dict[str, Any]
 
@@ -121,9 +121,10 @@ def code() -> str:
     """
     root = Path(__file__).resolve().parents[2]
     files = [root / "classic_rl" / name for name in ("advantages.py", "losses.py")]
-    files += [root / "pipeline" / f"{name}.py" for name in ("generation", "scoring", "trl_compat")]
-    for folder in ("certify", "ppo"):
-        files += sorted((root / "pipeline" / folder).glob("*.py"))
+    stages = root / "pipeline" / "stages"
+    files += [stages / name for name in ("preferences.py", "trl_compat.py")]
+    for folder in ("certify", "lm", "ppo"):
+        files += sorted((root / "pipeline" / folder).rglob("*.py"))
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.read_bytes())

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
-from pipeline.models import base_of, decoder_layers, frozen_copy, switch_dropout_off
-from pipeline.ppo.config import PPOConfig, sharded
-from pipeline.scoring import (
+from pipeline.lm.models import base_of, decoder_layers, frozen_copy, switch_dropout_off
+from pipeline.lm.scoring import (
     TokenBatch,
     hidden_states,
     lm_head,
@@ -24,7 +23,8 @@ from pipeline.scoring import (
     token_logps_and_entropy,
     token_statistics,
 )
-from pipeline.trunk import SplitDecoder, lowest_trained_layer
+from pipeline.lm.trunk import SplitDecoder, lowest_trained_layer
+from pipeline.ppo.config import PPOConfig, sharded
 
 T = TypeVar("T")
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from classic_rl.advantages import completion_gae, masked_whiten, mean_and_variance, moments
 from classic_rl.losses import KLEstimator, kl_estimate
-from pipeline.generation import Completion
+from pipeline.lm.generation import Completion
+from pipeline.lm.scoring import TokenBatch
 from pipeline.ppo.actor_critic import ActorCritic, ReferenceScores
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.control import KLController, RunningDeviation
-from pipeline.scoring import TokenBatch
 
 ReduceSum = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes."""

@@ -18,26 +18,15 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from classic_rl.losses import clipped_surrogate, kl_estimate, value_loss
-from pipeline.checkpoints import require_whole
+from pipeline.data.records import Prompt
 from pipeline.errors import UserError
-from pipeline.generation import Completion, longest_prompt, sample
-from pipeline.models import base_of, one_device, prepare, use_plain_attention
-from pipeline.ppo import state
+from pipeline.lm.generation import Completion, longest_prompt, sample
+from pipeline.lm.models import base_of, one_device, prepare, use_plain_attention
+from pipeline.lm.scoring import TokenBatch, check_head
+from pipeline.output.checkpoints import require_whole
 from pipeline.ppo.actor_critic import ActorCritic, ReferenceScores
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.control import KLController, RolloutSampler, RunningDeviation
-from pipeline.ppo.distribution import (
-    DistributedTrainer,
-    evaluation_part,
-    rollout_draws,
-    sample_whole,
-    share,
-)
-from pipeline.ppo.guarded import GuardedTrainer
-from pipeline.ppo.journal import Journal, sample_rows
-from pipeline.ppo.metrics import rollout_metrics
-from pipeline.ppo.phases import Performance
-from pipeline.ppo.rewarding import ask, reward_caller
 from pipeline.ppo.rollout import (
     Microbatch,
     Rollout,
@@ -45,8 +34,19 @@ from pipeline.ppo.rollout import (
     microbatches,
     score_in_parts,
 )
-from pipeline.records import Prompt
-from pipeline.scoring import TokenBatch, check_head
+from pipeline.ppo.upkeep import state
+from pipeline.ppo.upkeep.distribution import (
+    DistributedTrainer,
+    evaluation_part,
+    rollout_draws,
+    sample_whole,
+    share,
+)
+from pipeline.ppo.upkeep.guarded import GuardedTrainer
+from pipeline.ppo.upkeep.journal import Journal, sample_rows
+from pipeline.ppo.upkeep.metrics import rollout_metrics
+from pipeline.ppo.upkeep.phases import Performance
+from pipeline.ppo.upkeep.rewarding import ask, reward_caller
 from reward_models import RewardFunction
 
 SampleLog = Callable[[int, list[dict[str, Any]]], None]

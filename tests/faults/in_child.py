@@ -8,7 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from pipeline import cli, quiet
+from pipeline import cli
+from pipeline.output import quiet
 
 
 def warm() -> None:

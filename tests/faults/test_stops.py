@@ -13,9 +13,9 @@ import pytest
 import torch
 from test_ppo import letters, make_trainer, weights
 
-from pipeline.checkpoints import is_complete
 from pipeline.errors import UserError
-from pipeline.ppo import rewarding
+from pipeline.output.checkpoints import is_complete
+from pipeline.ppo.upkeep import rewarding
 from reward_models import RewardError
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}  # after each of 3 rollouts
@@ -289,7 +289,7 @@ def test_an_update_that_does_not_fit(
 def test_scoring_and_generating_that_do_not_fit(
     tmp_path: Path, undisturbed: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import generation
+    from pipeline.lm import generation
 
     trainer, _ = make_trainer(tmp_path, eval_strategy="steps", eval_steps=4)
     model, score, generate = trainer.actor_critic, trainer.actor_critic.score, generation._generate

@@ -1,0 +1,1 @@
+"""What the deep algorithms stand on: networks, collection, runs, commands."""

@@ -1,0 +1,137 @@
+"""Making environments: one of them, or many in step, with clear errors for what is missing.
+
+Vector environments are gymnasium's own with its default NEXT_STEP autoreset: the step after an
+episode's end ignores the action, pays nothing and returns the next episode's first observation.
+`classic_rl.deep.rollout` and `classic_rl.deep.replay` leave those steps out.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+import classic_rl.envs  # noqa: F401 (registers our environments)
+from classic_rl.errors import ProblemError
+
+# What an environment's name starts with → what provides it.
+EXTRAS = {
+    "LunarLander": 'Box2D: pip install "gymnasium[box2d]"',
+    "BipedalWalker": 'Box2D: pip install "gymnasium[box2d]"',
+    "CarRacing": 'Box2D: pip install "gymnasium[box2d]"',
+    "ALE/": "the Arcade Learning Environment: pip install ale-py opencv-python-headless",
+    "MinAtar/": "MinAtar: pip install minatar",
+}
+LONGEST = 10_000  # steps of an episode where the environment sets no limit
+ATARI_FRAMES = 4  # frames stacked, and game frames a step (Mnih et al. 2015)
+
+
+def make(env_id: str, kwargs: Mapping[str, Any] | None = None, **more: Any) -> gym.Env:
+    """One environment by its id; ids of `classic_rl.envs` may drop the namespace and version.
+
+    Atari games (``ALE/…``) come with gymnasium's preprocessing and four stacked frames.
+
+    Raises:
+        ProblemError: unknown id (with the nearest known one), a missing extra, a wrong argument.
+    """
+    spec = find(env_id)
+    arguments = {**(kwargs or {}), **more}
+    try:
+        if spec.id.startswith("ALE/"):
+            return _atari(spec, arguments)
+        # Checking every step costs a fifth of a small environment's time; tests check ours.
+        return gym.make(spec, disable_env_checker=True, **arguments)
+    except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+        raise _missing(spec.id, error) from error
+    except ProblemError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        # What constructors raise over their arguments; without any it is a fault to be seen.
+        if not arguments:
+            raise
+        given = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        reason = " ".join(str(error).split())
+        raise ProblemError(f"{env_id}: cannot be made with {given}: {reason}") from error
+
+
+def make_vector(env_id: str, n_envs: int, kwargs: Mapping[str, Any] | None = None) -> VectorEnv:
+    """``n_envs`` environments in step, NEXT_STEP autoreset.
+
+    Where gymnasium has the environment as array code (CartPole) that is taken: the same dynamics,
+    many times the speed.
+    """
+    if n_envs < 1:
+        raise ProblemError(f"n_envs: {n_envs} is not a positive number of environments")
+    spec = find(env_id)
+    if spec.vector_entry_point is not None and not kwargs:
+        return gym.make_vec(spec, num_envs=n_envs, vectorization_mode="vector_entry_point")
+    return gym.vector.SyncVectorEnv(
+        [lambda: make_for_networks(env_id, kwargs)] * n_envs,
+        autoreset_mode=AutoresetMode.NEXT_STEP,
+    )
+
+
+def make_for_networks(env_id: str, kwargs: Mapping[str, Any] | None = None) -> gym.Env:
+    """`make`, with a Discrete observation turned into its one-hot vector.
+
+    An environment without a time limit gets one of `LONGEST` steps: a policy that goes round for
+    ever would otherwise never be done being evaluated. Atari games have their own.
+    """
+    env = make(env_id, kwargs)
+    if env.spec is not None and env.spec.max_episode_steps is None and "ALE/" not in env.spec.id:
+        env = gym.wrappers.TimeLimit(env, LONGEST)
+    if isinstance(env.observation_space, gym.spaces.Box):
+        return env
+    return gym.wrappers.FlattenObservation(env)
+
+
+def find(env_id: str) -> Any:
+    """The registered specification of an environment id, as `gymnasium.spec` gives it."""
+    _register_guests(env_id)
+    for name in (env_id, f"classic_rl/{env_id}", f"classic_rl/{env_id}-v0"):
+        if name in gym.registry:
+            return gym.registry[name]
+    try:
+        return gym.spec(env_id)  # resolves an id without its version
+    except gym.error.Error:
+        prefix = next((name for name in EXTRAS if env_id.startswith(name)), None)
+        if prefix in ("ALE/", "MinAtar/") and not any(
+            key.startswith(prefix) for key in gym.registry
+        ):
+            raise _missing(env_id) from None
+        near = difflib.get_close_matches(env_id, list(gym.registry), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ProblemError(f"{env_id}: no such environment{hint}") from None
+
+
+def _register_guests(env_id: str) -> None:
+    """Atari and MinAtar register themselves only when asked to."""
+    try:
+        if env_id.startswith("ALE/"):
+            import ale_py
+
+            gym.register_envs(ale_py)
+        elif env_id.startswith("MinAtar/") and "MinAtar/Breakout-v1" not in gym.registry:
+            import minatar.gym
+
+            minatar.gym.register_envs()
+    except ModuleNotFoundError:
+        pass  # `find` says what to install
+
+
+def _atari(spec: Any, arguments: dict[str, Any]) -> gym.Env:
+    """Frame skip 4, 84x84 grey, up to 30 no-ops at the start, a lost life does not end an episode;
+    four frames stacked (Machado et al. 2018)."""
+    env = gym.make(spec, frameskip=1, disable_env_checker=True, **arguments)
+    env = gym.wrappers.AtariPreprocessing(env, frame_skip=ATARI_FRAMES)
+    return gym.wrappers.FrameStackObservation(env, ATARI_FRAMES)
+
+
+def _missing(env_id: str, error: Exception | None = None) -> ProblemError:
+    extra = next((text for name, text in EXTRAS.items() if env_id.startswith(name)), None)
+    if extra is None:
+        return ProblemError(f"{env_id} needs a package: {' '.join(str(error).split())}")
+    return ProblemError(f"{env_id} needs {extra}")

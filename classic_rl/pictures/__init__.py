@@ -1,0 +1,1 @@
+"""Pictures of learning curves and grids."""

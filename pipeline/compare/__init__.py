@@ -1,0 +1,1 @@
+"""Measuring policies alike, and the optimum they are measured against."""

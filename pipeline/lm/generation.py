@@ -1,0 +1,178 @@
+"""Sampling completions, and the token layout that everything after sampling works on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from pipeline.data.records import Prompt
+from pipeline.errors import UserError
+from pipeline.lm.decoding import Decoder, dense_head_input
+from pipeline.lm.models import autocast, base_of
+from pipeline.output.terminal import progress
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One episode: a prompt and what a policy made of it.
+
+    Attributes:
+        prompt: the prompt as text, as rewards see it.
+        prompt_ids: its tokens.
+        completion_ids: the sampled tokens, the EOS included when there is one.
+        text: the completion as text, without EOS, so that ``prompt + text`` reads on.
+        ended: whether the completion ended by EOS rather than by the length limit.
+    """
+
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    text: str
+    ended: bool
+
+
+def prompt_text(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prompt_ids: Sequence[int]
+) -> str:
+    """A prompt as a reward reads it: the text itself, or a conversation as the chat template
+    writes it, without special tokens."""
+    if isinstance(prompt, str):
+        return prompt
+    return str(tokenizer.decode(list(prompt_ids), skip_special_tokens=True))
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
+    """Tokens of a prompt, ready to be continued: chat template for messages, no EOS for text."""
+    if isinstance(prompt, str):
+        ids = list(tokenizer(prompt)["input_ids"])  # type: ignore[arg-type]
+        while ids and ids[-1] == tokenizer.eos_token_id:
+            ids.pop()
+    else:
+        if tokenizer.chat_template is None:
+            raise UserError(
+                "prompts are conversations but the tokenizer has no chat template; "
+                "use plain-text prompts or a model with a chat template"
+            )
+        encoded: Any = tokenizer.apply_chat_template(
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        ids = list(encoded["input_ids"])
+    if not ids:
+        raise UserError(f"the prompt {prompt!r} has no tokens; remove it")
+    return tuple(ids)
+
+
+def longest_prompt(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> int:
+    """Tokens of the longest prompt, as judged by the 64 with the most characters."""
+    longest = sorted(prompts, key=lambda prompt: len(str(prompt)), reverse=True)[:64]
+    return max(len(encode_prompt(tokenizer, prompt)) for prompt in longest)
+
+
+def cut_at_eos(tokens: Sequence[int], eos: set[int]) -> tuple[tuple[int, ...], bool]:
+    """The tokens up to and including the first EOS, and whether there was one."""
+    for position, token in enumerate(tokens):
+        if token in eos:
+            return tuple(tokens[: position + 1]), True
+    return tuple(tokens), False
+
+
+def _decode(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], completion_ids: Sequence[int]
+) -> str:
+    """The completion's text as it follows the prompt (some tokenizers drop a leading space)."""
+    before: str = tokenizer.decode(list(prompt_ids), skip_special_tokens=True)  # type: ignore
+    whole: str = tokenizer.decode(  # type: ignore[assignment]
+        list(prompt_ids) + list(completion_ids), skip_special_tokens=True
+    )
+    if whole.startswith(before):
+        return whole[len(before) :]
+    return tokenizer.decode(list(completion_ids), skip_special_tokens=True)  # type: ignore
+
+
+def sample(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    samples_per_prompt: int = 1,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    batch_size: int,
+    seed: int,
+    draws: Tensor | None = None,
+    label: str | None = None,
+) -> list[Completion]:
+    """Sample from the model's own distribution: no top-k, no top-p.
+
+    Args:
+        prompts: P prompts. samples_per_prompt: m.
+        max_new_tokens: longest completion, EOS included.
+        temperature: divides the logits.
+        batch_size: completions generated at once; prompts of like length share a batch.
+        seed: makes the result a function of the arguments; torch's global state is left alone.
+        draws: ``(P·m, max_new_tokens)`` numbers in [0, 1) that choose the tokens instead of the
+            seed's; then no row's completion depends on which others it is sampled with.
+        label: shows a progress bar under this name.
+
+    Returns:
+        P·m completions, prompt i's at i·m … i·m + m − 1.
+    """
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    rows = [i for i in range(len(prompts)) for _ in range(samples_per_prompt)]
+    order = sorted(range(len(rows)), key=lambda r: (len(encoded[rows[r]]), r))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    eos: Any = base_of(model).generation_config.eos_token_id  # type: ignore[union-attr]
+    stop = set(eos) if isinstance(eos, list) else {eos}
+    found: dict[int, Completion] = {}
+    was_training = model.training
+    model.eval()
+    devices = [base_of(model).device] if base_of(model).device.type != "cpu" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            for batch in progress(batches, label, len(batches)) if label else batches:
+                prompt_ids = [encoded[rows[r]] for r in batch]
+                decoder = Decoder(temperature, None if draws is None else draws[batch])
+                tokens = _generate(model, tokenizer, prompt_ids, max_new_tokens, decoder)
+                for r, ids, generated in zip(batch, prompt_ids, tokens, strict=True):
+                    kept, ended = cut_at_eos(generated, stop)  # type: ignore[arg-type]
+                    text = _decode(tokenizer, ids, kept)
+                    prompt = prompt_text(tokenizer, prompts[rows[r]], ids)
+                    found[r] = Completion(prompt, ids, kept, text, ended)
+    finally:
+        model.train(was_training)
+    return [found[r] for r in range(len(rows))]
+
+
+@torch.no_grad()
+def _generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    decoder: Decoder,
+) -> list[list[int]]:
+    """Generated tokens of each prompt, EOS and padding still on."""
+    device = base_of(model).device
+    width = max(map(len, prompt_ids))
+    pad = tokenizer.pad_token_id
+    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompt_ids], device=device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompt_ids], device=device)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,  # no processors of logits: the decoder makes the choice
+        eos_token_id=base_of(model).generation_config.eos_token_id,  # type: ignore[union-attr]
+        pad_token_id=pad,
+        use_cache=True,
+    )
+    head: Any = base_of(model).get_output_embeddings()
+    with autocast(model), dense_head_input(head):
+        output = model.generate(  # type: ignore[operator]
+            input_ids=ids, attention_mask=mask, generation_config=config, custom_generate=decoder
+        )
+    return output.tolist()

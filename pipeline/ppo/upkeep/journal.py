@@ -1,0 +1,160 @@
+"""The journal: some completions of each rollout, token by token, for ``rlhf inspect``.
+
+One small JSON file a rollout, ``rollouts/step-00000032.json``, named after the optimizer step at
+which the rollout was made. A long run does not fill the disk: beyond `LIMIT` files the journal is
+thinned out evenly, so the rollouts kept span the whole run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from pipeline.output.files import write_text
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.rollout import Rollout
+
+LIMIT = 400
+"""Most files a journal has."""
+
+TOKEN_COLUMNS = (
+    "logp", "ref_logp", "kl", "value", "advantage", "return", "reward", "entropy"
+)  # fmt: skip
+"""What is kept of each token: nats, nats, exact KL in nats, then reward units, entropy in nats;
+the advantage is the one trained on, whitened if the run whitens."""
+
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
+
+
+class Journal:
+    """Writes a rollout's first completions into ``folder``; only rank 0 may call it."""
+
+    def __init__(self, folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+        """``folder`` is made when the first rollout is written."""
+        self.folder = folder
+        self._tokenizer = tokenizer
+
+    def begin(self, step: int) -> None:
+        """Remove the rollouts of an earlier run from ``step``, where this one goes on, upwards."""
+        for found in steps(self.folder):
+            if found >= step:
+                path(self.folder, found).unlink()
+
+    def write(
+        self, step: int, rollout: Rollout, metrics: dict[str, float], args: PPOConfig
+    ) -> None:
+        """Keep the first ``args.log_completions`` completions of the rollout made at ``step``."""
+        if args.log_completions == 0:
+            return
+        record = {
+            "step": step,
+            "metrics": {name: _rounded(value) for name, value in metrics.items()},
+            "kl_estimator": args.kl_estimator,
+            "whitened": args.whiten_advantages,
+            "completions": self._completions(rollout, args.log_completions),
+        }
+        text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        write_text(path(self.folder, step), text + "\n")
+        self._thin(args.steps_per_rollout)
+
+    def _thin(self, gap: int) -> None:
+        """Beyond `LIMIT` files keep every second rollout (fourth, eighth, …) and the newest."""
+        found = kept = steps(self.folder)
+        while len(found) > LIMIT and len(kept) > LIMIT // 2:
+            gap *= 2
+            kept = [step for step in kept if step % gap == 0]
+        for extra in set(found[:-1]) - set(kept):
+            path(self.folder, extra).unlink()
+
+    def _completions(self, rollout: Rollout, count: int) -> list[dict[str, Any]]:
+        old = rollout.old
+        columns: tuple[Tensor, ...] = (
+            old.logps, old.ref_logps, old.exact_kl, old.values,
+            rollout.advantages, rollout.returns, rollout.token_rewards, old.entropy,
+        )  # fmt: skip
+        rows = [column[:count].tolist() for column in columns]
+        found = []
+        for i, completion in enumerate(rollout.completions[:count]):
+            length = len(completion.completion_ids)
+            tokens = zip(TOKEN_COLUMNS, (row[i][:length] for row in rows), strict=True)
+            found.append(
+                {
+                    "prompt": completion.prompt,
+                    "score": _rounded(float(rollout.scores[i])),
+                    "ended": completion.ended,
+                    "tokens": pieces(
+                        self._tokenizer, completion.prompt_ids, completion.completion_ids
+                    ),
+                }
+                | {name: [_rounded(value) for value in values] for name, values in tokens}
+            )
+        return found
+
+
+def sample_rows(rollout: Rollout, args: PPOConfig) -> list[dict[str, Any]]:
+    """The first ``args.log_completions`` completions as text, score and KL, for a sample log."""
+    kl = rollout.old.exact_kl.sum(1).tolist()
+    return [
+        {
+            "prompt": completion.prompt,
+            "completion": completion.text,
+            "score": round(float(rollout.scores[i]), 3),
+            "kl": round(kl[i], 3),
+        }
+        for i, completion in enumerate(rollout.completions[: args.log_completions])
+    ]
+
+
+def path(folder: Path, step: int) -> Path:
+    """The file of the rollout made at ``step``."""
+    return folder / f"step-{step:08d}.json"
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of the rollouts in ``folder``, ascending."""
+    names = [p.stem.removeprefix("step-") for p in folder.glob("step-*.json")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def pieces(
+    tokenizer: PreTrainedTokenizerBase, prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...]
+) -> list[str]:
+    """Each completion token as the text it adds.
+
+    A token is decoded behind the one before it, because some tokenizers drop the space in front
+    of a text's first word. One that holds only a part of a character is given by its bytes, as in
+    ``⟨E2 80⟩``.
+    """
+
+    def decode(ids: list[int]) -> str:
+        return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+    found = []
+    for before, token in zip((prompt_ids[-1], *completion_ids), completion_ids, strict=False):
+        first, both = decode([before]), decode([before, token])
+        piece = both[len(first) :] if both.startswith(first) else decode([token])
+        found.append(_bytes(tokenizer, token) or piece if "\ufffd" in piece else piece)
+    return found
+
+
+def _bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """The bytes of a byte-level token, ``⟨E2 80⟩``; empty where they are not to be known."""
+    word = str(tokenizer.convert_ids_to_tokens(token))
+    if word.startswith("<0x") and word.endswith(">"):
+        return f"⟨{word[3:-1]}⟩"
+    if all(character in _BYTES for character in word):
+        return "⟨" + " ".join(f"{_BYTES[character]:02X}" for character in word) + "⟩"
+    return ""
+
+
+def _rounded(value: float) -> float | None:
+    """Four significant digits (counts stay whole); None, as JSON has it, where not finite."""
+    if not math.isfinite(value):
+        return None
+    return value if value.is_integer() else float(f"{value:.4g}")

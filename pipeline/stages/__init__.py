@@ -1,0 +1,1 @@
+"""The stages of an experiment, each with a `run(experiment)`."""

@@ -1,0 +1,68 @@
+"""Stage 4b: direct preference optimisation from the SFT checkpoint, on ``trl.DPOTrainer``."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from peft import PeftModel
+from trl import DPOConfig
+
+from pipeline.config import Experiment
+from pipeline.data.splits import load_preferences
+from pipeline.errors import UserError
+from pipeline.lm.models import (
+    best_device,
+    compute_dtype,
+    frozen_copy,
+    load_trainable_sft,
+    save_policy,
+)
+from pipeline.stages import tracking
+from pipeline.stages.preferences import make_pairs
+from pipeline.stages.training import fit, stage_arguments
+from pipeline.stages.trl_compat import TokenizedDPOTrainer, fit_tiles_to
+
+_TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+def preference_dataset(experiment: Experiment) -> Dataset:
+    """The user's own pairs (text, TRL's format), or pairs sampled from π_ref (tokens).
+
+    Raises:
+        UserError: sampling gave no pair of different completions.
+    """
+    if experiment.data.preferences_name is not None:
+        return Dataset.from_list(load_preferences(experiment.data.preferences_name))
+    pairs = make_pairs(experiment)
+    if not pairs:
+        raise UserError(
+            "dpo: every sampled pair holds the same completion twice; raise pairs.max_pairs or "
+            "generation.max_new_tokens"
+        )
+    return Dataset.from_list([{key: pair[key] for key in _TOKENS} for pair in pairs])
+
+
+def run(experiment: Experiment) -> None:
+    """Train on preference pairs and write ``dpo/model``."""
+    tracking.setup(experiment, "dpo")
+    pairs = preference_dataset(experiment)
+    arguments = stage_arguments(
+        experiment, "dpo", DPOConfig, gradient_checkpointing=False, beta=experiment.beta
+    )
+    model, tokenizer = load_trainable_sft(experiment)
+    # Without a reference TRL loads one from config._name_or_path, whatever the weights in memory.
+    dtype = compute_dtype(experiment.model)
+    reference = None if isinstance(model, PeftModel) else frozen_copy(model, dtype)
+    fit_tiles_to(best_device().type)
+    trainer = TokenizedDPOTrainer(
+        model=model,  # type: ignore[arg-type]
+        ref_model=reference,  # type: ignore[arg-type]
+        args=arguments,
+        train_dataset=pairs,
+        processing_class=tokenizer,
+    )
+    fit(trainer, experiment, "dpo")
+    if trainer.is_world_process_zero():
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        folder = experiment.stage_dir("dpo") / "model"
+        save_policy(policy, tokenizer, folder, compute_dtype(experiment.model))
+    tracking.finish()

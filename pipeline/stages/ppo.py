@@ -1,0 +1,58 @@
+"""Stage 3: PPO from the SFT checkpoint against the proxy reward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import Experiment
+from pipeline.data.splits import load_data
+from pipeline.lm.models import compute_dtype, load_trainable_sft, save_policy
+from pipeline.ppo.config import PPOConfig, sharded
+from pipeline.ppo.trainer import PPOTrainer
+from pipeline.stages import tracking
+from pipeline.stages.reward import proxy_reward
+from pipeline.stages.training import fit, stage_arguments
+
+
+def run(experiment: Experiment) -> None:
+    """Train on ``data.train_prompts`` and write ``ppo/model``."""
+    data = load_data(experiment)
+    tracking.setup(experiment, "ppo")
+    generation = experiment.generation
+    arguments = stage_arguments(
+        experiment,
+        "ppo",
+        PPOConfig,
+        kl_coef=experiment.beta,
+        response_length=generation.max_new_tokens,
+        temperature=generation.temperature,
+        generation_batch_size=generation.batch_size,
+    )
+    model, tokenizer = load_trainable_sft(experiment)
+    # Weights that a launcher splits or moves cannot be shared.
+    moved = sharded(arguments) or arguments.deepspeed_plugin is not None
+    reward = proxy_reward(experiment, None if moved else model)
+
+    def log_samples(step: int, rows: list[dict[str, Any]]) -> None:
+        if step % (8 * arguments.steps_per_rollout) == 0:
+            tracking.log_samples(experiment, "ppo", step, rows)
+
+    trainer = PPOTrainer(
+        model=model,
+        reward_function=reward,
+        args=arguments,
+        processing_class=tokenizer,
+        train_dataset=data.train_prompts,
+        eval_dataset=data.train_prompts[: experiment.data.eval_prompts],
+        log_samples=log_samples,
+    )
+    trainer.journal.folder = experiment.stage_dir("ppo") / "rollouts"
+    fit(trainer, experiment, "ppo")
+    policy, weights = trainer.actor_critic.policy, trainer.policy_weights()
+    if trainer.is_world_process_zero():
+        if weights is not None:  # the trainer's policy is split over the processes
+            policy, _ = load_trainable_sft(experiment)
+            policy.load_state_dict(weights, strict=False)
+        folder = experiment.stage_dir("ppo") / "model"
+        save_policy(policy, tokenizer, folder, compute_dtype(experiment.model))
+    tracking.finish()

@@ -1,0 +1,390 @@
+"""Stage 2: the reward that is optimised (the proxy) and the judge that never is (gold).
+
+    rated texts ─┬─ one half ────► classifier ──► reward/proxy   r(x, y) of PPO, DPO, best-of-N
+                 ├─ other half ──► classifier ──► reward/gold    tells progress from exploitation
+                 └─ held out ────► reward/metrics.json
+
+r is the classifier's logit margin on prompt and completion, log P(positive) − log P(negative): in
+nats, and not rescaled, so β is in the same unit. A checkpoint or a Python function can take the
+place of either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import (
+    AutoTokenizer,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+    set_seed,
+)
+
+from pipeline.config import OVER_SFT, Experiment, ModelSection
+from pipeline.data import embedded
+from pipeline.data.records import RatedText
+from pipeline.data.splits import ExperimentData, first_words, load_data
+from pipeline.data.toy import toy_encoder, toy_tokenizer
+from pipeline.errors import UserError
+from pipeline.lm.models import best_device, compute_dtype, lora_config, one_device
+from pipeline.output.checkpoints import CompleteMarker
+from pipeline.output.console import say
+from pipeline.output.files import new_folder, write_json
+from pipeline.stages import tracking
+from pipeline.stages.training import resume
+from reward_models import RewardError, RewardFunction, load_reward, measure
+from reward_models.adapters import new_adapter_classifier, save_adapter_classifier
+from reward_models.training import LABELS, classifier_trainer, encode, new_classifier
+
+Part = Literal["proxy", "gold"]
+
+PARTS: tuple[Part, Part] = ("proxy", "gold")
+TRAINED_HERE = "sentiment"
+EMBEDDED_ENCODER = "embedded:all-minilm-l6-v2"
+# A reward without labels to measure it is tried on this many texts before hours are spent on it.
+_TRIED = 64
+_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 2e-4,
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 64,
+    "warmup_steps": 0.1,  # below 1 it is a share of all steps
+    "weight_decay": 0.01,
+    "logging_steps": 20,
+    "save_steps": 100,
+    "save_total_limit": 1,
+    "train_sampling_strategy": "group_by_length",
+}
+
+
+def run(experiment: Experiment) -> None:
+    """Train what is to be trained, then measure both; an interrupted run resumes in either half.
+
+    Raises:
+        UserError: The data, the encoder, or a reward that is not trained here is unusable.
+    """
+    data = load_data(experiment)
+    tracking.setup(experiment, "reward")
+    try:
+        for part in PARTS:
+            if _spec(experiment, part) == TRAINED_HERE and not _is_trained(experiment, part):
+                texts = data.proxy if part == "proxy" else data.gold
+                _train(experiment, part, texts, data.classifier_test)
+        if tracking.is_main_process():
+            metrics = _measure(experiment, data)
+            write_json(experiment.stage_dir("reward") / "metrics.json", metrics)
+            _tell(metrics)
+    finally:
+        tracking.finish()
+
+
+def proxy_reward(experiment: Experiment, policy: nn.Module | None = None) -> RewardFunction:
+    """The reward that is optimised. Loading it, or calling it, raises UserError on a mistake.
+
+    Args:
+        policy: the reward uses this model's frozen weights where its own equal them.
+    """
+    return _reward(experiment, "proxy", policy)
+
+
+def gold_reward(experiment: Experiment) -> RewardFunction:
+    """The judge, against which nothing is optimised; UserError as for `proxy_reward`.
+
+    It is the proxy itself where ``reward.source`` is not ``sentiment`` and ``reward.gold`` is null.
+    """
+    return _reward(experiment, "gold")
+
+
+def _spec(experiment: Experiment, part: Part) -> str:
+    """What the config names for a part."""
+    section = experiment.reward
+    return section.source if part == "proxy" or section.gold is None else section.gold
+
+
+def _folder(experiment: Experiment, part: Part) -> Path:
+    return experiment.stage_dir("reward") / part
+
+
+def _is_trained(experiment: Experiment, part: Part) -> bool:
+    # The folder appears at once and whole, when training has ended.
+    return (_folder(experiment, part) / "config.json").is_file()
+
+
+# --- Scoring ------------------------------------------------------------------------------------
+
+
+def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None) -> RewardFunction:
+    spec = _spec(experiment, part)
+    key = "reward.gold" if part == "gold" and experiment.reward.gold else "reward.source"
+    base = None
+    if spec == TRAINED_HERE:
+        folder = _folder(experiment, part)
+        if not _is_trained(experiment, part):
+            raise UserError(
+                f"{folder}: there is no {part} reward; run `rlhf reward` with this config"
+            )
+        spec = str(folder.absolute())
+        # Of this run, wherever its folder was moved or copied to.
+        base = _sft_model(experiment) if experiment.reward.encoder == OVER_SFT else None
+    mixed = _has_bfloat16(experiment)
+    if base is None:  # else the base's dtype decides
+        mixed = bool(experiment.trainer_args("reward").get("bf16", mixed))
+    with _mendable(key):
+        reward = load_reward(
+            spec,
+            max_length=experiment.reward.max_length,
+            dtype=torch.bfloat16 if mixed else None,
+            device=best_device(),
+            base_model=base,
+            share_with=policy,
+        )
+
+    def score(prompts: list[str], completions: list[str]) -> list[float]:
+        with _mendable(key):
+            return reward(prompts, completions)
+
+    return score
+
+
+@contextmanager
+def _mendable(key: str) -> Iterator[None]:
+    """Turn a RewardError into a UserError that names the config key."""
+    try:
+        yield
+    except RewardError as error:
+        raise UserError(f"{key}: {str(error).removeprefix('reward ')}") from error
+
+
+def _has_bfloat16(experiment: Experiment) -> bool:
+    """True where the hardware computes in bfloat16; never for the toy, which tests compare."""
+    if experiment.reward.encoder == "toy":
+        return False
+    own = experiment.reward.encoder == OVER_SFT
+    return compute_dtype(experiment.model if own else ModelSection()) == torch.bfloat16
+
+
+# --- Training -----------------------------------------------------------------------------------
+
+
+def _train(
+    experiment: Experiment, part: Part, texts: list[RatedText], test: list[RatedText]
+) -> None:
+    """Train one classifier and write its folder; goes on from its last whole checkpoint."""
+    seed = _seed(experiment, part)
+    set_seed(seed)
+    model, tokenizer = _encoder(experiment, seed)
+    checkpoints = experiment.stage_dir("reward") / "checkpoints" / part
+    label = experiment.data.positive_above
+    margin = experiment.data.neutral_margin
+    test = [text for text in test if abs(text.rating - label) >= margin]
+    train_rows, test_rows = (
+        encode(
+            tokenizer,
+            [text.text for text in rows],
+            [text.rating > label for text in rows],
+            experiment.reward.max_length,
+        )
+        for rows in (texts, test)
+    )
+    trainer = classifier_trainer(
+        model,
+        tokenizer,
+        _arguments(experiment, part, checkpoints, seed),
+        train_rows,
+        test_rows,
+        [*tracking.callbacks(experiment, "reward", part), CompleteMarker()],
+    )
+    tracking.quieten(trainer)
+    resume(trainer)
+    if trainer.is_world_process_zero():
+        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+        with new_folder(_folder(experiment, part)) as beside:
+            if isinstance(trained, PeftModel):
+                save_adapter_classifier(trained, beside)
+            else:
+                trained.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _seed(experiment: Experiment, part: Part) -> int:
+    """A seed of each part's own: with a shared one both would make the same chance errors."""
+    digest = hashlib.sha256(f"{experiment.seed}/reward/{part}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def _arguments(
+    experiment: Experiment, part: Part, checkpoints: Path, seed: int
+) -> TrainingArguments:
+    hardware = {
+        "bf16": _has_bfloat16(experiment),
+        "use_cpu": best_device().type == "cpu",
+    }
+    owned = {
+        "output_dir": str(checkpoints),
+        "seed": seed,
+        "report_to": tracking.report_to(experiment),
+        "run_name": f"{experiment.name}-reward-{part}",
+        "disable_tqdm": True,
+    }
+    if experiment.reward.encoder == OVER_SFT:  # the base's dtype decides
+        owned["bf16"] = hardware["bf16"]
+    try:
+        made = TrainingArguments(
+            **{**_DEFAULTS, **hardware, **experiment.trainer_args("reward"), **owned}
+        )
+    except (ValueError, ImportError) as error:  # e.g. fp16 on a processor
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"reward: these training arguments do not go together: {reason}") from error
+    one_device(made)
+    return made
+
+
+def _sft_model(experiment: Experiment) -> Path:
+    return (experiment.stage_dir("sft") / "model").absolute()
+
+
+def _over_sft(experiment: Experiment, seed: int) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Adapters and a fresh two-label head over the SFT model, and the SFT model's tokenizer."""
+    section, folder = experiment.model, _sft_model(experiment)
+    if not (folder / "config.json").is_file():
+        raise UserError(
+            f"reward.encoder: {OVER_SFT} needs the SFT model, and {folder} is not there; run "
+            "`rlhf sft` with this config first"
+        )
+    lora = lora_config(section, "SEQ_CLS")
+    try:
+        model = new_adapter_classifier(folder, lora, compute_dtype(section), seed)
+    except ValueError as error:  # no such class in transformers, or no such modules for PEFT
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"reward.encoder: the SFT model cannot become a classifier with model.lora_* ({reason})"
+            f"; mend model.lora_target_modules, or set {EMBEDDED_ENCODER!r} or another encoder"
+        ) from error
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+def _encoder(
+    experiment: Experiment, seed: int
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """The configured encoder with a fresh two-label head, and its tokenizer."""
+    name = experiment.reward.encoder
+    if name == OVER_SFT:
+        return _padded(*_over_sft(experiment, seed))
+    if name == "toy":
+        encoder, tokenizer = toy_encoder(seed), toy_tokenizer()
+        encoder.config.id2label = LABELS
+        encoder.config.label2id = {label: column for column, label in LABELS.items()}
+        model = BertForSequenceClassification(encoder.config)
+        model.bert.load_state_dict(encoder.state_dict())
+        return model, tokenizer
+    source = str(embedded.encoder()) if name == EMBEDDED_ENCODER else name
+    try:
+        model = new_classifier(source, seed)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"reward.encoder: no encoder can be loaded from {name!r} ({reason}); give a Hugging "
+            f"Face folder, a hub id or {EMBEDDED_ENCODER!r}"
+        ) from error
+    return _padded(model, tokenizer)
+
+
+def _padded(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
+    """Both, with a token to pad with that the model knows of."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+# --- Measuring ----------------------------------------------------------------------------------
+
+
+def _measure(experiment: Experiment, data: ExperimentData) -> dict[str, Any]:
+    """Score the held-out texts with both and compare them with people and with each other."""
+    rated = data.classifier_test
+    texts = [text.text for text in rated] or data.heldout[:_TRIED]
+    prompts = [first_words(text, experiment.data.prompt_words) for text in texts]
+    endings = [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
+    scores = {part: _reward(experiment, part)(prompts, endings) for part in PARTS}
+    metrics: dict[str, Any] = {
+        "texts": len(texts),
+        "judge_is_proxy": _spec(experiment, "gold") == _spec(experiment, "proxy") != TRAINED_HERE,
+        "proxy_gold_correlation": measure.correlation(scores["proxy"], scores["gold"]),
+    }
+    for part in PARTS:
+        spec = _spec(experiment, part)
+        metrics[part] = {"source": spec} | _spread(scores[part])
+        if rated:
+            metrics[part] |= _against_people(experiment, rated, scores[part], spec == TRAINED_HERE)
+    if rated:
+        section = experiment.data
+        metrics["one_rater"] = measure.human_agreement(
+            [text.ratings for text in rated], section.positive_above, section.neutral_margin
+        )
+    return metrics
+
+
+def _spread(scores: Sequence[float]) -> dict[str, float]:
+    return {"mean": float(np.mean(scores)), "std": float(np.std(scores))}
+
+
+def _against_people(
+    experiment: Experiment, rated: list[RatedText], scores: list[float], is_margin: bool
+) -> dict[str, Any]:
+    """Agreement with the human ratings.
+
+    The correlation is over all held-out texts, neutral ones included; the rest over the decided
+    ones. Accuracy and calibration need scores that are logit margins (``is_margin``).
+    """
+    limit = experiment.data.positive_above
+    far = experiment.data.neutral_margin
+    ratings = [text.rating for text in rated]
+    decided = [
+        (s, r > limit) for s, r in zip(scores, ratings, strict=True) if abs(r - limit) >= far
+    ]
+    margins, positive = [score for score, _ in decided], [label for _, label in decided]
+    result: dict[str, Any] = {"correlation": measure.correlation(scores, ratings)}
+    if not 0 < sum(positive) < len(positive):
+        return result  # all held-out texts on one side: nothing to tell apart
+    result |= {"decided_texts": len(decided), "auc": measure.auc(margins, positive)}
+    if is_margin:
+        result |= {"accuracy": measure.accuracy(margins, positive)}
+        result |= measure.calibration(margins, positive)
+    return result
+
+
+def _tell(metrics: dict[str, Any]) -> None:
+    """Print the key numbers, a line a part."""
+    shown: list[tuple[str, str, Callable[[float], str]]] = [
+        ("accuracy", "accuracy on held-out texts", lambda v: f"{v:.1%}"),
+        ("correlation", "correlation with the human mean", lambda v: f"{v:.2f}"),
+        ("ece", "calibration error", lambda v: f"{v:.3f}"),
+        ("mean", "mean reward", lambda v: f"{v:.2f}"),
+        ("std", "spread", lambda v: f"{v:.2f}"),
+    ]
+    for part in PARTS:
+        numbers = metrics[part]
+        found = [
+            f"{word} {show(numbers[k])}" for k, word, show in shown if numbers.get(k) is not None
+        ]
+        say(f"reward {part} · " + ", ".join(found))
+    if metrics.get("one_rater"):
+        ceiling = metrics["one_rater"]["accuracy"]
+        say(f"reward · one person against the mean of the others: accuracy {ceiling:.1%}")
+    if metrics["judge_is_proxy"]:
+        say("reward · no judge of its own (reward.gold is null): the proxy judges itself")

@@ -1,0 +1,36 @@
+"""Stage 1: supervised fine-tuning on demonstrations; its result is the reference π_ref."""
+
+from __future__ import annotations
+
+from datasets import Dataset
+from trl import SFTConfig, SFTTrainer
+
+from pipeline.config import Experiment
+from pipeline.data.splits import load_data
+from pipeline.lm.models import best_device, compute_dtype, load_base, make_trainable, save_policy
+from pipeline.stages import tracking
+from pipeline.stages.training import fit, stage_arguments
+from pipeline.stages.trl_compat import fit_tiles_to
+
+
+def run(experiment: Experiment) -> None:
+    """Train on ``data.demonstrations`` and write ``sft/model``."""
+    data = load_data(experiment)
+    tracking.setup(experiment, "sft")
+    arguments = stage_arguments(
+        experiment, "sft", SFTConfig, gradient_checkpointing=False, dataset_text_field="text"
+    )
+    model, tokenizer = load_base(experiment.model, experiment.seed)
+    fit_tiles_to(best_device().type)
+    trainer = SFTTrainer(
+        model=make_trainable(model, experiment.model, experiment.seed),  # type: ignore[arg-type]
+        args=arguments,
+        train_dataset=Dataset.from_dict({arguments.dataset_text_field: data.demonstrations}),
+        processing_class=tokenizer,
+    )
+    fit(trainer, experiment, "sft")
+    if trainer.is_world_process_zero():
+        policy = trainer.accelerator.unwrap_model(trainer.model)
+        folder = experiment.stage_dir("sft") / "model"
+        save_policy(policy, tokenizer, folder, compute_dtype(experiment.model))
+    tracking.finish()

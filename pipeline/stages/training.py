@@ -1,0 +1,103 @@
+"""What every stage with a Trainer does the same way: its arguments, its callbacks, its resume."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from pipeline.config import Experiment
+from pipeline.errors import UserError
+from pipeline.lm.models import one_device, trainer_precision
+from pipeline.output.checkpoints import CompleteMarker, last_complete, remove_after
+from pipeline.output.console import is_main_process
+from pipeline.output.files import read_json
+from pipeline.stages import tracking
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def stage_arguments(
+    experiment: Experiment, stage: str, config_class: type[Arguments], **defaults: Any
+) -> Arguments:
+    """The trainer configuration of ``stage``: our defaults, then whatever the experiment says.
+
+    Raises:
+        UserError: the configuration class rejects a value.
+    """
+    arguments = {
+        "seed": experiment.seed,
+        "save_strategy": "steps",
+        "save_total_limit": 2,
+        **trainer_precision(experiment.model),
+        **defaults,
+        **experiment.trainer_args(stage),
+        "output_dir": str(experiment.stage_dir(stage) / "checkpoints"),
+        "report_to": tracking.report_to(experiment),
+        "disable_tqdm": True,
+    }
+    try:
+        made = config_class(**arguments)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{stage}: {reason}") from error
+    one_device(made)
+    return made
+
+
+class StopOnNaN(TrainerCallback):
+    """Ends the run, with the last good checkpoint kept, when the loss is no longer a number."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Look at the loss and the gradient norm of each log event."""
+        for name in ("loss", "grad_norm"):
+            value = (logs or {}).get(name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(
+                    f"{args.output_dir}: {name} is {value} at step {state.global_step}; "
+                    "lower the learning rate and run again (the last checkpoint is kept)"
+                )
+
+
+def fit(trainer: Trainer, experiment: Experiment, stage: str) -> None:
+    """Train to the end, from the last whole checkpoint where there is one."""
+    tracking.quieten(trainer)
+    for callback in [*tracking.callbacks(experiment, stage), StopOnNaN()]:
+        trainer.add_callback(callback)
+    if not any(isinstance(c, CompleteMarker) for c in trainer.callback_handler.callbacks):
+        trainer.add_callback(CompleteMarker())
+    resume(trainer)
+
+
+def resume(trainer: Trainer) -> None:
+    """Train from the last whole checkpoint in the output folder, or from the start.
+
+    Broken checkpoints are removed: they would fill the disk. A checkpoint of the last step is only
+    loaded: the Trainer's loop would make one step more when that step lies within an epoch.
+    """
+    checkpoint = _resume_point(Path(str(trainer.args.output_dir)))
+    if checkpoint is not None:
+        state = read_json(checkpoint / "trainer_state.json")
+        if state["global_step"] >= state["max_steps"]:
+            trainer._load_from_checkpoint(str(checkpoint))
+            return
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _resume_point(folder: Path) -> Path | None:
+    """The last whole checkpoint; chosen by one process, as others may not see the same files."""
+    found: list[Path | None] = [None]
+    if is_main_process():
+        found = [last_complete(folder)]
+        remove_after(folder, found[0])
+    return broadcast_object_list(found)[0]
