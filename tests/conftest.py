@@ -14,19 +14,18 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pipeline.output import quiet  # noqa: E402
+from tests.checkout import ROOT  # noqa: E402
 
 quiet.before_imports()
 
-ROOT = Path(__file__).resolve().parents[1]
 
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""
     return ROOT
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> Path:
     """configs/tiny.yaml."""
     return ROOT / "configs" / "tiny.yaml"

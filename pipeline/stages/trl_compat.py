@@ -1,6 +1,6 @@
 """Everything taken from TRL that ``trl/__init__.py`` does not export or that we override.
 
-Such parts change from release to release; ``tests/test_trl_compat.py`` pins what is relied on.
+Such parts change from release to release; ``test_trl_compat.py`` pins what is relied on.
 """
 
 from __future__ import annotations

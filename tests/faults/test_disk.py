@@ -39,7 +39,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 @pytest.mark.parametrize("name", DAMAGES)
 def test_the_newest_checkpoint_is_broken(make_run, name: str, whole: bytes) -> None:  # noqa: ANN001
     """Of a run that was killed after its third checkpoint or later."""
-    from test_kills import kill_when
+    from tests.faults.test_kills import kill_when
 
     run = make_run("run", ROLLOUTS)
     pid = run.start()

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_ppo import letters, make_trainer, weights
 
 from pipeline.errors import UserError
 from pipeline.output.checkpoints import is_complete
 from pipeline.ppo.upkeep import rewarding
 from reward_models import RewardError
+from tests.pipeline.ppo.test_trainer import letters, make_trainer, weights
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}  # after each of 3 rollouts
 Reward = Callable[[list[str], list[str]], list[float]]

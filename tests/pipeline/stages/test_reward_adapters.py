@@ -25,10 +25,9 @@ LORA = ["model.use_peft=true", "model.lora_r=4", "reward.encoder=sft"]
 
 
 @pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+def experiment(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     folder = tmp_path_factory.mktemp("run")
-    config = Path(__file__).parents[1] / "configs" / "tiny.yaml"
-    made = load_experiment(config, [f"output_dir={folder}", *LORA, "ppo.total_episodes=32"])
+    made = load_experiment(tiny, [f"output_dir={folder}", *LORA, "ppo.total_episodes=32"])
     sft.run(made)
     reward.run(made)
     return made
@@ -114,10 +113,8 @@ def test_a_copied_run_reads_its_own_base(experiment: Experiment, tmp_path: Path)
     assert reward.proxy_reward(copy)(empty, texts) == reward.proxy_reward(experiment)(empty, texts)
 
 
-def test_mistakes_are_one_line(experiment: Experiment, tmp_path: Path) -> None:
-    nowhere = load_experiment(
-        Path(__file__).parents[1] / "configs" / "tiny.yaml", [f"output_dir={tmp_path}", *LORA]
-    )
+def test_mistakes_are_one_line(experiment: Experiment, tiny: Path, tmp_path: Path) -> None:
+    nowhere = load_experiment(tiny, [f"output_dir={tmp_path}", *LORA])
     with pytest.raises(UserError, match="reward.encoder: sft needs the SFT model"):
         reward.run(nowhere)
 

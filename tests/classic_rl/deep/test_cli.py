@@ -21,8 +21,8 @@ from classic_rl.deep.policies import ActorCritic
 from classic_rl.deep.training import LiveLine, duration, learning_curve
 from classic_rl.deep.watch import film, write_film
 from classic_rl.envs import environments
+from tests.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 # Small enough for a second, large enough for several updates.
 SMALL = {
     "dqn": ["n_envs=4", "learning_starts=200", "buffer_size=2000", "batch_size=32"],

@@ -14,8 +14,8 @@ from pipeline import cli
 from pipeline.config import load_experiment
 from pipeline.data import toy
 from pipeline.lm.models import prepare
+from tests.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

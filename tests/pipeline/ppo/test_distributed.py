@@ -195,9 +195,8 @@ def test_a_lost_process_is_recognised(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
+def prepared(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
     """A folder with the tiny SFT and reward models, and the arguments of its PPO stage."""
-    root = Path(__file__).resolve().parents[1]
     folder = tmp_path_factory.mktemp("tiny")
     arguments = ["--config", str(root / "configs" / "tiny.yaml"), f"output_dir={folder}"]
     arguments += ["reward.num_train_epochs=1", "ppo.per_device_train_batch_size=8"]

@@ -282,9 +282,7 @@ def test_a_call_that_raises_names_the_completion_that_makes_it(culprit: int) -> 
         checked(score)(["p"] * 13, completions)
     message = str(error.value)
     assert f"on completion {culprit} ('0')" in message
-    assert (
-        "score: raised ZeroDivisionError: division by zero (test_reward_models.py, line" in message
-    )
+    assert "score: raised ZeroDivisionError: division by zero (test_rewards.py, line" in message
     assert isinstance(error.value.__cause__, ZeroDivisionError)
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from classic_rl import cli
 from classic_rl.tabular import command
+from tests.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs" / "classic-rl"
 PAGES = [DOCS / name for name in ("tabular.md", "formulas.md", "troubleshooting.md")]
 SOURCES = {path: path.read_text() for path in (ROOT / "classic_rl").rglob("*.py")}

@@ -20,6 +20,7 @@ from pipeline.data.splits import load_data
 from pipeline.errors import UserError
 from pipeline.output.files import read_json
 from pipeline.stages import reward
+from tests.checkout import ROOT
 
 PROMPTS = ["the film about love"] * 4
 COMPLETIONS = [
@@ -130,7 +131,7 @@ def test_killed_and_started_again_gives_the_same_numbers(
     process = subprocess.run(
         [sys.executable, "-c", KILLED, str(config), str(killed.output_dir), part, str(step)],
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(Path(reward.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-2000:]
     assert not (killed.stage_dir("reward") / part).exists()

@@ -1,6 +1,6 @@
 """Runs PPO in one and in several processes and writes what came out; test_distributed.py reads it.
 
-`python tests/distributed_worker.py FOLDER [deepspeed]`: the libraries are imported once, then every
+`python distributed_worker.py FOLDER [deepspeed]`: the libraries are imported once, then every
 case forks its processes, which find each other as under torchrun (gloo). A process's results go to
 `FOLDER/<case>/<rank>.json` and `.safetensors`.
 """
@@ -21,7 +21,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from pipeline.output import quiet  # noqa: E402
 
@@ -35,7 +35,7 @@ from transformers import PrinterCallback  # noqa: E402
 
 from pipeline.output import console  # noqa: E402
 from pipeline.ppo import trainer as ppo  # noqa: E402
-from tests.test_ppo import make_trainer  # noqa: E402
+from tests.pipeline.ppo.test_trainer import make_trainer  # noqa: E402
 
 # Everything that has global statistics is on: both whitenings, the running scale of the rewards,
 # the steered β. A larger Adam ε keeps directions without gradient from amplifying rounding.

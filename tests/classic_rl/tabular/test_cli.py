@@ -18,8 +18,8 @@ from classic_rl import cli
 from classic_rl.pictures.plots import moving_mean
 from classic_rl.progress import Progress
 from classic_rl.results import write_bytes
+from tests.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PNG, GIF = b"\x89PNG\r\n", b"GIF8"
 PLANNING = ("value-iteration", "policy-iteration", "modified-policy-iteration")
 LEARNING = ("monte-carlo-control", "sarsa", "expected-sarsa", "q-learning", "double-q-learning")

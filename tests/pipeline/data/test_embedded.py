@@ -18,6 +18,7 @@ import pytest
 from pipeline.data import cache, embedded
 from pipeline.data.cache import Asset
 from pipeline.errors import UserError
+from tests.checkout import ROOT
 
 
 def copy_out(archive: Path, target: Path) -> None:
@@ -135,11 +136,11 @@ def test_a_cache_that_cannot_be_written_is_one_line(index, tmp_path, monkeypatch
 
 def in_another_process(sha256: str, unpack: str) -> subprocess.Popen[bytes]:
     code = (
-        "import test_assets as t; from pipeline import asset_cache as c;"
+        "import tests.pipeline.data.test_embedded as t; from pipeline.data import cache as c;"
         f"assert (c.ready(t.demo({sha256!r}, t.{unpack})) / 'deep/payload.txt').read_text()"
     )
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    return subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment)
 
 
 def test_processes_at_once_fetch_once(index, tmp_path):

@@ -192,8 +192,8 @@ def test_rotation_keeps_whole_ones(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-sys.path[:0] = [{tests!r}, {root!r}]
-from test_checkpoints import trainer
+sys.path.insert(0, {root!r})
+from tests.pipeline.output.test_checkpoints import trainer
 t = trainer(Path({folder!r}), 6)
 whole = t._save_optimizer_and_scheduler
 def die(folder):
@@ -206,7 +206,7 @@ t.train()
 
 
 def test_kill_while_saving(tmp_path: Path, root: Path) -> None:
-    code = KILLED.format(tests=str(root / "tests"), root=str(root), folder=str(tmp_path))
+    code = KILLED.format(root=str(root), folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), timeout=120)
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "checkpoint-4" / "model.safetensors").is_file()

@@ -218,7 +218,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_a_real_run_can_be_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from test_ppo import make_trainer
+    from tests.pipeline.ppo.test_trainer import make_trainer
 
     make_trainer(tmp_path, total_episodes=32)[0].train()
     capsys.readouterr()

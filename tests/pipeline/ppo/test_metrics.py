@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_ppo import make_trainer, weights
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -28,9 +27,11 @@ from pipeline.ppo.rollout import Microbatch, Rollout
 from pipeline.ppo.upkeep import journal
 from pipeline.ppo.upkeep.metrics import UpdateMetrics, rollout_metrics
 from pipeline.ppo.upkeep.throughput import ModelShape, measured_matmul_throughput, phase_work
+from tests.checkout import ROOT
+from tests.pipeline.ppo.test_trainer import make_trainer, weights
 
 CPU = torch.device("cpu")
-DOC = Path(__file__).resolve().parents[1] / "docs" / "ppo-metrics.md"
+DOC = ROOT / "docs" / "ppo-metrics.md"
 
 
 def config(**arguments: Any) -> PPOConfig:

@@ -13,8 +13,8 @@ import pytest
 
 from classic_rl import cli
 from classic_rl.deep import agent, command
+from tests.checkout import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "classic-rl" / "deep.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 IMAGES = ROOT / "docs" / "images" / "classic"

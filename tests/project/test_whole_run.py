@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.checkout import ROOT
+
 METHODS = ("sft", "ppo", "dpo", "best_of_n")
 MEASURES = (
     *("reward", "gold", "gold_positive", "kl", "objective", "optimality", "optimality_ci"),
