@@ -69,8 +69,10 @@ quickstart: $(STAMP)
 tiny: $(STAMP)
 	@"$(PYTHON)" -m pipeline run --config configs/tiny.yaml
 
+# A process a core, at most four (each holds torch and its models). A file stays in one process, so
+# that what its tests share is trained once.
 test: $(STAMP)
-	@"$(PYTHON)" -m pytest -q
+	@"$(PYTHON)" -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	"$(PYTHON)" -m ruff check .

@@ -124,6 +124,7 @@ KILL_WHEN = {
 }
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_and_started_again_the_numbers_are_the_same(
     whole: Path, tmp_path: Path
 ) -> None:
