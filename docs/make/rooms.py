@@ -23,22 +23,46 @@ HALLS = ("classic_rl", "pipeline")  # packages of rooms; their own __init__ is n
 
 # From low to high: a room imports only from those above it in this list. A room that is not here
 # fails the test; a name here that is no room does no harm.
-ORDER = """
-common
-
-classic_rl.errors classic_rl.progress classic_rl.schedules classic_rl.results
-classic_rl.losses classic_rl.advantages classic_rl.mdp classic_rl.envs classic_rl.pictures
-classic_rl.tabular classic_rl.algorithms classic_rl.deep classic_rl.a2c classic_rl.dqn
-classic_rl.ppo classic_rl.reinforce classic_rl.gradient_variance classic_rl.cli
-classic_rl.__main__
-
-reward_models
-
-pipeline.errors pipeline.bounds pipeline.output pipeline.config pipeline.data pipeline.lm
-pipeline.models pipeline.generation pipeline.ppo pipeline.compare pipeline.stages
-pipeline.provenance pipeline.runner pipeline.report pipeline.certify pipeline.cli
-pipeline.__main__
-""".split()
+ORDER: list[str] = [
+    "common",
+    "classic_rl.errors",
+    "classic_rl.progress",
+    "classic_rl.schedules",
+    "classic_rl.results",
+    "classic_rl.losses",
+    "classic_rl.advantages",
+    "classic_rl.mdp",
+    "classic_rl.envs",
+    "classic_rl.pictures",
+    "classic_rl.tabular",
+    "classic_rl.algorithms",
+    "classic_rl.deep",
+    "classic_rl.a2c",
+    "classic_rl.dqn",
+    "classic_rl.ppo",
+    "classic_rl.reinforce",
+    "classic_rl.gradient_variance",
+    "classic_rl.cli",
+    "classic_rl.__main__",
+    "reward_models",
+    "pipeline.errors",
+    "pipeline.bounds",
+    "pipeline.output",
+    "pipeline.config",
+    "pipeline.data",
+    "pipeline.lm",
+    "pipeline.models",
+    "pipeline.generation",
+    "pipeline.ppo",
+    "pipeline.compare",
+    "pipeline.stages",
+    "pipeline.provenance",
+    "pipeline.runner",
+    "pipeline.report",
+    "pipeline.certify",
+    "pipeline.cli",
+    "pipeline.__main__",
+]
 
 INDENT: Any = {"initial_indent": "\n", "subsequent_indent": "    ", "break_on_hyphens": False}
 Arrows = dict[str, set[str]]
