@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pipeline.output import quiet  # noqa: E402
 from tests.checkout import ROOT  # noqa: E402
+from tests.nursery import Nursery  # noqa: E402
 
 quiet.before_imports()
 
@@ -36,6 +37,14 @@ def root() -> Path:
 def tiny() -> Path:
     """configs/tiny.yaml."""
     return ROOT / "configs" / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """The process that others are forked from."""
+    made = Nursery()
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -1,55 +1,18 @@
-"""What the fault tests share: a process to fork from, and a finished run to compare with."""
+"""What the fault tests share: runs of the PPO stage after finished stages before it."""
 
 from __future__ import annotations
 
 import functools
-import json
-import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+from tests.nursery import Nursery
+
 ROWS, STEPS = 32, 4  # completions and optimizer steps of one of the config's rollouts
 MODEL = Path("ppo", "model", "model.safetensors")
-
-
-class Nursery:
-    """Starts runs within milliseconds, see nursery.py."""
-
-    def __init__(self) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "nursery.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"HF_HUB_OFFLINE": "1"},
-        )
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
-
-    def start(self, log: Path, function: str, *arguments: str) -> int:
-        """Call a function of in_child.py in a new process, its output in ``log``; its id."""
-        return self._ask("start", str(log), function, *arguments)
-
-    def wait(self, pid: int) -> int:
-        """The exit status, negative for a signal."""
-        return self._ask("wait", str(pid))
-
-    def close(self) -> None:
-        """End the process that children are forked from."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _ask(self, *request: str) -> int:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        print(json.dumps(request), file=self._process.stdin, flush=True)
-        return int(self._process.stdout.readline())
 
 
 class Run:
@@ -89,14 +52,6 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    """The process that children are forked from."""
-    made = Nursery()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="session")
 def base(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, tiny_words) -> Path:
     """A folder with finished sft and reward stages."""
     folder = tmp_path_factory.mktemp("base") / "run"
@@ -108,10 +63,9 @@ def base(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, tiny_words)
 
 
 @pytest.fixture(scope="session")
-def tiny_words() -> list[str]:
+def tiny_words(tiny: Path) -> list[str]:
     """configs/tiny.yaml, a shorter reward stage, and PPO's checkpoints after every rollout."""
-    config = HERE.parents[1] / "configs" / "tiny.yaml"
-    return ["--config", str(config), "reward.num_train_epochs=1", f"ppo.save_steps={STEPS}"]
+    return ["--config", str(tiny), "reward.num_train_epochs=1", f"ppo.save_steps={STEPS}"]
 
 
 @pytest.fixture(scope="session")

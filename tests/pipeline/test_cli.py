@@ -13,6 +13,7 @@ import pytest
 
 from pipeline import cli, runner
 from pipeline.config import Experiment
+from tests.nursery import Nursery
 
 
 def error_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -100,36 +101,31 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("rlhf ")
 
 
-SLOW = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from pipeline import cli, runner
-def stage(experiment):
-    (experiment.stage_dir("sft") / "working").touch()
-    time.sleep(60)
-runner.stage_function = lambda _: stage
-sys.exit(cli.main(["sft", "--config", {config!r}, "output_dir=" + {folder!r}]))
-"""
+def in_a_slow_stage(*words: str) -> int:
+    """The command line in another process, with a stage that lasts a minute."""
+
+    def stage(experiment: Experiment) -> None:
+        (experiment.stage_dir("sft") / "working").touch()
+        time.sleep(60)
+
+    runner.stage_function = lambda _: stage
+    # As where Python starts in the foreground; in a shell's background SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return cli.main(list(words))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interruption(root: Path, tiny: Path, tmp_path: Path, number: signal.Signals) -> None:
-    code = SLOW.format(root=str(root), config=str(tiny), folder=str(tmp_path))
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stderr=subprocess.PIPE,
-        text=True,
-        # Tests that run in a shell's background inherit an ignored SIGINT.
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
-    )
+def test_interruption(nursery: Nursery, tiny: Path, tmp_path: Path, number: signal.Signals) -> None:
+    words = ["sft", "--config", str(tiny), f"output_dir={tmp_path}"]
+    log = tmp_path / "log"
+    pid = nursery.start(log, f"{__name__}:in_a_slow_stage", *words)
     started = time.monotonic()
     while not (tmp_path / "sft" / "working").exists():
-        assert process.poll() is None and time.monotonic() - started < 120
+        assert time.monotonic() - started < 120, log.read_text()
         time.sleep(0.1)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    os.kill(pid, number)
+    assert nursery.wait(pid) == 130
+    err = log.read_text()
     assert err.splitlines()[-1] == "interrupted; run the same command to resume"
     assert "Traceback" not in err
     assert (tmp_path / "sft" / "stage.json").is_file()

@@ -11,9 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.checkout import ROOT
+from tests.nursery import Nursery
 
 METHODS = ("sft", "ppo", "dpo", "best_of_n")
 MEASURES = (
@@ -22,24 +24,20 @@ MEASURES = (
 )
 
 
-def start(output: Path) -> subprocess.Popen[bytes]:
-    """`rlhf run` on the tiny config in a process group of its own."""
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of the real command."""
+    output = tmp_path_factory.mktemp("whole") / "run"
     command = [sys.executable, "-m", "pipeline", "run", "--config", "configs/tiny.yaml"]
-    return subprocess.Popen(
+    done = subprocess.run(
         [*command, f"output_dir={output}"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
-    output = tmp_path_factory.mktemp("whole") / "run"
-    assert start(output).wait(timeout=300) == 0
+    assert done.returncode == 0, done.stderr
     return output
 
 
@@ -126,21 +124,24 @@ KILL_WHEN = {
 
 @pytest.mark.slow
 def test_killed_in_every_stage_and_started_again_the_numbers_are_the_same(
-    whole: Path, tmp_path: Path
+    whole: Path, tiny: Path, tmp_path: Path, nursery: Nursery
 ) -> None:
     output = tmp_path / "run"
+    command = ["run", "--config", str(tiny), f"output_dir={output}"]
     for stage, pattern in KILL_WHEN.items():
-        process = start(output)
+        pid = nursery.start(tmp_path / f"{stage}.log", "rlhf", *command)
         deadline = time.monotonic() + 120
         while not list(output.glob(pattern)):
-            assert process.poll() is None, f"ended before it could be killed in {stage}"
+            ended = psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+            assert not ended, f"ended before it could be killed in {stage}"
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        os.kill(pid, signal.SIGKILL)
+        assert nursery.wait(pid) == -signal.SIGKILL
         status = json.loads((output / stage / "stage.json").read_text())["status"]
         assert status == "started", f"{stage} was over before the kill"
-    assert start(output).wait(timeout=300) == 0
+    log = tmp_path / "last.log"
+    assert nursery.wait(nursery.start(log, "rlhf", *command)) == 0, log.read_text()
     for name in ("sft/model", "ppo/model", "dpo/model", "reward/proxy", "reward/gold"):
         ours, theirs = (folder / name / "model.safetensors" for folder in (output, whole))
         assert ours.read_bytes() == theirs.read_bytes(), name

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +22,7 @@ from pipeline.output.checkpoints import (
     require_whole,
 )
 from pipeline.stages.training import resume
+from tests.nursery import Nursery
 
 
 class Line(torch.nn.Module):
@@ -189,25 +189,23 @@ def test_rotation_keeps_whole_ones(tmp_path: Path) -> None:
     assert last_complete(tmp_path) == tmp_path / "checkpoint-8"
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from tests.pipeline.output.test_checkpoints import trainer
-t = trainer(Path({folder!r}), 6)
-whole = t._save_optimizer_and_scheduler
-def die(folder):
-    if folder.endswith("-4"):
-        os.kill(os.getpid(), signal.SIGKILL)
-    whole(folder)
-t._save_optimizer_and_scheduler = die
-t.train()
-"""
+def killed_while_saving(folder: str) -> None:
+    """Training in another process, which is killed between the two halves of a checkpoint."""
+    made = trainer(Path(folder), 6)
+    whole: Any = made._save_optimizer_and_scheduler
+
+    def die(output_dir: str) -> None:
+        if output_dir.endswith("-4"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        whole(output_dir)
+
+    made._save_optimizer_and_scheduler = die
+    made.train()
 
 
-def test_kill_while_saving(tmp_path: Path, root: Path) -> None:
-    code = KILLED.format(root=str(root), folder=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), timeout=120)
-    assert done.returncode == -signal.SIGKILL
+def test_kill_while_saving(tmp_path: Path, nursery: Nursery) -> None:
+    log = tmp_path / "log"
+    pid = nursery.start(log, f"{__name__}:killed_while_saving", str(tmp_path))
+    assert nursery.wait(pid) == -signal.SIGKILL, log.read_text()
     assert (tmp_path / "checkpoint-4" / "model.safetensors").is_file()
     assert last_complete(tmp_path) == tmp_path / "checkpoint-2"

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from pipeline.config import Experiment, load_experiment
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
 from pipeline.output.files import read_json
-from pipeline.stages import reward
-from tests.checkout import ROOT
+from pipeline.stages import reward, tracking
+from tests.nursery import Nursery
 
 PROMPTS = ["the film about love"] * 4
 COMPLETIONS = [
@@ -95,45 +94,39 @@ def test_saved_folders_name_their_labels(trained: Experiment) -> None:
     assert (trained.stage_dir("reward") / "metrics-gold.jsonl").is_file()
 
 
-# What a process does that is killed at a step of one part's training.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from transformers import TrainerCallback
-from pipeline.stages import reward
-from pipeline.stages import tracking
-from pipeline.config import load_experiment
+def killed_at(config: str, output: str, part: str, step: str) -> None:
+    """The stage in another process, which is killed at a step of one part's training."""
+    callbacks = tracking.callbacks
 
-config, output, part, step = sys.argv[1:]
-callbacks = tracking.callbacks
+    class Kill(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == int(step):
+                os.kill(os.getpid(), signal.SIGKILL)
 
-class Kill(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == int(step):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-tracking.callbacks = lambda experiment, stage, name: (
-    callbacks(experiment, stage, name) + ([Kill()] if name == part else [])
-)
-reward.run(load_experiment(Path(config), ["output_dir=" + output]))
-"""
+    tracking.callbacks = lambda experiment, stage, name: (
+        callbacks(experiment, stage, name) + ([Kill()] if name == part else [])
+    )
+    reward.run(load_experiment(Path(config), [f"output_dir={output}"]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "step"), [("proxy", 21), ("gold", 95)])
 def test_killed_and_started_again_gives_the_same_numbers(
-    make: MakeExperiment, trained: Experiment, tmp_path: Path, part: str, step: int
+    make: MakeExperiment,
+    trained: Experiment,
+    nursery: Nursery,
+    tmp_path: Path,
+    part: str,
+    step: int,
 ) -> None:
     """Killed in mid-epoch, behind the checkpoint at step 16 (first epoch) or 80 (second)."""
     config = tmp_path / "toy.yaml"
     config.write_text(CONFIG)
     killed = make(tmp_path / "killed")
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED, str(config), str(killed.output_dir), part, str(step)],
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr.decode()[-2000:]
+    log = tmp_path / "log"
+    words = [str(config), str(killed.output_dir), part, str(step)]
+    pid = nursery.start(log, f"{__name__}:killed_at", *words)
+    assert nursery.wait(pid) == -signal.SIGKILL, log.read_text()
     assert not (killed.stage_dir("reward") / part).exists()
     first_part = killed.stage_dir("reward") / "proxy" / "model.safetensors"
     before = first_part.stat().st_mtime_ns if part == "gold" else None

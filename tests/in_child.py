@@ -1,4 +1,4 @@
-"""What the children of nursery.py run: the command line, with or without a fault put in."""
+"""What the children of forker.py run: the command line, with or without a fault put in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pipeline.output import quiet
 def warm() -> None:
     """Import what every child needs; torch gets one thread, by the environment."""
     quiet.before_imports()
-    for name in ("runner", *(f"stages.{m}" for m in ("sft", "reward", "ppo", "trl_compat"))):
+    stages = (f"stages.{name}" for name in ("sft", "reward", "ppo", "dpo", "compare"))
+    for name in ("runner", "report.page", *stages):
         __import__(f"pipeline.{name}")
 
 

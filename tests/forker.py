@@ -1,10 +1,10 @@
 """A process that has everything imported and forks children which run the command line.
 
-Starting Python and importing torch and transformers takes ten times as long as the runs that the
-fault tests interrupt. This process (one thread, no training of its own, so that a fork is safe)
-does it once. It reads a JSON list a line: ``["start", LOG, FUNCTION, ARGUMENT...]`` forks a child
-that calls a function of in_child.py with its output in LOG and answers its process id;
-``["wait", PID]`` answers the exit status, negative for a signal.
+Starting Python and importing torch and transformers takes ten times as long as the runs that tests
+interrupt. This process (one thread, no training of its own, so that a fork is safe) does it once.
+It reads a JSON list a line: ``["start", LOG, FUNCTION, ARGUMENT...]`` forks a child that calls a
+function (``package.module:name``, or the name of one of in_child.py) with its output in LOG and
+answers its process id; ``["wait", PID]`` answers the exit status, negative for a signal.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 ANSWERS = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)  # what libraries print while they are imported is no answer
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).resolve().parents[2])]
-import in_child  # noqa: E402
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+from tests import in_child  # noqa: E402
 
 
 def imported() -> set[str]:
@@ -36,7 +36,9 @@ def child(log: str, function: str, arguments: list[str]) -> int:
     sys.stdin.close()
     before = imported()
     try:
-        status = getattr(in_child, function)(*arguments)
+        module, _, name = function.rpartition(":")
+        home = importlib.import_module(module) if module else in_child
+        status = getattr(home, name)(*arguments)
     except BaseException:
         traceback.print_exc()
         status = 1
