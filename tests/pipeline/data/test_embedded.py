@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import zipfile
@@ -18,7 +17,7 @@ import pytest
 from pipeline.data import cache, embedded
 from pipeline.data.cache import Asset
 from pipeline.errors import UserError
-from tests.checkout import ROOT
+from tests.nursery import Nursery
 
 
 def copy_out(archive: Path, target: Path) -> None:
@@ -134,24 +133,29 @@ def test_a_cache_that_cannot_be_written_is_one_line(index, tmp_path, monkeypatch
         cache.ready(demo(archive_sha(index)))
 
 
-def in_another_process(sha256: str, unpack: str) -> subprocess.Popen[bytes]:
-    code = (
-        "import tests.pipeline.data.test_embedded as t; from pipeline.data import cache as c;"
-        f"assert (c.ready(t.demo({sha256!r}, t.{unpack})) / 'deep/payload.txt').read_text()"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-c", code], env=environment)
+def fetch(environment: str, sha256: str, unpack: str) -> int:
+    """Have the package ready, in another process."""
+    os.environ |= json.loads(environment)
+    folder = cache.ready(demo(sha256, globals()[unpack]))
+    return 0 if (folder / "deep/payload.txt").read_text() == "payload" else 1
 
 
-def test_processes_at_once_fetch_once(index, tmp_path):
-    processes = [in_another_process(archive_sha(index), "copy_slowly") for _ in range(3)]
-    assert [process.wait() for process in processes] == [0, 0, 0]
+def in_another_process(nursery: Nursery, log: Path, sha256: str, unpack: str) -> int:
+    """Begin :func:`fetch` with this process's settings; the process id."""
+    environment = {k: v for k, v in os.environ.items() if k.startswith(("PIP_", "RLHF_"))}
+    return nursery.start(log, f"{__name__}:fetch", json.dumps(environment), sha256, unpack)
+
+
+def test_processes_at_once_fetch_once(index, tmp_path, nursery):
+    log, sha256 = tmp_path / "log", archive_sha(index)
+    processes = [in_another_process(nursery, log, sha256, "copy_slowly") for _ in range(3)]
+    assert [nursery.wait(pid) for pid in processes] == [0, 0, 0], log.read_text()
     assert (tmp_path / "cache/unpacked.log").read_text() == "once\n"
 
 
-def test_a_killed_process_leaves_nothing_behind(index, tmp_path):
-    process = in_another_process(archive_sha(index), "die_half_way")
-    assert process.wait() == -signal.SIGKILL
+def test_a_killed_process_leaves_nothing_behind(index, tmp_path, nursery):
+    pid = in_another_process(nursery, tmp_path / "log", archive_sha(index), "die_half_way")
+    assert nursery.wait(pid) == -signal.SIGKILL
     assert not (tmp_path / "cache/demo").exists()
     cache.ready(demo(archive_sha(index)))
     assert {path.name for path in (tmp_path / "cache").iterdir()} == {"demo", ".demo.lock"}
