@@ -118,6 +118,7 @@ def test_overrides(tiny: Path) -> None:
         ("sft.assistant_only_loss=true", "true cannot work here: demonstrations are plain texts"),
         ("sft.completion_only_loss=true", "true cannot work here: demonstrations are plain texts"),
         ("dpo.eval_strategy=steps", "'steps' cannot work here: this stage trains without"),
+        ("sft.load_best_model_at_end=true", "true cannot work here: this stage trains without"),
         ("dpo.label_smoothing=0.5", "expected a number at least 0, below 0.5, found 0.5"),
         ("ppo.kl_estimator=k4", "expected k1 or k2 or k3, found 'k4'"),
         ("reward.num_train_epochs=0", "expected a number above 0, found 0"),

@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _BETA = "the top-level beta, shared by PPO, DPO and the comparison"
-_NO_EVALUATION = "this stage trains without evaluation texts"
+_NO_EVALUATION = dict.fromkeys(
+    ("eval_strategy", "eval_on_start", "load_best_model_at_end"),
+    "this stage trains without evaluation data",
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ STAGES: tuple[Stage, ...] = (
         refused={
             "assistant_only_loss": "demonstrations are plain texts, without an assistant's turns",
             "completion_only_loss": "demonstrations are plain texts, without a prompt set apart",
-            "eval_strategy": _NO_EVALUATION,
+            **_NO_EVALUATION,
         },
     ),
     Stage(
@@ -82,7 +85,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("generation", "beta", "pairs", "dpo", "seed"),
         arguments="trl:DPOConfig",
         owned={"beta": _BETA},
-        refused={"eval_strategy": _NO_EVALUATION},
+        refused=_NO_EVALUATION,
     ),
     Stage(
         name="compare",
