@@ -45,7 +45,7 @@ Action = Literal["start", "resume", "skip", "replace"]
 
 REPORT = "pipeline.report.page"
 # What flock answers where there are no locks (some network mounts).
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)

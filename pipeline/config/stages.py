@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _BETA = "the top-level beta, shared by PPO, DPO and the comparison"
-_NO_EVALUATION = dict.fromkeys(
+_NO_EVALUATION: dict[str, str] = dict.fromkeys(
     ("eval_strategy", "eval_on_start", "load_best_model_at_end"),
     "this stage trains without evaluation data",
 )
