@@ -74,9 +74,9 @@ class Rollouts(TrainerCallback):
 def train_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
     """One run of our trainer; its rollouts' scores and KL."""
     from pipeline.data.splits import load_data
-    from pipeline.lm.models import load_trainable_sft
     from pipeline.ppo import PPOConfig, PPOTrainer
     from pipeline.stages.reward import proxy_reward
+    from pipeline.stages.training import load_trainable_sft
 
     quiet.after_imports()
     changes = ["model.use_peft=true", "model.trainable_layers=null", f"seed={settings['seed']}"]

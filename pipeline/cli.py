@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from pipeline.config import stages
 from pipeline.errors import UserError
 from pipeline.output import quiet
 from pipeline.output.console import complain
@@ -19,44 +20,47 @@ from pipeline.output.console import complain
 # The heavy libraries take seconds to import, so they are imported after the arguments are read:
 # `rlhf --help` answers at once.
 
-COMMANDS = {
-    "run": "all stages in order, then the report",
-    "sft": "fine-tune the model on demonstrations: the reference policy",
-    "reward": "train the reward model (proxy) and the judge (gold)",
-    "ppo": "optimise the reward by PPO with a KL penalty",
-    "dpo": "draw preference pairs from the SFT model and train DPO on them",
-    "compare": "measure SFT, PPO, DPO and best-of-N against the optimum",
-    "report": "write the report from a finished comparison",
-}
 # Commands with arguments of their own: what they do, and the module with their `main`.
 TOOLS = {
-    "certify": ("hold the trainers against an exactly known optimum", "pipeline.certify"),
+    "certify": ("hold the trainers against an exactly known optimum", "pipeline.certify.command"),
     "inspect": ("a page that shows a PPO rollout token by token", "pipeline.report.inspection"),
 }
 INTERRUPTED = 130
 
-_EPILOG = "\n".join(
-    [
-        "commands:",
-        *(f"  {name:<10}{what}" for name, what in COMMANDS.items()),
-        "",
-        "commands with arguments of their own (`rlhf <command> --help`):",
-        *(f"  {name:<10}{what}" for name, (what, _) in TOOLS.items()),
-        "",
-        "A stage whose finished output for the same inputs is there is skipped; an interrupted one",
-        "resumes from its last checkpoint when the same command is run again.",
-        "",
-        "examples:",
-        "  rlhf run --config configs/tiny.yaml",
-        "  rlhf run --config configs/quickstart.yaml seed=1 output_dir=runs/seed-1",
-        "  rlhf sft --config configs/quickstart.yaml model.model_name_or_path=gpt2",
-        "  rlhf ppo --config configs/quickstart.yaml ppo.learning_rate=1e-5 --overwrite",
-        "  accelerate launch scripts/ppo.py --config configs/quickstart.yaml",
-        "",
-        "environment: RLHF_CACHE (folder for fetched models and data), RLHF_VERBOSE=1 (the",
-        "libraries' own output), WANDB_API_KEY, HF_TOKEN, HF_HUB_OFFLINE=1",
-    ]
-)
+
+def commands() -> dict[str, str]:
+    """Every command that takes a config, and what it does."""
+    return {
+        "run": "all stages in order, then the report",
+        **{stage.name: stage.does for stage in stages.STAGES},
+        "report": "write the report from a finished comparison",
+    }
+
+
+def _epilog() -> str:
+    """What ``--help`` says below the options."""
+    return "\n".join(
+        [
+            "commands:",
+            *(f"  {name:<10}{does}" for name, does in commands().items()),
+            "",
+            "commands with arguments of their own (`rlhf <command> --help`):",
+            *(f"  {name:<10}{does}" for name, (does, _) in TOOLS.items()),
+            "",
+            "A stage whose finished output for the same inputs is there is skipped; an interrupted",
+            "one resumes from its last checkpoint when the same command is run again.",
+            "",
+            "examples:",
+            "  rlhf run --config configs/tiny.yaml",
+            "  rlhf run --config configs/quickstart.yaml seed=1 output_dir=runs/seed-1",
+            "  rlhf sft --config configs/quickstart.yaml model.model_name_or_path=gpt2",
+            "  rlhf ppo --config configs/quickstart.yaml ppo.learning_rate=1e-5 --overwrite",
+            "  accelerate launch scripts/ppo.py --config configs/quickstart.yaml",
+            "",
+            "environment: RLHF_CACHE (folder for fetched models and data), RLHF_VERBOSE=1 (the",
+            "libraries' own output), WANDB_API_KEY, HF_TOKEN, HF_HUB_OFFLINE=1",
+        ]
+    )
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,10 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="rlhf",
         description="SFT, reward model, PPO, DPO and their honest comparison.",
-        epilog=_EPILOG,
+        epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=list(COMMANDS), metavar="command", help="see below")
+    parser.add_argument("command", choices=list(commands()), metavar="command", help="see below")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a YAML file")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"

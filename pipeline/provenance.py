@@ -8,29 +8,15 @@ import json
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import OVER_SFT, Experiment
+import psutil
 
-# What each stage reads of the config, beside the outputs of the stages before it.
-SECTIONS = {
-    "sft": ("model", "data", "sft", "seed"),
-    "reward": ("data", "reward", "seed"),
-    "ppo": ("generation", "beta", "ppo", "seed"),
-    "dpo": ("generation", "beta", "pairs", "dpo", "seed"),
-    "compare": ("generation", "beta", "compare", "seed"),
-}
-_UPSTREAM: dict[str, tuple[str, ...]] = {
-    "sft": (),
-    "reward": (),
-    "ppo": ("sft", "reward"),
-    "dpo": ("sft", "reward"),
-    "compare": ("sft", "reward", "ppo", "dpo"),
-}
+from pipeline.config import OVER_SFT, Experiment, stages
+
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "rlhf-pipeline")
 # Files above this are known by their size and both ends: hashing tens of GB at every start would
 # cost more than it tells.
@@ -103,10 +89,11 @@ def _contents(experiment: Experiment, sections: tuple[str, ...]) -> dict[str, st
 
 
 def upstream(experiment: Experiment) -> dict[str, tuple[str, ...]]:
-    """The stages whose output each stage reads."""
+    """The stages whose output each stage reads: those of the table, and of a shared encoder."""
     section = experiment.reward
     trained = "sentiment" in (section.source, section.gold)
-    return _UPSTREAM | ({"reward": ("sft",)} if trained and section.encoder == OVER_SFT else {})
+    needs = {stage.name: stage.needs for stage in stages.STAGES}
+    return needs | ({"reward": ("sft",)} if trained and section.encoder == OVER_SFT else {})
 
 
 def stage_inputs(experiment: Experiment) -> dict[str, dict[str, Any]]:
@@ -118,11 +105,11 @@ def stage_inputs(experiment: Experiment) -> dict[str, dict[str, Any]]:
     dumped = _plain(experiment.model_dump(mode="json"))
     needs = upstream(experiment)
     inputs: dict[str, dict[str, Any]] = {}
-    for stage, sections in SECTIONS.items():
-        inputs[stage] = {
-            "config": {section: dumped[section] for section in sections},
-            "content": _contents(experiment, sections),
-            "upstream": {name: fingerprint(inputs[name]) for name in needs[stage]},
+    for stage in stages.STAGES:
+        inputs[stage.name] = {
+            "config": {part: dumped[part] for part in stage.reads},
+            "content": _contents(experiment, stage.reads),
+            "upstream": {name: fingerprint(inputs[name]) for name in needs[stage.name]},
         }
     return inputs
 
@@ -216,8 +203,9 @@ def _git() -> dict[str, Any] | None:
 def peak_memory() -> float:
     """The most memory that this process had resident so far, in GiB."""
     status = Path("/proc/self/status")  # unlike getrusage's, never its parent's before it began
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
-    if found is not None:
-        return int(found[1]) / 2**20
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
+    if peak is not None:
+        return int(peak[1]) / 2**20
+    memory = psutil.Process().memory_info()
+    # Windows keeps the peak; where nobody does (macOS), what is resident now stands for it.
+    return getattr(memory, "peak_wset", memory.rss) / 2**30

@@ -22,10 +22,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.config import STAGES, Experiment
+import filelock
+
+from pipeline.config import Experiment
+from pipeline.config.stages import find_stage, stage_names
 from pipeline.errors import UserError
 from pipeline.output import quiet
-from pipeline.output.console import is_main_process, say
+from pipeline.output.console import is_main_process, say, wait_for_every_rank
 from pipeline.output.files import read_json, write_json
 from pipeline.provenance import (
     downstream,
@@ -40,9 +43,9 @@ from pipeline.provenance import (
 StageFunction = Callable[[Experiment], None]
 Action = Literal["start", "resume", "skip", "replace"]
 
-# Where each stage's `run(experiment)` is; imported only when the stage runs.
-MODULES = {stage: f"pipeline.stages.{stage}" for stage in STAGES}
-MODULES |= {"ppo": "pipeline.stages.ppo", "report": "pipeline.report.page"}
+REPORT = "pipeline.report.page"
+# What flock answers where there are no locks (some network mounts).
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class Step:
 
 
 def stage_function(stage: str) -> StageFunction:
-    """Import a stage and return its `run`."""
-    return importlib.import_module(MODULES[stage]).run
+    """Import a stage, or the report, and return its ``run``."""
+    module = REPORT if stage == "report" else find_stage(stage).module
+    return importlib.import_module(module).run
 
 
 def clock(seconds: float) -> str:
@@ -131,7 +135,7 @@ def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False)
         steps.append(Step(stage, action, inputs[stage]))
     needs = upstream(experiment)
     needed = {need for stage in stages for need in needs[stage]}.difference(stages)
-    for need in (stage for stage in STAGES if stage in needed):
+    for need in (stage for stage in stage_names() if stage in needed):
         record = _record(experiment, need)
         if record is None or record["status"] != "finished":
             raise UserError(
@@ -148,34 +152,38 @@ def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False)
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process; UserError when it cannot be written or another holds it."""
-    import fcntl
+    """Hold ``folder`` for this process; UserError when it cannot be written or another holds it.
 
-    path = folder / ".lock"
+    The system frees the lock when its process dies. The holder's number stands in a file beside
+    it, as Windows lets nobody else read a locked file.
+    """
+    held, holder = filelock.FileLock(folder / ".lock", fallback_to_soft=False), folder / ".lock.pid"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a+", encoding="utf-8")
-    except OSError as error:
+        held.acquire(blocking=False)
+        holder.write_text(f"{os.getpid()}\n", encoding="utf-8")
+    except filelock.Timeout:
         raise UserError(
-            f"output_dir {folder}: cannot be written ({error.strerror}); set another output_dir"
+            f"output_dir {folder}: process {_read_holder(holder)} is working in it; wait for it to"
+            " end, or set another output_dir"
         ) from None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            holder = stream.read().strip() or "unknown"
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:  # there is nothing to hold: go on without
             raise UserError(
-                f"output_dir {folder}: process {holder} is working in it; wait for it to end, or"
-                " set another output_dir"
+                f"output_dir {folder}: cannot be written ({error.strerror}); set another output_dir"
             ) from None
-        except OSError:
-            pass  # a file system without locks (some network mounts): go on without
-        stream.seek(0)
-        stream.truncate()
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
+    try:
         yield
+    finally:
+        held.release()
+
+
+def _read_holder(path: Path) -> str:
+    """The number of the process in the file; "unknown" where it has not written it yet."""
+    try:
+        return path.read_text(encoding="utf-8").strip() or "unknown"
+    except OSError:
+        return "unknown"
 
 
 def _remove(experiment: Experiment, stage: str) -> None:
@@ -196,13 +204,6 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
     with suppress(OSError, AttributeError):  # glibc keeps freed memory until told
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def _wait_for_every_rank() -> None:
-    """A barrier between stages where there are several processes."""
-    torch = sys.modules.get("torch")
-    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.barrier()
 
 
 def _run_step(experiment: Experiment, step: Step) -> None:
@@ -246,7 +247,7 @@ def _run_step(experiment: Experiment, step: Step) -> None:
                 if record["status"] == "finished":
                     raise
     say(f"{stage}: finished in {clock(record['seconds'])}, peak memory {peak_memory():.1f} GiB")
-    _wait_for_every_rank()
+    wait_for_every_rank()
 
 
 # What libraries make of a full disk. The last three are torch.save's, which tells no cause: its
@@ -292,7 +293,7 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
     """
     if overwrite and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--overwrite: not with several processes; remove the outputs first")
-    stages = STAGES if command == "run" else () if command == "report" else (command,)
+    stages = stage_names() if command == "run" else () if command == "report" else (command,)
     start = time.monotonic()
     with lock(experiment.output_dir) if is_main_process() else nullcontext():
         steps = plan(experiment, stages, overwrite)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import statistics
 import tempfile
@@ -19,6 +17,7 @@ from transformers import TrainerCallback
 
 from pipeline.certify.methods import EPOCHS, Method
 from pipeline.certify.problem import Problem, distance
+from pipeline.certify.sources import digest
 from pipeline.errors import UserError
 from pipeline.output.console import say
 from pipeline.output.files import read_json, write_json
@@ -119,18 +118,7 @@ def code() -> str:
 
     Without it, a trainer that was broken since could show the certificate of the one before.
     """
-    root = Path(__file__).resolve().parents[2]
-    files = [root / "classic_rl" / name for name in ("advantages.py", "losses.py")]
-    stages = root / "pipeline" / "stages"
-    files += [stages / name for name in ("preferences.py", "trl_compat.py")]
-    for folder in ("certify", "lm", "ppo"):
-        files += sorted((root / "pipeline" / folder).rglob("*.py"))
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
-    for library in ("torch", "transformers", "trl"):
-        digest.update(importlib.metadata.version(library).encode())
-    return digest.hexdigest()[:16]
+    return digest(Path(__file__).resolve().parents[2])
 
 
 def run_all(

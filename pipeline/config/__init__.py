@@ -1,22 +1,23 @@
 """The experiment file: one typed tree, checked whole before any work."""
 
-from pipeline.config.experiment import (
-    OVER_SFT,
-    STAGES,
-    TRAINED,
-    CompareSection,
-    DataSection,
-    Experiment,
-    ModelSection,
-    RewardSection,
-    TrackingSection,
-    load_experiment,
-)
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.config.experiment import (
+        OVER_SFT,
+        CompareSection,
+        DataSection,
+        Experiment,
+        ModelSection,
+        RewardSection,
+        TrackingSection,
+        load_experiment,
+    )
 
 __all__ = [
     "OVER_SFT",
-    "STAGES",
-    "TRAINED",
     "CompareSection",
     "DataSection",
     "Experiment",
@@ -25,3 +26,12 @@ __all__ = [
     "TrackingSection",
     "load_experiment",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the tree when it is asked for: ``rlhf --help`` reads `stages` alone, and at once."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pipeline.config import experiment
+
+    return getattr(experiment, name)

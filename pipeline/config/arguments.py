@@ -9,13 +9,18 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import enum
+import importlib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from pipeline.bounds import AboveZero, Count, NotNegative, out_of_bounds
+from pipeline.config.stages import Stage
 
 # Arguments that the pipeline sets itself, and what to set instead.
 _OWNED = {
@@ -35,39 +40,20 @@ _OWNED = {
     "trust_remote_code": "model.trust_remote_code",
     "dataset_text_field": "data.text_column",
 }
-_OWNED_BY_STAGE = {
-    "ppo": {
-        "kl_coef": "the top-level beta, shared by PPO, DPO and the comparison",
-        "response_length": "generation.max_new_tokens",
-        "generation_batch_size": "generation.batch_size",
-        "temperature": "generation.temperature",
-    },
-    "dpo": {"beta": "the top-level beta, shared by PPO, DPO and the comparison"},
-}
-
 # Bounds that the libraries do not check, or only when a stage starts, hours into an experiment.
-_BOUNDS: dict[str, tuple[str, Callable[[float], bool]]] = {
-    "gamma": ("above 0, at most 1", lambda value: 0 < value <= 1),
-    "lam": ("from 0 to 1", lambda value: 0 <= value <= 1),
-    "label_smoothing": ("from 0 to below 0.5", lambda value: 0 <= value < 0.5),
-}
-for _key in (
-    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
-    *("num_ppo_epochs", "num_mini_batches", "total_episodes", "kl_horizon", "logits_chunk"),
-    *("save_total_limit", "max_length"),
-):
-    _BOUNDS[_key] = ("at least 1", lambda value: value >= 1)
-for _key in (
-    *("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "vf_coef"),
-    *("entropy_coef", "value_warmup_rollouts", "log_completions", "missing_eos_penalty"),
-):
-    _BOUNDS[_key] = ("at least 0", lambda value: value >= 0)
-for _key in (
-    *("num_train_epochs", "logging_steps", "save_steps", "eval_steps", "adam_epsilon"),
-    *("kl_target", "cliprange", "cliprange_value", "target_kl", "reward_clip"),
-    *("value_learning_rate", "value_head_hidden"),
-):
-    _BOUNDS[_key] = ("above 0", lambda value: value > 0)
+# PPOConfig's own are in the types of its fields.
+_BOUNDS: dict[str, Any] = {"label_smoothing": Annotated[float, Ge(0), Lt(0.5)]}
+_BOUNDS |= dict.fromkeys(
+    ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
+    + ("save_total_limit", "max_length"),
+    Count,
+)
+_BOUNDS |= dict.fromkeys(
+    ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"), NotNegative
+)
+_BOUNDS |= dict.fromkeys(
+    ("num_train_epochs", "logging_steps", "save_steps", "eval_steps", "adam_epsilon"), AboveZero
+)
 
 
 class ArgumentProblem(Exception):
@@ -79,23 +65,10 @@ class ArgumentProblem(Exception):
         self.problem = problem
 
 
-def target(stage: str) -> type:
+def target(stage: Stage) -> Any:
     """The dataclass that receives a stage section's arguments. Imports torch (seconds)."""
-    if stage == "sft":
-        from trl import SFTConfig
-
-        return SFTConfig
-    if stage == "dpo":
-        from trl import DPOConfig
-
-        return DPOConfig
-    if stage == "ppo":
-        from pipeline.ppo.config import PPOConfig
-
-        return PPOConfig
-    from transformers import TrainingArguments
-
-    return TrainingArguments
+    module, _, name = (stage.arguments or "").partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def describe(hint: Any) -> str:
@@ -161,8 +134,8 @@ def _enum_in(hint: Any) -> type[enum.Enum] | None:
     return None
 
 
-def _check_value(key: str, value: Any, hint: Any) -> None:
-    """Raise ArgumentProblem unless ``value`` has the hinted type and a possible size."""
+def _check_type(key: str, value: Any, hint: Any) -> None:
+    """Raise ArgumentProblem unless ``value`` has the hinted type."""
     choices = _enum_in(hint)
     if choices is not None and isinstance(value, str):
         allowed = [str(member.value) for member in choices]
@@ -178,20 +151,51 @@ def _check_value(key: str, value: Any, hint: Any) -> None:
         adapter.validate_python(value)
     except ValidationError:
         raise ArgumentProblem(key, f"expected {describe(hint)}, found {shown(value)}") from None
-    if key in _BOUNDS and isinstance(value, (int, float)):
-        bounds, holds = _BOUNDS[key]
-        if not holds(value):
+
+
+def _check_bounds(key: str, value: Any, hint: Any) -> None:
+    """Raise ArgumentProblem for a number outside the hint's bounds or those known here."""
+    if isinstance(value, (int, float)):
+        bounds = out_of_bounds(hint, value) or out_of_bounds(_BOUNDS.get(key), value)
+        if bounds is not None:
             raise ArgumentProblem(key, f"expected a number {bounds}, found {shown(value)}")
 
 
+def _check_together(config_class: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise ArgumentProblem where values clash, by the dataclass's own rules if it has any.
+
+    The rules are its static method ``clashes(values)``, see `PPOConfig`.
+    """
+    if not hasattr(config_class, "clashes"):
+        return
+    values = {field.name: field.default for field in dataclasses.fields(config_class)}
+    values |= arguments
+    for key, expected in config_class.clashes(values):
+        raise ArgumentProblem(key, f"expected {expected}, found {shown(values[key])}")
+
+
+def _check_name(
+    stage: Stage, key: str, fields: set[str], own: Iterable[str], elsewhere: Mapping[str, str]
+) -> None:
+    """Raise ArgumentProblem for a key that is none of ``fields``, with the one that was meant."""
+    if key in fields:
+        return
+    owned = _OWNED | dict(stage.owned)
+    valid = (fields | set(own)) - owned.keys()
+    near_owned = difflib.get_close_matches(key, [*valid, *owned], n=1)
+    if near_owned and near_owned[0] in owned:
+        raise ArgumentProblem(key, f"unknown key; for {near_owned[0]} set {owned[near_owned[0]]}")
+    raise ArgumentProblem(key, unknown_key(stage.name, key, valid, elsewhere))
+
+
 def check_arguments(
-    stage: str, arguments: Mapping[str, Any], own: Iterable[str], elsewhere: Mapping[str, str]
+    stage: Stage, arguments: Mapping[str, Any], own: Iterable[str], elsewhere: Mapping[str, str]
 ) -> None:
     """Check a stage section's pass-through arguments; ArgumentProblem on the first wrong one.
 
     ``own`` are the section's own keys, ``elsewhere`` as in `unknown_key`.
     """
-    owned = _OWNED | _OWNED_BY_STAGE.get(stage, {})
+    owned = _OWNED | dict(stage.owned)
     for key in arguments:
         if key in owned:
             raise ArgumentProblem(key, f"the pipeline sets this; set {owned[key]}")
@@ -200,12 +204,11 @@ def check_arguments(
     config_class = target(stage)
     fields = {field.name for field in dataclasses.fields(config_class) if field.init}
     hints = typing.get_type_hints(config_class)
+    bounded = typing.get_type_hints(config_class, include_extras=True)
     for key, value in arguments.items():
-        if key not in fields:
-            valid = (fields | set(own)) - owned.keys()
-            near_owned = difflib.get_close_matches(key, [*valid, *owned], n=1)
-            if near_owned and near_owned[0] in owned:
-                replacement = owned[near_owned[0]]
-                raise ArgumentProblem(key, f"unknown key; for {near_owned[0]} set {replacement}")
-            raise ArgumentProblem(key, unknown_key(stage, key, valid, elsewhere))
-        _check_value(key, value, hints[key])
+        _check_name(stage, key, fields, own, elsewhere)
+        _check_type(key, value, hints[key])
+        _check_bounds(key, value, bounded[key])
+        if key in stage.refused and value not in (None, False, "no"):
+            raise ArgumentProblem(key, f"{shown(value)} cannot work here: {stage.refused[key]}")
+    _check_together(config_class, arguments)

@@ -13,16 +13,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from pipeline.bounds import Count
 from pipeline.config.arguments import ArgumentProblem, check_arguments, describe, shown, unknown_key
+from pipeline.config.stages import trained
 from pipeline.config.yamlfile import apply_override, read_yaml
 from pipeline.errors import UserError
 
-STAGES = ("sft", "reward", "ppo", "dpo", "compare")
-TRAINED = ("sft", "reward", "ppo", "dpo")
 OVER_SFT = "sft"
 """What `reward.encoder` is where the classifier is adapters over the SFT model."""
 
-Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(min_length=1)]
 
 
@@ -199,7 +198,7 @@ class Experiment(_Section):
         return self.output_dir / stage
 
     def trainer_args(self, stage: str) -> dict[str, Any]:
-        """The pass-through fields of `sft`, `reward`, `ppo` or `dpo`, as the config gives them."""
+        """The pass-through fields of a trained stage's section, as the config gives them."""
         section: _TrainerSection = getattr(self, stage)
         return dict(section.model_extra or {})
 
@@ -295,10 +294,10 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         raise complain(*_explain(error.errors()[0])) from None
     for key, problem in _contradictions(experiment):
         raise complain(key, problem)
-    for stage in TRAINED:
-        own = type(getattr(experiment, stage)).model_fields
+    for stage in trained():
+        own = type(getattr(experiment, stage.name)).model_fields
         try:
-            check_arguments(stage, experiment.trainer_args(stage), own, _HOME)
+            check_arguments(stage, experiment.trainer_args(stage.name), own, _HOME)
         except ArgumentProblem as problem:
-            raise complain(f"{stage}.{problem.key}", problem.problem) from None
+            raise complain(f"{stage.name}.{problem.key}", problem.problem) from None
     return experiment

@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import filelock
+import platformdirs
 
 from pipeline.errors import UserError
 from pipeline.output import files
@@ -67,11 +68,7 @@ def cache_folder() -> Path:
     """``$RLHF_CACHE``, or ``rlhf`` in the platform's cache folder of this user."""
     if own := os.environ.get("RLHF_CACHE"):
         return Path(own).expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local") / "rlhf"
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/rlhf"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf"
+    return platformdirs.user_cache_path("rlhf", appauthor=False, opinion=False)
 
 
 @cache

@@ -13,7 +13,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from pipeline.data.records import Prompt
 from pipeline.errors import UserError
 from pipeline.lm.decoding import Decoder, dense_head_input
-from pipeline.lm.models import autocast, base_of
+from pipeline.lm.hardware import autocast
+from pipeline.lm.models import base_of
 from pipeline.output.terminal import progress
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,40 +15,16 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainingArguments,
     set_seed,
 )
 
-from pipeline.config import Experiment, ModelSection
+from pipeline.config import ModelSection
 from pipeline.data import embedded, toy
 from pipeline.errors import UserError
+from pipeline.lm.hardware import best_device, compute_dtype
 from pipeline.output.files import new_folder
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
-# Tokens; a layer's attention weights for 8 rows of 9 heads are then 75 MiB.
-_PLAIN_ATTENTION_UP_TO = 512
-
-
-def best_device() -> torch.device:
-    """The accelerator that torch sees, else the processor.
-
-    Apple's MPS is passed over: it has no float64, which sums over rollouts are kept in.
-    """
-    if torch.accelerator.is_available():
-        device = cast(torch.device, torch.accelerator.current_accelerator())
-        if device.type != "mps":
-            return device
-    return torch.device("cpu")
-
-
-def one_device(arguments: TrainingArguments) -> None:
-    """Make a process without a launcher use one GPU, where there are several.
-
-    The Trainer would wrap the model in ``nn.DataParallel``, which neither TRL's trainers nor
-    PPO's batches go through. Several GPUs are used with ``accelerate launch`` or ``torchrun``.
-    """
-    if arguments.n_gpu > 1:
-        arguments._n_gpu = 1
 
 
 def switch_dropout_off(model: nn.Module) -> None:
@@ -62,50 +37,20 @@ def switch_dropout_off(model: nn.Module) -> None:
                 setattr(module, name, 0.0)  # e.g. OPT's own float, given to F.dropout
 
 
-def compute_dtype(section: ModelSection) -> torch.dtype:
-    """The dtype of matrix products: as configured, else bfloat16 where the hardware has it."""
-    if section.dtype is not None:
-        return torch.bfloat16 if section.dtype == "bfloat16" else torch.float32
-    if section.model_name_or_path == "toy":
-        return torch.float32
-    device = best_device()
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    has_bf16 = "AVX512" in torch.backends.cpu.get_cpu_capability() and bool(
-        torch.cpu.get_capabilities().get("avx512_bf16", False)
-    )
-    return torch.bfloat16 if device.type == "cpu" and has_bf16 else torch.float32
-
-
-def trainer_precision(section: ModelSection) -> dict[str, bool]:
-    """The TrainingArguments that make a Trainer compute as :func:`compute_dtype` says.
-
-    TRL's configs default to bf16 and to an accelerator; both are stated here instead.
-    """
-    return {
-        "bf16": compute_dtype(section) == torch.bfloat16,
-        "fp16": False,
-        "use_cpu": best_device().type == "cpu",
-    }
-
-
-def autocast(model: nn.Module) -> AbstractContextManager[Any]:
-    """bfloat16 autocast when any weight of ``model`` is bfloat16, else nothing.
-
-    A policy in training keeps float32 weights above a bfloat16 trunk; this is how both compute
-    together outside the Trainer's own autocast.
-    """
-    mixed = any(p.dtype == torch.bfloat16 for p in model.parameters())
-    device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16) if mixed else nullcontext()
-
-
-def _load(
+def load_pretrained(
     name: str,
     dtype: torch.dtype | str,
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, as they are saved.
+
+    Args:
+        name: a folder or a hub id. dtype: ``"auto"`` keeps the one it was saved in.
+
+    Raises:
+        UserError: there is no such model.
+    """
     arguments: dict[str, Any] = {"revision": revision} if revision else {}
     if trust_remote_code:
         arguments["trust_remote_code"] = True
@@ -130,7 +75,7 @@ def load_base(
         model, tokenizer = toy.toy_language_model(seed), toy.toy_tokenizer()
     else:
         source = str(embedded.base_model()) if name == EMBEDDED_MODEL else name
-        model, tokenizer = _load(
+        model, tokenizer = load_pretrained(
             source, compute_dtype(section), section.model_revision, section.trust_remote_code
         )
     return prepare(model, tokenizer), tokenizer
@@ -149,7 +94,7 @@ def load_checkpoint(
     """
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: no model folder (config.json is missing); run its stage first")
-    model, tokenizer = _load(str(path), dtype or "auto")
+    model, tokenizer = load_pretrained(str(path), dtype or "auto")
     return prepare(model, tokenizer).eval().to(best_device()), tokenizer  # type: ignore[arg-type]
 
 
@@ -176,21 +121,6 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTr
         bos_token_id=tokenizer.bos_token_id,
     )
     return model
-
-
-def use_plain_attention(model: PreTrainedModel, device: torch.device, longest: int) -> None:
-    """On a processor, compute attention by plain matrix products while sequences are short.
-
-    The backward pass of torch's fused attention takes six times as long there in bfloat16, a fifth
-    of a whole training step at 26 tokens; what fusing saves is memory, quadratic in the length.
-    Another implementation than torch's fused one (``sdpa``, the default) stays.
-
-    Args:
-        device: where the model will compute. longest: the longest sequence to expect, in tokens.
-    """
-    fused = model.config._attn_implementation == "sdpa"
-    if fused and device.type == "cpu" and longest <= _PLAIN_ATTENTION_UP_TO:
-        model.set_attn_implementation("eager")
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -284,13 +214,3 @@ def save_policy(
     with new_folder(folder) as beside:
         policy.to(dtype).save_pretrained(beside)  # type: ignore[arg-type]
         tokenizer.save_pretrained(beside)
-
-
-def load_trainable_sft(experiment: Experiment) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """π_ref (the SFT checkpoint), prepared to be trained further by PPO or DPO."""
-    section = experiment.model
-    path = experiment.stage_dir("sft") / "model"
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path}: there is no SFT model; run `rlhf sft` with this config first")
-    model, tokenizer = _load(str(path), compute_dtype(section))
-    return make_trainable(prepare(model, tokenizer), section, experiment.seed), tokenizer

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.errors import UserError
 from pipeline.lm.generation import Completion
-from pipeline.lm.models import autocast, base_of
+from pipeline.lm.hardware import autocast
+from pipeline.lm.models import base_of
 from pipeline.output.terminal import progress
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.lm.models import autocast, decoder_layers
+from pipeline.lm.hardware import autocast
+from pipeline.lm.models import decoder_layers
 
 
 def _with_layers(decoder: nn.Module, name: str, layers: list[nn.Module]) -> nn.Module:

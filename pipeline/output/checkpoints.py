@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from pipeline.errors import UserError
-from pipeline.output.console import say
+from pipeline.output.console import say, wait_for_every_rank
 from pipeline.output.files import read_json, write_json
 
 MARKER = "complete.json"
@@ -218,7 +218,7 @@ class CompleteMarker(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Mark the checkpoint that was just saved, once every rank has written its part."""
-        _wait_for_every_rank()
+        wait_for_every_rank()  # each writes its own RNG state
         if state.is_world_process_zero and args.output_dir is not None:
             saved = _folder(args, state.global_step)
             mark_complete(saved)
@@ -228,11 +228,3 @@ class CompleteMarker(TrainerCallback):
 
 def _folder(args: TrainingArguments, step: int) -> Path:
     return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-
-
-def _wait_for_every_rank() -> None:
-    """A barrier where there are several processes (each writes its own RNG state)."""
-    import torch.distributed as dist
-
-    if dist.is_available() and dist.is_initialized():
-        dist.barrier()

@@ -40,3 +40,10 @@ def _first_to_fail() -> bool:
         return store.add(f"rlhf/failed/{attempt}", 1) == 1
     except (KeyError, ValueError, RuntimeError):  # no launcher that could be asked
         return is_main_process()
+
+
+def wait_for_every_rank() -> None:
+    """A barrier where there are several processes."""
+    torch = sys.modules.get("torch")  # whoever has begun a process group has imported it
+    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()

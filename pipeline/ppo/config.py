@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, get_type_hints
 
+from annotated_types import Ge, Gt, Le
 from transformers import TrainingArguments
+
+from pipeline.bounds import AboveZero, Count, NotNegative, out_of_bounds
 
 
 @dataclass
@@ -18,6 +22,11 @@ class PPOConfig(TrainingArguments):
     accumulation. Per process a rollout holds ``per_device_train_batch_size ×
     gradient_accumulation_steps × num_mini_batches`` completions.
 
+    The bounds of a number are in its field's type; the same types are read when an experiment is
+    loaded, before any stage begins.
+
+    > Sampling
+
     Args:
         total_episodes: completions to draw in all (rounded up to whole rollouts); sets
             ``max_steps``. ``None`` leaves ``max_steps`` / ``num_train_epochs`` in charge, an epoch
@@ -27,6 +36,16 @@ class PPOConfig(TrainingArguments):
         response_length: longest completion, in tokens, EOS included.
         temperature: divides the logits of policy *and* reference, in sampling and in training.
         generation_batch_size: completions generated at once per process; ``None`` = all.
+
+    > Reward
+
+        reward_clip: clip scores to ±this before anything else; ``None`` = no.
+        normalize_rewards: divide scores by their running standard deviation over all rollouts;
+            β is then in units of that deviation.
+        missing_eos_penalty: subtracted from the score of a completion without EOS; ``None`` = 0.
+
+    > KL
+
         kl_coef: β, the price of one nat of KL, in reward units.
         kl_estimator: per-token estimate that the reward is charged with (Schulman 2020). Only k1
             has the KL-regularised optimum in the reward, see ``docs/certificate.md``.
@@ -35,19 +54,34 @@ class PPOConfig(TrainingArguments):
         kl_target: adaptive control when set: the coefficient is steered until the KL per
             completion is this many nats (Ziegler et al. 2019, section 2.2).
         kl_horizon: episodes over which the controller closes the gap.
-        gamma: discount per token. lam: GAE's λ.
-        cliprange: ε of the clipped surrogate.
-        cliprange_value: how far a value may move per rollout before its loss is clipped; ``None``
-            = no clipping (rewards of unknown scale make a fixed range hurt).
-        vf_coef: weight of the value loss. entropy_coef: weight of the entropy bonus.
-        target_kl: skip what is left of an update once a minibatch's approximate KL to the rollout
-            policy exceeds this; ``None`` = never.
+
+    > Advantages
+
+        gamma: discount per token.
+        lam: GAE's λ.
         whiten_advantages: zero mean, unit variance over the whole rollout (all processes).
         whiten_rewards: divide token rewards by their global standard deviation (mean kept).
-        reward_clip: clip scores to ±this before anything else; ``None`` = no.
-        normalize_rewards: divide scores by their running standard deviation over all rollouts;
-            β is then in units of that deviation.
-        missing_eos_penalty: subtracted from the score of a completion without EOS; ``None`` = 0.
+
+    > Loss
+
+        cliprange: ε of the clipped surrogate.
+        entropy_coef: weight of the entropy bonus.
+        target_kl: skip what is left of an update once a minibatch's approximate KL to the rollout
+            policy exceeds this; ``None`` = never.
+
+    > Critic
+
+        vf_coef: weight of the value loss.
+        cliprange_value: how far a value may move per rollout before its loss is clipped; ``None``
+            = no clipping (rewards of unknown scale make a fixed range hurt).
+        value_learning_rate: learning rate of the value head, which begins at nothing; ``None`` is
+            ten times ``learning_rate``.
+        value_head_hidden: width of the value head's hidden layer, in multiples of the model's.
+        value_backprop: let the value loss change the policy's own weights too.
+        value_warmup_rollouts: first rollouts in which only the value head learns.
+
+    > Guards
+
         reward_timeout: seconds that one call of the reward function may take; ``None`` = for ever.
             With one, the function is called in a thread, which is left behind when it hangs.
         reward_retries: further tries, with the same completions after 1, 2, 4, … seconds, when the
@@ -57,11 +91,9 @@ class PPOConfig(TrainingArguments):
             A policy that far from the reference has mostly left the texts that the reward was
             made for, and at 50 nats few of its completions could have come from the reference.
         kl_stop: end the run there, with a checkpoint and an error; ``None`` = never.
-        value_learning_rate: learning rate of the value head, which begins at nothing; ``None`` is
-            ten times ``learning_rate``.
-        value_head_hidden: width of the value head's hidden layer, in multiples of the model's.
-        value_backprop: let the value loss change the policy's own weights too.
-        value_warmup_rollouts: first rollouts in which only the value head learns.
+
+    > Memory and logging
+
         cache_trunk: keep the activations below the lowest trainable layer for the whole rollout
             when the lower layers are frozen, so that every pass runs the upper layers only. Not
             under DeepSpeed's ZeRO-3.
@@ -72,8 +104,12 @@ class PPOConfig(TrainingArguments):
     count optimizer steps as everywhere in the Trainer; saving and stopping are moved up to the
     end of their rollout, where a run can resume exactly. With ``logging_steps`` below a rollout
     the metrics of an update stand in the first row of the next.
+
+    Raises:
+        ValueError: a number is out of its bounds, or two values clash.
     """
 
+    # Other defaults of inherited fields
     learning_rate: float = field(default=1e-5)
     lr_scheduler_type: str = field(default="linear")
     per_device_train_batch_size: int = field(default=16)
@@ -84,46 +120,55 @@ class PPOConfig(TrainingArguments):
     ddp_find_unused_parameters: bool | None = field(default=False)
     ddp_broadcast_buffers: bool | None = field(default=False)  # rotary tables, which never change
 
-    total_episodes: int | None = None
-    num_ppo_epochs: int = 4
-    num_mini_batches: int = 4
-    response_length: int = 64
-    temperature: float = 1.0
-    generation_batch_size: int | None = None
+    # Sampling
+    total_episodes: Count | None = None
+    num_ppo_epochs: Count = 4
+    num_mini_batches: Count = 4
+    response_length: Count = 64
+    temperature: AboveZero = 1.0
+    generation_batch_size: Count | None = None
 
-    kl_coef: float = 0.05
+    # Reward
+    reward_clip: AboveZero | None = None
+    normalize_rewards: bool = False
+    missing_eos_penalty: NotNegative | None = None
+
+    # KL
+    kl_coef: NotNegative = 0.05
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     kl_in: Literal["reward", "loss"] = "reward"
-    kl_target: float | None = None
-    kl_horizon: int = 10_000
+    kl_target: AboveZero | None = None
+    kl_horizon: Count = 10_000
 
-    gamma: float = 1.0
-    lam: float = 0.95
-    cliprange: float = 0.2
-    cliprange_value: float | None = None
-    vf_coef: float = 0.5
-    entropy_coef: float = 0.0
-    target_kl: float | None = None
+    # Advantages
+    gamma: Annotated[float, Gt(0), Le(1)] = 1.0
+    lam: Annotated[float, Ge(0), Le(1)] = 0.95
     whiten_advantages: bool = True
     whiten_rewards: bool = False
 
-    reward_clip: float | None = None
-    normalize_rewards: bool = False
-    missing_eos_penalty: float | None = None
+    # Loss
+    cliprange: AboveZero = 0.2
+    entropy_coef: NotNegative = 0.0
+    target_kl: AboveZero | None = None
 
-    reward_timeout: float | None = None
-    reward_retries: int = 2
-    kl_warning: float | None = 50.0
-    kl_stop: float | None = None
-
-    value_learning_rate: float | None = None
-    value_head_hidden: float = 1.0
+    # Critic
+    vf_coef: NotNegative = 0.5
+    cliprange_value: AboveZero | None = None
+    value_learning_rate: AboveZero | None = None
+    value_head_hidden: AboveZero = 1.0
     value_backprop: bool = False
-    value_warmup_rollouts: int = 0
+    value_warmup_rollouts: Annotated[int, Ge(0)] = 0
 
+    # Guards
+    reward_timeout: AboveZero | None = None
+    reward_retries: Annotated[int, Ge(0)] = 2
+    kl_warning: AboveZero | None = 50.0
+    kl_stop: AboveZero | None = None
+
+    # Memory and logging
     cache_trunk: bool = True
-    logits_chunk: int | None = None
-    log_completions: int = 4
+    logits_chunk: Count | None = None
+    log_completions: Annotated[int, Ge(0)] = 4
 
     @property
     def rollout_size(self) -> int:
@@ -144,40 +189,33 @@ class PPOConfig(TrainingArguments):
         """Optimizer steps learned from one rollout."""
         return self.num_ppo_epochs * self.num_mini_batches
 
+    @staticmethod
+    def clashes(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """Fields whose value does not go with PPO or with another's, and what they must be.
+
+        Args:
+            values: plain values by field name, those not set at their default.
+        """
+        if values["fp16"]:
+            yield "fp16", "false (use bf16, or neither for float32)"
+        if values["kl_in"] == "loss" and values["kl_estimator"] == "k1":
+            yield "kl_estimator", "k2 or k3 with kl_in: loss"  # k1's gradient is 0 on average
+        if values["kl_target"] is not None and values["kl_coef"] == 0:
+            yield "kl_coef", "above 0 with kl_target"
+        if values["save_steps"] < 1:
+            yield "save_steps", "a number of steps, at least 1"
+
     def __post_init__(self) -> None:
-        positive = (
-            "num_ppo_epochs",
-            "num_mini_batches",
-            "response_length",
-            "temperature",
-            "kl_horizon",
-            "cliprange",
-            "value_head_hidden",
-        )
-        optional = ("total_episodes", "generation_batch_size", "kl_target", "cliprange_value")
-        optional += ("target_kl", "reward_clip", "value_learning_rate", "logits_chunk")
-        optional += ("reward_timeout", "kl_warning", "kl_stop")
-        not_negative = ("kl_coef", "vf_coef", "entropy_coef", "value_warmup_rollouts")
-        not_negative += ("reward_retries", "log_completions")
-        for name in positive:
-            self._require(name, getattr(self, name) > 0, "above 0")
-        for name in optional:
-            self._require(name, getattr(self, name) is None or getattr(self, name) > 0, "above 0")
-        for name in not_negative:
-            self._require(name, getattr(self, name) >= 0, "at least 0")
-        self._require("fp16", not self.fp16, "false (use bf16, or neither for float32)")
-        in_reward = self.kl_in == "reward"  # in the loss k1's gradient is 0 on average
-        self._require(
-            "kl_estimator", in_reward or self.kl_estimator != "k1", "k2 or k3 in the loss"
-        )
-        steered = self.kl_target is not None
-        self._require("kl_coef", self.kl_coef > 0 or not steered, "above 0 with kl_target")
-        self._require("gamma", 0 < self.gamma <= 1, "in (0, 1]")
-        self._require("lam", 0 <= self.lam <= 1, "in [0, 1]")
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.init}
+        for name, hint in get_type_hints(PPOConfig, include_extras=True).items():
+            bounds = out_of_bounds(hint, values.get(name))
+            if bounds is not None:
+                raise ValueError(f"{name} must be {bounds}, got {values[name]!r}")
+        for name, expected in self.clashes(values):
+            raise ValueError(f"{name} must be {expected}, got {values[name]!r}")
         rollout = self.steps_per_rollout
         if self.logging_steps is None:
             self.logging_steps = rollout
-        self._require("save_steps", self.save_steps >= 1, "a number of steps, at least 1")
         self.save_steps = _up_to(int(self.save_steps), rollout)
         if self.eval_steps is not None and self.eval_steps >= 1:
             self.eval_steps = _up_to(int(self.eval_steps), rollout)
@@ -188,10 +226,6 @@ class PPOConfig(TrainingArguments):
             self.max_steps = -(-self.total_episodes // self.rollout_batch_size) * rollout
         elif self.max_steps > 0:
             self.max_steps = _up_to(self.max_steps, rollout)
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
 
 def sharded(args: TrainingArguments) -> bool:

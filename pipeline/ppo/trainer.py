@@ -21,7 +21,8 @@ from classic_rl.losses import clipped_surrogate, kl_estimate, value_loss
 from pipeline.data.records import Prompt
 from pipeline.errors import UserError
 from pipeline.lm.generation import Completion, longest_prompt, sample
-from pipeline.lm.models import base_of, one_device, prepare, use_plain_attention
+from pipeline.lm.hardware import one_device, use_plain_attention
+from pipeline.lm.models import base_of, prepare
 from pipeline.lm.scoring import TokenBatch, check_head
 from pipeline.output.checkpoints import require_whole
 from pipeline.ppo.actor_critic import ActorCritic, ReferenceScores

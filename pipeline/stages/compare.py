@@ -32,7 +32,8 @@ from pipeline.compare.frontier import Array
 from pipeline.config import Experiment
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
-from pipeline.lm.models import compute_dtype, load_checkpoint
+from pipeline.lm.hardware import compute_dtype
+from pipeline.lm.models import load_checkpoint
 from pipeline.output.files import read_json, write_json, write_text
 from pipeline.output.terminal import is_main_process, say
 from pipeline.stages import tracking

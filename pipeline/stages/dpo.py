@@ -9,16 +9,11 @@ from trl import DPOConfig
 from pipeline.config import Experiment
 from pipeline.data.splits import load_preferences
 from pipeline.errors import UserError
-from pipeline.lm.models import (
-    best_device,
-    compute_dtype,
-    frozen_copy,
-    load_trainable_sft,
-    save_policy,
-)
+from pipeline.lm.hardware import best_device, compute_dtype
+from pipeline.lm.models import frozen_copy, save_policy
 from pipeline.stages import tracking
 from pipeline.stages.preferences import make_pairs
-from pipeline.stages.training import fit, stage_arguments
+from pipeline.stages.training import fit, load_trainable_sft, stage_arguments
 from pipeline.stages.trl_compat import TokenizedDPOTrainer, fit_tiles_to
 
 _TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")

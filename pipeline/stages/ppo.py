@@ -6,12 +6,13 @@ from typing import Any
 
 from pipeline.config import Experiment
 from pipeline.data.splits import load_data
-from pipeline.lm.models import compute_dtype, load_trainable_sft, save_policy
+from pipeline.lm.hardware import compute_dtype
+from pipeline.lm.models import save_policy
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.stages import tracking
 from pipeline.stages.reward import proxy_reward
-from pipeline.stages.training import fit, stage_arguments
+from pipeline.stages.training import fit, load_trainable_sft, stage_arguments
 
 
 def run(experiment: Experiment) -> None:

@@ -36,7 +36,8 @@ from pipeline.data.records import RatedText
 from pipeline.data.splits import ExperimentData, first_words, load_data
 from pipeline.data.toy import toy_encoder, toy_tokenizer
 from pipeline.errors import UserError
-from pipeline.lm.models import best_device, compute_dtype, lora_config, one_device
+from pipeline.lm.hardware import best_device, compute_dtype, one_device
+from pipeline.lm.models import lora_config
 from pipeline.output.checkpoints import CompleteMarker
 from pipeline.output.console import say
 from pipeline.output.files import new_folder, write_json

@@ -7,7 +7,8 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import Experiment
 from pipeline.data.splits import load_data
-from pipeline.lm.models import best_device, compute_dtype, load_base, make_trainable, save_policy
+from pipeline.lm.hardware import best_device, compute_dtype
+from pipeline.lm.models import load_base, make_trainable, save_policy
 from pipeline.stages import tracking
 from pipeline.stages.training import fit, stage_arguments
 from pipeline.stages.trl_compat import fit_tiles_to

@@ -1,4 +1,4 @@
-"""What every stage with a Trainer does the same way: its arguments, its callbacks, its resume."""
+"""What every stage with a Trainer does the same way: arguments, model, callbacks, resume."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from accelerate.utils import broadcast_object_list
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import nn
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from pipeline.config import Experiment
 from pipeline.errors import UserError
-from pipeline.lm.models import one_device, trainer_precision
+from pipeline.lm.hardware import compute_dtype, one_device, trainer_precision
+from pipeline.lm.models import load_pretrained, make_trainable, prepare
 from pipeline.output.checkpoints import CompleteMarker, last_complete, remove_after
 from pipeline.output.console import is_main_process
 from pipeline.output.files import read_json
@@ -46,6 +55,16 @@ def stage_arguments(
         raise UserError(f"{stage}: {reason}") from error
     one_device(made)
     return made
+
+
+def load_trainable_sft(experiment: Experiment) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """π_ref (the SFT checkpoint), prepared to be trained further by PPO or DPO."""
+    section = experiment.model
+    path = experiment.stage_dir("sft") / "model"
+    if not (path / "config.json").is_file():
+        raise UserError(f"{path}: there is no SFT model; run `rlhf sft` with this config first")
+    model, tokenizer = load_pretrained(str(path), compute_dtype(section))
+    return make_trainable(prepare(model, tokenizer), section, experiment.seed), tokenizer
 
 
 class StopOnNaN(TrainerCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -91,7 +92,7 @@ def test_help_is_quick_and_complete(root: Path) -> None:
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert done.stdout.rstrip().endswith("[]")
-    for word in (*cli.COMMANDS, "examples:", "--overwrite", "configs/tiny.yaml"):
+    for word in (*cli.commands(), *cli.TOOLS, "examples:", "--overwrite", "configs/tiny.yaml"):
         assert word in done.stdout
 
 
@@ -148,3 +149,29 @@ def test_scripts_reach_their_stage(root: Path, tmp_path: Path, stage: str) -> No
     assert helped.stderr == "error: none.yaml: no such file; --config takes a YAML file\n"
     source = (root / "scripts" / f"{stage}.py").read_text(encoding="utf-8")
     assert f'main(["{stage}", *sys.argv[1:]])' in source
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    {
+        "pipeline.ppo": ["PPOConfig", "PPOTrainer"],
+        "pipeline.config": ["load_experiment"],
+        "pipeline.errors": ["UserError"],
+        "pipeline.data": ["load_data", "load_preferences"],
+        "pipeline.models": ["load_checkpoint"],
+        "pipeline.generation": ["sample"],
+        "pipeline.cli": ["main"],
+        "reward_models": ["load_reward", "RewardError"],
+        "classic_rl.algorithms": ["find_algorithm"],
+        "classic_rl.cli": ["main"],
+    }.items(),
+)
+def test_public_names(module: str, names: list[str]) -> None:
+    """What scripts import stays where it is, however the code within is arranged."""
+    for name in names:
+        assert callable(getattr(importlib.import_module(module), name))
+
+
+def test_unknown_names_of_the_config_are_unknown() -> None:
+    with pytest.raises(ImportError, match="nothing_such"):
+        from pipeline.config import nothing_such  # pyright: ignore[reportAttributeAccessIssue]  # noqa: F401, I001

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
-from pipeline import runner
-from pipeline.config import STAGES, Experiment, load_experiment
+from pipeline import cli, runner
+from pipeline.config import Experiment, load_experiment, stages
+from pipeline.config.stages import stage_names
 from pipeline.errors import UserError
 from pipeline.provenance import content_hash, downstream, fingerprint, stage_inputs
 
 Load = Callable[..., Experiment]
+STAGES = stage_names()
 
 
 class Fakes:
@@ -173,6 +177,34 @@ def test_what_a_setting_affects(load: Load, override: str, changed: set[str]) ->
     assert {s for s in STAGES if fingerprint(before[s]) != fingerprint(after[s])} == changed
 
 
+# Of configs/tiny.yaml, as released: a change here makes every finished run start anew.
+FINGERPRINTS = {
+    "sft": "2af3b893d215d4ad",
+    "reward": "63fbad63ea6dbb3d",
+    "ppo": "fd1ea61faedc0f4e",
+    "dpo": "9739cbd7a95e72f8",
+    "compare": "243807d68ed16c80",
+}
+CHANGED = ("reward.encoder=sft", "ppo.kl_target=3", "beta=0.5", "seed=3")
+FINGERPRINTS_CHANGED = {
+    "sft": "f159eb9535eaa2e7",
+    "reward": "65ee396150503ca8",
+    "ppo": "28b0bb7df4c1dfa3",
+    "dpo": "9726e92780359004",
+    "compare": "ebf9a217f228b59a",
+}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"), [((), FINGERPRINTS), (CHANGED, FINGERPRINTS_CHANGED)]
+)
+def test_finished_runs_stay_valid(
+    load: Load, overrides: tuple[str, ...], expected: dict[str, str]
+) -> None:
+    inputs = stage_inputs(load(*overrides))
+    assert {stage: fingerprint(made)[:16] for stage, made in inputs.items()} == expected
+
+
 def test_downstream(load: Load) -> None:
     assert downstream(load(), "sft") == ["ppo", "dpo", "compare"]
     assert downstream(load(), "dpo") == ["compare"]
@@ -243,12 +275,42 @@ def test_broken_record(fakes: Fakes, load: Load, text: str) -> None:
 def test_two_processes(fakes: Fakes, load: Load) -> None:
     folder = load().output_dir
     folder.mkdir(parents=True)
-    with (folder / ".lock").open("a+") as holder:
-        fcntl.flock(holder, fcntl.LOCK_EX)
-        holder.write("4711")
-        holder.flush()
+    with filelock.FileLock(folder / ".lock"):
+        assert "process unknown is working in it" in refusal(load(), "run")
+        (folder / ".lock.pid").write_text("4711\n", encoding="utf-8")
         assert "process 4711 is working in it" in refusal(load(), "run")
     assert fakes.take() == []
+    runner.run(load(), "sft")
+    assert fakes.take() == ["sft"]
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline import runner
+with runner.lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_dead_process_holds_nothing(root: Path, fakes: Fakes, load: Load) -> None:
+    command = [sys.executable, "-c", HOLD, str(load().output_dir)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        assert f"process {process.pid} is working in it" in refusal(load(), "run")
+        process.kill()
+    runner.run(load(), "sft")
+    assert fakes.take() == ["sft"]
+
+
+def test_a_file_system_without_locks_goes_on(
+    fakes: Fakes, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def acquire(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
     runner.run(load(), "sft")
     assert fakes.take() == ["sft"]
 
@@ -302,6 +364,74 @@ def test_free_memory_collects_cycles() -> None:
     del cycle
     runner.free_memory()
     assert left() is None
+
+
+def test_peak_memory_is_this_process_own(root: Path) -> None:
+    """A child of a large process begins small; it then keeps its highest, not its present one."""
+    code = (
+        "from pipeline.provenance import peak_memory\n"
+        "before = peak_memory()\n"
+        "block = bytearray(b'x') * 2**28\n"
+        "del block\n"
+        "print(before, peak_memory() - before)"
+    )
+    held = bytearray(b"x") * 2**29
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    before, risen = map(float, done.stdout.split())
+    assert before < len(held) / 2**30 and 0.2 < risen < 0.4
+
+
+NEW = """
+def run(experiment):
+    folder = experiment.stage_dir("throwaway")
+    (folder / "output").write_text(f"seed {experiment.seed}", encoding="utf-8")
+"""
+
+
+def test_a_new_stage_is_one_entry_and_one_module(
+    load: Load,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "throwaway_stage.py").write_text(NEW, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    new = stages.Stage(
+        "throwaway", "throwaway_stage", does="write down the seed", reads=("seed", "beta")
+    )
+    monkeypatch.setattr(stages, "STAGES", (*stages.STAGES, new))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    assert "throwaway" in (shown := capsys.readouterr().out) and new.does in shown
+    assert [step.stage for step in runner.plan(load(), stages.stage_names())][-1] == "throwaway"
+    command = ["throwaway", "--config", str(tiny), f"output_dir={tmp_path / 'out'}"]
+    assert cli.main(command) == 0
+    assert (load().stage_dir("throwaway") / "output").read_text() == "seed 0"
+    assert record(load(), "throwaway")["inputs"]["config"] == {"seed": 0, "beta": 1}
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    assert "throwaway: finished already, skipped" in capsys.readouterr().err
+
+
+def test_a_new_stage_may_build_on_others(
+    fakes: Fakes, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = stages.Stage("throwaway", "none", does="", needs=("dpo",))
+    monkeypatch.setattr(stages, "STAGES", (*stages.STAGES, new))
+    assert downstream(load(), "dpo") == ["compare", "throwaway"]
+    assert "run `rlhf dpo` first" in refusal(load(), "throwaway")
+    runner.run(load(), "run")
+    assert fakes.take() == [*STAGES, "throwaway", "report"]
+
+
+def test_the_table_is_sound() -> None:
+    for stage in stages.STAGES:
+        before = STAGES[: STAGES.index(stage.name)]
+        assert set(stage.needs) <= set(before)
+        assert {"seed"} <= set(stage.reads) <= set(Experiment.model_fields)
+        assert callable(runner.stage_function(stage.name))
 
 
 def test_clock() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +17,8 @@ from torch import Tensor
 
 from classic_rl.advantages import mean_and_variance, moments
 from classic_rl.tabular.soft import soft_value_iteration
-from pipeline.certify import main, optima, study
+from pipeline.certify import optima, sources, study
+from pipeline.certify.command import main
 from pipeline.certify.methods import METHODS, Method
 from pipeline.certify.problem import EOS, Problem, distance
 from pipeline.certify.study import certify, passes
@@ -287,7 +291,7 @@ def test_wrong_arguments_are_one_line(argv: list[str], said: str) -> None:
 def test_the_command_reuses_finished_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr("pipeline.certify.QUICK", 0.01)
+    monkeypatch.setattr("pipeline.certify.command.QUICK", 0.01)
     argv = ["--methods", "ppo", "grpo", "--seeds", "0", "1", "--quick", "--output", str(tmp_path)]
     main(argv)
     first = capsys.readouterr().out
@@ -310,3 +314,62 @@ def test_the_command_reuses_finished_runs(
     monkeypatch.setattr(study, "code", lambda: "changed")  # that code has not run
     main(argv)
     assert len(trained) == 9
+
+
+# -- what a kept run stands for --------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(root: Path, tmp_path: Path) -> Path:
+    """A copy of this project's packages."""
+    for package in sources.PACKAGES:
+        if (root / package).is_dir():
+            skipped = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(root / package, tmp_path / package, ignore=skipped)
+    return tmp_path
+
+
+USED = [
+    *("pipeline/lm/decoding.py", "pipeline/lm/generation.py", "pipeline/lm/scoring.py"),
+    *("pipeline/lm/hardware.py", "pipeline/ppo/trainer.py", "pipeline/ppo/config.py"),
+    *("pipeline/bounds.py", "pipeline/stages/trl_compat.py", "pipeline/stages/preferences.py"),
+    *("pipeline/certify/optima.py", "pipeline/certify/switches.py", "pipeline/ppo/__init__.py"),
+    *("classic_rl/losses.py", "classic_rl/advantages.py", "classic_rl/envs/tokens.py"),
+]
+
+
+@pytest.mark.parametrize("path", USED)
+def test_a_change_of_used_code_makes_kept_runs_old(checkout: Path, path: str) -> None:
+    before = sources.digest(checkout)
+    with (checkout / path).open("a", encoding="utf-8") as stream:
+        stream.write("# changed\n")
+    assert sources.digest(checkout) != before
+
+
+@pytest.mark.parametrize(
+    "path", ["pipeline/report/page.py", "pipeline/certify/figures.py", "classic_rl/dqn.py"]
+)
+def test_a_change_of_other_code_does_not(checkout: Path, path: str) -> None:
+    before = sources.digest(checkout)
+    with (checkout / path).open("a", encoding="utf-8") as stream:
+        stream.write("# changed\n")
+    assert sources.digest(checkout) == before
+
+
+LOADED = """
+import sys
+import pipeline.certify.study, pipeline.certify.switches
+print(*(name for name in sys.modules if name.partition(".")[0] in {packages}))
+"""
+
+
+def test_no_imported_module_is_missed(root: Path) -> None:
+    """What Python itself loads for a certificate, against the reading of the sources."""
+    code = LOADED.format(packages=sources.PACKAGES)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())  # above it, what libraries print
+    assert "pipeline.lm.decoding" in loaded
+    assert loaded <= set(sources.closure(sources.ENTRIES, root))
+    assert study.code() == sources.digest(root)

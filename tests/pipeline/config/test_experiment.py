@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from transformers import TrainingArguments
 
-from pipeline.config import STAGES, Experiment, load_experiment
+from pipeline.config import Experiment, load_experiment
+from pipeline.config.arguments import target
+from pipeline.config.stages import find_stage, stage_names
 from pipeline.errors import UserError
+from pipeline.ppo import PPOConfig
 
 Writer = Callable[[str], Path]
 
@@ -34,7 +40,7 @@ def test_shipped_configs_load(root: Path) -> None:
 def test_defaults_and_paths(write_config: Writer) -> None:
     experiment = load_experiment(write_config("name: mine\nsft:\n"))
     assert experiment.output_dir == Path("runs/mine")
-    assert [experiment.stage_dir(stage).name for stage in STAGES] == list(STAGES)
+    assert [experiment.stage_dir(stage).name for stage in stage_names()] == list(stage_names())
     assert experiment.trainer_args("sft") == {}
     assert experiment == Experiment(name="mine")
 
@@ -105,6 +111,15 @@ def test_overrides(tiny: Path) -> None:
         ("sft.learning_rate=fast", "expected a number, found 'fast'"),
         ("sft.learning_rate=-1", "expected a number at least 0, found -1"),
         ("ppo.gamma=1.5", "expected a number above 0, at most 1, found 1.5"),
+        ("ppo.lam=1.5", "expected a number at least 0, at most 1, found 1.5"),
+        ("ppo.kl_stop=.nan", "expected a number above 0, found nan"),
+        ("ppo.fp16=true", "expected false (use bf16, or neither for float32), found true"),
+        ("ppo.save_steps=0.5", "expected a number of steps, at least 1, found 0.5"),
+        ("sft.assistant_only_loss=true", "true cannot work here: demonstrations are plain texts"),
+        ("sft.completion_only_loss=true", "true cannot work here: demonstrations are plain texts"),
+        ("dpo.eval_strategy=steps", "'steps' cannot work here: this stage trains without"),
+        ("sft.load_best_model_at_end=true", "true cannot work here: this stage trains without"),
+        ("dpo.label_smoothing=0.5", "expected a number at least 0, below 0.5, found 0.5"),
         ("ppo.kl_estimator=k4", "expected k1 or k2 or k3, found 'k4'"),
         ("reward.num_train_epochs=0", "expected a number above 0, found 0"),
         ("dpo.bf16=yes", "expected true or false or null, found 'yes'"),
@@ -160,3 +175,65 @@ def test_unreadable_files(tmp_path: Path) -> None:
     latin.write_bytes("name: café\n".encode("latin-1"))
     assert "not UTF-8 (byte 9)" in complaint(latin)
     assert str(tmp_path) in complaint(tmp_path)
+
+
+def test_the_kl_in_the_loss_needs_another_estimator(tiny: Path) -> None:
+    expected = "ppo.kl_estimator: expected k2 or k3 with kl_in: loss, found 'k1'"
+    assert complaint(tiny, "ppo.kl_in=loss") == f"{tiny}: {expected}"
+    experiment = load_experiment(tiny, ["ppo.kl_in=loss", "ppo.kl_estimator=k3"])
+    assert experiment.trainer_args("ppo")["kl_in"] == "loss"
+
+
+def test_what_is_off_may_be_written_down(tiny: Path) -> None:
+    load_experiment(tiny, ["sft.assistant_only_loss=false", "sft.eval_strategy=no"])
+
+
+def numeric_fields(config_class: type, base: type) -> dict[str, Any]:
+    """Fields that ``config_class`` adds to ``base`` and that hold numbers: their plain types."""
+    inherited = {field.name for field in dataclasses.fields(base)}
+    hints = get_type_hints(config_class)
+    own = (field.name for field in dataclasses.fields(config_class) if field.init)
+    numbers = {int, float}
+    return {
+        name: hints[name]
+        for name in own
+        if name not in inherited and numbers & {hints[name], *get_args(hints[name])}
+    }
+
+
+OWN = numeric_fields(PPOConfig, TrainingArguments)
+AROUND = (-1e9, -1.0, 0.0, 1e-9, 0.5, 1.0, 2.0, 1e9)
+
+
+def test_there_are_fields_to_check() -> None:
+    assert len(OWN) >= 25 and {"kl_stop", "kl_warning", "reward_timeout", "lam"} <= set(OWN)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_number_of_ppo_has_bounds_and_both_checks_read_them(tiny: Path, name: str) -> None:
+    """The early check refuses exactly the numbers that PPOConfig does."""
+    whole = float not in (OWN[name], *get_args(OWN[name]))
+    owned = find_stage("ppo").owned
+    refused = []
+    for value in (int(value) if whole else value for value in AROUND):
+        settings: dict[str, Any] = {"output_dir": "x", "use_cpu": True, "bf16": False}
+        settings[name] = value
+        try:
+            PPOConfig(**settings)
+        except ValueError as error:
+            refused.append(value)
+            assert str(error).startswith(f"{name} must be ")
+        if name in owned:
+            assert "the pipeline sets this" in complaint(tiny, f"ppo.{name}={value!r}")
+            continue
+        override = f"ppo.{name}={value!r}"
+        if value in refused:
+            assert "expected a number" in complaint(tiny, override)
+        else:
+            load_experiment(tiny, [override])
+    assert refused, f"{name} has no bounds"
+
+
+def test_sections_feed_dataclasses() -> None:
+    assert target(find_stage("ppo")) is PPOConfig
+    assert target(find_stage("reward")) is TrainingArguments

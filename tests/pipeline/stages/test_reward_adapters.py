@@ -14,9 +14,9 @@ from torch import nn
 from pipeline.config import Experiment, load_experiment
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
-from pipeline.lm.models import load_trainable_sft
 from pipeline.output.files import read_json
 from pipeline.stages import ppo, reward, sft
+from pipeline.stages.training import load_trainable_sft
 from reward_models import RewardError, RewardFunction, load_reward
 from reward_models.adapters import ADAPTER_CONFIG, WEIGHTS, share_weights
 from reward_models.sentiment import load_classifier

@@ -1,0 +1,115 @@
+"""The stages, one record each. A new stage is an entry of ``STAGES`` and its module.
+
+Data only: nothing of this project is imported here, so that the command line's help and the
+report read the same table at no cost. A stage with settings of its own also has a section, which
+is a class and a field of `pipeline.config.experiment.Experiment`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+_BETA = "the top-level beta, shared by PPO, DPO and the comparison"
+_NO_EVALUATION: dict[str, str] = dict.fromkeys(
+    ("eval_strategy", "eval_on_start", "load_best_model_at_end"),
+    "this stage trains without evaluation data",
+)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the experiment with inputs, an output folder and a record of its own.
+
+    Attributes:
+        name: the command, the output folder and, where it has one, the config's section.
+        module: dotted module with ``run(experiment)``; imported only when the stage runs.
+        does: one line for ``--help``.
+        needs: stages whose output it reads. They stand before it in the table.
+        reads: what it reads of the config, sections and top-level keys.
+        arguments: ``module:class`` of the dataclass that its section's further keys are fields
+            of; None where the section takes no others.
+        owned: fields of that dataclass that the pipeline sets, and what to set instead.
+        refused: fields of it that must stay off here (false, ``no`` or null), and why.
+    """
+
+    name: str
+    module: str
+    does: str
+    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ("seed",)
+    arguments: str | None = None
+    owned: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="sft",
+        module="pipeline.stages.sft",
+        does="fine-tune the model on demonstrations: the reference policy",
+        reads=("model", "data", "sft", "seed"),
+        arguments="trl:SFTConfig",
+        refused={
+            "assistant_only_loss": "demonstrations are plain texts, without an assistant's turns",
+            "completion_only_loss": "demonstrations are plain texts, without a prompt set apart",
+            **_NO_EVALUATION,
+        },
+    ),
+    Stage(
+        name="reward",
+        module="pipeline.stages.reward",
+        does="train the reward model (proxy) and the judge (gold)",
+        reads=("data", "reward", "seed"),
+        arguments="transformers:TrainingArguments",
+    ),
+    Stage(
+        name="ppo",
+        module="pipeline.stages.ppo",
+        does="optimise the reward by PPO with a KL penalty",
+        needs=("sft", "reward"),
+        reads=("generation", "beta", "ppo", "seed"),
+        arguments="pipeline.ppo.config:PPOConfig",
+        owned={
+            "kl_coef": _BETA,
+            "response_length": "generation.max_new_tokens",
+            "generation_batch_size": "generation.batch_size",
+            "temperature": "generation.temperature",
+        },
+    ),
+    Stage(
+        name="dpo",
+        module="pipeline.stages.dpo",
+        does="draw preference pairs from the SFT model and train DPO on them",
+        needs=("sft", "reward"),
+        reads=("generation", "beta", "pairs", "dpo", "seed"),
+        arguments="trl:DPOConfig",
+        owned={"beta": _BETA},
+        refused=_NO_EVALUATION,
+    ),
+    Stage(
+        name="compare",
+        module="pipeline.stages.compare",
+        does="measure SFT, PPO, DPO and best-of-N against the optimum",
+        needs=("sft", "reward", "ppo", "dpo"),
+        reads=("generation", "beta", "compare", "seed"),
+    ),
+)
+
+
+def stage_names() -> tuple[str, ...]:
+    """The names of all stages, in the order they run in."""
+    return tuple(stage.name for stage in STAGES)
+
+
+def trained() -> tuple[Stage, ...]:
+    """The stages with a Trainer, whose sections take its arguments."""
+    return tuple(stage for stage in STAGES if stage.arguments is not None)
+
+
+def find_stage(name: str) -> Stage:
+    """The record of a stage; KeyError when there is none of this name."""
+    for stage in STAGES:
+        if stage.name == name:
+            return stage
+    raise KeyError(name)

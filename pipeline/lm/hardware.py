@@ -1,0 +1,90 @@
+"""What the model computes on and in: device, dtype, autocast, attention."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, TrainingArguments
+
+from pipeline.config import ModelSection
+
+# Tokens; a layer's attention weights for 8 rows of 9 heads are then 75 MiB.
+_PLAIN_ATTENTION_UP_TO = 512
+
+
+def best_device() -> torch.device:
+    """The accelerator that torch sees, else the processor.
+
+    Apple's MPS is passed over: it has no float64, which sums over rollouts are kept in.
+    """
+    if torch.accelerator.is_available():
+        device = cast(torch.device, torch.accelerator.current_accelerator())
+        if device.type != "mps":
+            return device
+    return torch.device("cpu")
+
+
+def one_device(arguments: TrainingArguments) -> None:
+    """Make a process without a launcher use one GPU, where there are several.
+
+    The Trainer would wrap the model in ``nn.DataParallel``, which neither TRL's trainers nor
+    PPO's batches go through. Several GPUs are used with ``accelerate launch`` or ``torchrun``.
+    """
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1
+
+
+def compute_dtype(section: ModelSection) -> torch.dtype:
+    """The dtype of matrix products: as configured, else bfloat16 where the hardware has it."""
+    if section.dtype is not None:
+        return torch.bfloat16 if section.dtype == "bfloat16" else torch.float32
+    if section.model_name_or_path == "toy":
+        return torch.float32
+    device = best_device()
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    has_bf16 = "AVX512" in torch.backends.cpu.get_cpu_capability() and bool(
+        torch.cpu.get_capabilities().get("avx512_bf16", False)
+    )
+    return torch.bfloat16 if device.type == "cpu" and has_bf16 else torch.float32
+
+
+def trainer_precision(section: ModelSection) -> dict[str, bool]:
+    """The TrainingArguments that make a Trainer compute as :func:`compute_dtype` says.
+
+    TRL's configs default to bf16 and to an accelerator; both are stated here instead.
+    """
+    return {
+        "bf16": compute_dtype(section) == torch.bfloat16,
+        "fp16": False,
+        "use_cpu": best_device().type == "cpu",
+    }
+
+
+def autocast(model: nn.Module) -> AbstractContextManager[Any]:
+    """bfloat16 autocast when any weight of ``model`` is bfloat16, else nothing.
+
+    A policy in training keeps float32 weights above a bfloat16 trunk; this is how both compute
+    together outside the Trainer's own autocast.
+    """
+    mixed = any(p.dtype == torch.bfloat16 for p in model.parameters())
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16) if mixed else nullcontext()
+
+
+def use_plain_attention(model: PreTrainedModel, device: torch.device, longest: int) -> None:
+    """On a processor, compute attention by plain matrix products while sequences are short.
+
+    The backward pass of torch's fused attention takes six times as long there in bfloat16, a fifth
+    of a whole training step at 26 tokens; what fusing saves is memory, quadratic in the length.
+    Another implementation than torch's fused one (``sdpa``, the default) stays.
+
+    Args:
+        device: where the model will compute. longest: the longest sequence to expect, in tokens.
+    """
+    fused = model.config._attn_implementation == "sdpa"
+    if fused and device.type == "cpu" and longest <= _PLAIN_ATTENTION_UP_TO:
+        model.set_attn_implementation("eager")
