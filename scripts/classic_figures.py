@@ -69,10 +69,12 @@ def improvement() -> Figure:
     for k in range(6):
         values = policy_evaluation(mdp, policy)
         panels.append((f"policy {k}", values, policy))
-        better = action_values(mdp, values).argmax(axis=1)
-        if (better == policy).all():
+        best = best_actions(action_values(mdp, values))
+        # An equal action does not replace the present one: rounding would choose between them.
+        better = best[np.arange(len(policy)), policy] == 0
+        if not better.any():
             break
-        policy = better
+        policy = np.where(better, best.argmax(axis=1), policy)
     print(f"  {len(panels)} policies, the last one best")
     return value_strip(grid, panels, title="Policy iteration")
 
