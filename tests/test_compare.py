@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.compare import frontier
+from pipeline.compare import best_of_n, frontier
+from pipeline.compare.columns import COLUMNS
 from pipeline.compare.evaluate import Evaluation
 from pipeline.config import CompareSection, Experiment, RewardSection, TrackingSection
 from pipeline.data.toy import toy_language_model, toy_texts, toy_tokenizer
@@ -16,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.lm.models import prepare
 from pipeline.output.files import read_json
 from pipeline.stages import compare
+from pipeline.stages.reward import judge_is_proxy
 
 KEYS = {
     "reward", "gold", "gold_positive", "kl", "objective", "optimality", "optimality_ci",
@@ -141,9 +144,17 @@ def test_the_files_of_a_comparison(
     assert details["ppo_minus_dpo"]["optimality"] == pytest.approx(difference)
 
     out = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in out[1:5]] == ["SFT", "PPO", "DPO", "best-of-4"]
-    assert len({len(line) for line in out[:5]}) == 1
-    assert "optimality PPO − DPO" in out[5]
+    assert [line.split()[0] for line in out[1:5]] == ["SFT", "PPO", "DPO", "Best-of-N"]
+    assert len({len(line) for line in out[:5]}) == 1, "nothing is folded where there is no terminal"
+    assert re.split(r" {2,}", out[0].strip()) == [column.heading for column in COLUMNS]
+    shown = re.split(r" {2,}", out[2].strip())
+    assert shown[1:] == [f"{c.value(ppo)} {c.range(ppo)}".strip() for c in COLUMNS]
+    assert re.fullmatch(
+        r"β = 1: the objective is \S+ for SFT and \S+ at best; optimality PPO − DPO:"
+        r" [+−]\d+ points \[[+−]?\d+ to [+−]?\d+\]; Best-of-N with N = 4",
+        out[5],
+    )
+    assert "\x1b" not in "".join(out)
     assert len(rows) == PROMPTS
 
 
@@ -165,7 +176,7 @@ def test_samples_are_the_first_and_not_the_best(tmp_path: Path, models: Models) 
 
 def test_best_of_n_against_drawing_it() -> None:
     reference = evaluation("sft", 16, 0.0, 0.0)
-    metrics, objective = compare.best_of_n(reference, 4, beta=0.5, text_samples=4)
+    metrics, objective = best_of_n.measure(reference, 4, beta=0.5, text_samples=4)
     rewards, gold = reference.grid(reference.proxy), reference.grid(reference.gold)
     rng = np.random.default_rng(0)
     drawn = []
@@ -181,7 +192,7 @@ def test_best_of_n_against_drawing_it() -> None:
     assert metrics["kl"] == pytest.approx(kl) and metrics["kl_se"] is None
     assert float(objective.mean()) == pytest.approx(metrics["reward"] - 0.5 * kl)
     assert metrics["distinct_2"] is not None
-    few, _ = compare.best_of_n(reference, 8, beta=0.5, text_samples=4)
+    few, _ = best_of_n.measure(reference, 8, beta=0.5, text_samples=4)
     assert few["distinct_2"] is None  # two blocks of 8 are fewer texts than the others have
 
 
@@ -251,7 +262,7 @@ def test_the_judge_is_its_own_where_one_is_trained_or_named(tmp_path: Path) -> N
     found = {}
     for source, gold in (("sentiment", None), ("a:b", None), ("a:b", "c:d"), ("a:b", "a:b")):
         section = RewardSection(source=source, gold=gold)
-        found[source, gold] = compare._judge_is_proxy(exp.model_copy(update={"reward": section}))
+        found[source, gold] = judge_is_proxy(exp.model_copy(update={"reward": section}))
     assert list(found.values()) == [False, True, False, True]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from pipeline.compare import frontier
+from pipeline.compare import best_of_n, frontier
 from pipeline.compare.frontier import Array
 
 
@@ -220,7 +220,7 @@ def test_best_of_n_against_every_subset(n: int) -> None:
     rng = np.random.default_rng(n)
     rewards = rng.integers(0, 4, (3, 5)).astype(float)  # ties are likely
     other = rng.normal(size=(3, 5))
-    weights = frontier.best_of_n_weights(rewards, n)
+    weights = best_of_n.weights(rewards, n)
     np.testing.assert_allclose(weights.sum(1), 1.0)
     for row, values, weight in zip(rewards, other, weights, strict=True):
         expected_reward, expected_other = [], []
@@ -235,22 +235,22 @@ def test_best_of_n_against_every_subset(n: int) -> None:
 
 
 def test_tied_samples_share_their_chances() -> None:
-    weights = frontier.best_of_n_weights(np.array([[1.0, 2.0, 2.0, 0.0]]), 2)
+    weights = best_of_n.weights(np.array([[1.0, 2.0, 2.0, 0.0]]), 2)
     # Of six pairs the 2s win five; the 1 wins one, against the 0.
     np.testing.assert_allclose(weights, [[1 / 6, 5 / 12, 5 / 12, 0.0]])
 
 
 def test_best_of_n_needs_n_samples() -> None:
     with pytest.raises(ValueError, match="best of 9"):
-        frontier.best_of_n_weights(np.zeros((2, 8)), 9)
+        best_of_n.weights(np.zeros((2, 8)), 9)
 
 
 def test_the_kl_bound_of_best_of_n_holds_and_is_met_by_many_completions() -> None:
     n = 4
-    assert frontier.best_of_n_kl(1) == 0.0
+    assert best_of_n.kl_bound(1) == 0.0
     for completions, slack in ((5, 1.0), (4000, 0.002)):
         # Equally likely completions, all rewards different: best-of-n in closed form.
         rank = np.arange(1, completions + 1) / completions
         chance = rank**n - (rank - 1 / completions) ** n
         exact = float((chance * np.log(chance * completions)).sum())
-        assert exact <= frontier.best_of_n_kl(n) <= exact + slack
+        assert exact <= best_of_n.kl_bound(n) <= exact + slack
