@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.compare import methods, wording
+from pipeline.config import STAGES
 from pipeline.errors import UserError
-from pipeline.report import figures, page, plotting, verdict, wording
+from pipeline.report import figures, page, plotting, verdict
 
 EVIL = '<script>alert(1)</script> | a | "b" & *c* `d`\n# e \x1b[2J'
 
@@ -86,7 +88,7 @@ def histories(rng: np.random.Generator) -> dict[str, list[dict[str, Any]]]:
         ppo.append({
             "step": step, "epoch": step / 48, "time": 1.7e9 + step,
             "objective/scores": 0.3 + 3.6 * t + 0.25 * noise[0],
-            "objective/kl": max(0.0, 1.1 * t + 0.06 * noise[1]),
+            "objective/kl_exact": max(0.0, 1.1 * t + 0.06 * noise[1]),
             "objective/entropy": 58 - 14 * t + noise[2],
             "policy/clipfrac_avg": max(0.0, 0.09 + 0.03 * noise[3]),
             "val/explained_variance": 0.75 * t + 0.04 * noise[4],
@@ -136,7 +138,7 @@ def fill(folder: Path) -> None:
     write(folder / "compare" / "samples.jsonl", rows)
     for stage, history in histories(rng).items():
         write(folder / stage / "metrics.jsonl", history)
-    for stage, seconds in zip(page.STAGES, (141.2, 96, 402.7, 188, 77), strict=True):
+    for stage, seconds in zip(STAGES, (141.2, 96, 402.7, 188, 77), strict=True):
         write(folder / stage / "stage.json", {
             "stage": stage, "status": "finished", "seconds": seconds, "peak_memory_gib": 3.4,
             "seed": 0, "finished": "2026-01-02T03:04:05+00:00", "cores": 2, "accelerator": None,
@@ -431,7 +433,7 @@ def test_numbers_as_they_are_written() -> None:
 
 
 def test_kl_efficiency_gives_the_least_kl() -> None:
-    rows = {row["method"]: row for row in page.efficiency(page.Found(RESULTS))}
+    rows = {row["method"].name: row for row in page.efficiency(RESULTS["methods"])}
     assert rows["ppo"]["least"] == pytest.approx(0.62 * 1.05)
     assert rows["best_of_n"]["least"] is None and rows["best_of_n"]["share"] is None
 
@@ -440,5 +442,23 @@ def test_pictures_take_the_pages_colours() -> None:
     figure = figures.reward_kl(RESULTS, {}, [])
     assert figure is not None
     text = plotting.svg(figure, "one")
-    assert "var(--ppo)" in text and plotting.PALETTE["ppo"] not in text
+    assert "var(--ppo)" in text and methods.PPO.colour not in text
     assert not re.search(r'id="(?!one-)', text)
+
+
+def test_pictures_and_pages_have_the_same_colours() -> None:
+    style = (Path(page.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    light = style[: style.index("@media")]
+    for variable, colour in plotting.PALETTE.items():
+        assert f"--{variable}: {colour};" in light
+        # Dark and light: a variable that is missing in one would be the browser's black.
+        assert style.count(f"--{variable}: ") == 2
+
+
+def test_methods_can_be_told_apart() -> None:
+    for looks in ("name", "title", "marker", "colour", "dark"):
+        assert len({getattr(m, looks) for m in methods.METHODS}) == len(methods.METHODS)
+    colours = [*plotting.PALETTE.values(), *(m.colour for m in methods.METHODS)]
+    assert len(set(colours)) == len(colours), "an SVG's colours become variables by their value"
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
+    assert [m for m in methods.METHODS if m.reference] == [methods.reference()]

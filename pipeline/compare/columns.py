@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,3 +58,9 @@ COLUMNS = (
     Column("length", "length", "tokens a completion", _one_digit),
     Column("ended", "ended", "share of completions that stop by themselves", percent),
 )  # fmt: skip
+
+
+def shown(rows: Iterable[Mapping[str, Any]]) -> list[Column]:
+    """Return the columns that any of the methods' ``rows`` has a number for."""
+    rows = list(rows)
+    return [c for c in COLUMNS if any(row.get(c.key) is not None for row in rows)]

@@ -6,6 +6,7 @@ and colour. A new method is one more record here, and a stage that writes ``<sta
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 
@@ -46,3 +47,8 @@ METHODS: tuple[Method, ...] = (SFT, PPO, DPO, BEST_OF_N)
 def reference() -> Method:
     """Return π_ref's record."""
     return next(method for method in METHODS if method.reference)
+
+
+def present(names: Container[str]) -> list[Method]:
+    """Return the methods whose names are in ``names``, e.g. in results.json, in order."""
+    return [method for method in METHODS if method.name in names]

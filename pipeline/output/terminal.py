@@ -24,7 +24,7 @@ PLAIN_INTERVAL = 15.0
 # The numbers worth a glance, in the order they are printed: metric name → short name.
 KEY_NUMBERS = {
     "objective/scores": "score",
-    "objective/kl": "kl",
+    "objective/kl_exact": "kl",
     "objective/rlhf_reward": "rlhf_reward",
     "objective/entropy": "entropy",
     "policy/clipfrac_avg": "clipfrac",

@@ -1,7 +1,8 @@
 """What the pictures share: colours, text sizes, SVG and PNG, labels that keep out of the way.
 
-The colours are those of `PALETTE`; `svg` puts CSS variables in their place, so that one picture
-serves a light and a dark page. Sizes are chosen so that a phone's 360 pixels show readable text.
+The colours are those of `PALETTE` and of the compared methods; `svg` puts CSS variables in their
+place, so that one picture serves a light and a dark page. Sizes are chosen so that a phone's 360
+pixels show readable text.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Colour-blind safe; every method has its own marker too. Name of the CSS variable → light colour.
+from pipeline.compare import methods
+
+# Name of the CSS variable → light colour, as in style.css.
 PALETTE = {
     "ink": "#1b2430",
     "soft": "#5c6878",
     "line": "#d9dee5",
     "paper": "#fefefe",
-    "sft": "#7a8594",
-    "ppo": "#0b67b8",
-    "dpo": "#cf5a00",
-    "best_of_n": "#00876a",
     "frontier": "#2f3b4a",
+    "accent": "#1a69b5",
+    "second": "#bf5600",
 }
 STYLE: Any = {
     "font.family": "sans-serif",
@@ -88,7 +89,8 @@ def svg(figure: Figure, name: str) -> str:
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    for variable, colour in PALETTE.items():
+    colours = PALETTE | {method.name: method.colour for method in methods.METHODS}
+    for variable, colour in colours.items():
         text = text.replace(colour, f"var(--{variable})")
     return (
         text.replace('id="', f'id="{name}-')

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.compare import best_of_n, frontier, methods
-from pipeline.compare.columns import COLUMNS
+from pipeline.compare.columns import shown
 from pipeline.compare.evaluate import (
     Evaluation,
     Metrics,
@@ -275,13 +275,13 @@ def table(results: dict[str, Any]) -> Table:
     """The methods' metrics, a method a row, as the report has them."""
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     drawn.add_column("")
-    rows = [results["methods"][m.name] for m in methods.METHODS if m.name in results["methods"]]
-    titles = [m.title for m in methods.METHODS if m.name in results["methods"]]
-    shown = [c for c in COLUMNS if any(row.get(c.key) is not None for row in rows)]
-    for column in shown:
+    measured = methods.present(results["methods"])
+    rows = [results["methods"][method.name] for method in measured]
+    columns = shown(rows)
+    for column in columns:
         drawn.add_column(column.heading, justify="right")
-    for title, row in zip(titles, rows, strict=True):
-        drawn.add_row(title, *(f"{c.value(row)} {c.range(row)}".rstrip() for c in shown))
+    for method, row in zip(measured, rows, strict=True):
+        drawn.add_row(method.title, *(f"{c.value(row)} {c.range(row)}".rstrip() for c in columns))
     return drawn
 
 
