@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.output.terminal import KEY_NUMBERS
+from pipeline.report.pictures import TRAINING
+
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("sft", "ppo", "dpo", "best_of_n")
 MEASURES = (
@@ -21,11 +24,11 @@ MEASURES = (
 )
 
 
-def start(output: Path) -> subprocess.Popen[bytes]:
-    """`rlhf run` on the tiny config in a process group of its own."""
-    command = [sys.executable, "-m", "pipeline", "run", "--config", "configs/tiny.yaml"]
+def start(output: Path, what: str = "run", *changes: str) -> subprocess.Popen[bytes]:
+    """`rlhf run`, or another command, on the tiny config in a process group of its own."""
+    command = [sys.executable, "-m", "pipeline", what, "--config", "configs/tiny.yaml"]
     return subprocess.Popen(
-        [*command, f"output_dir={output}"],
+        [*command, f"output_dir={output}", *changes],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -58,6 +61,24 @@ def test_every_stage_leaves_its_outputs(whole: Path) -> None:
     assert {"policy/clipfrac_avg", "policy/approxkl_avg", "val/ratio"} <= set(ppo)
     metrics = json.loads((whole / "reward" / "metrics.json").read_text())
     assert metrics["proxy"]["accuracy"] > 0.8 and metrics["gold"]["accuracy"] > 0.8
+
+
+def test_what_is_shown_while_training_is_logged(whole: Path, tmp_path: Path) -> None:
+    """Every metric of the report's curves and of the terminal's lines is one that a trainer logs.
+
+    Of the evaluations only the reward stage's has such numbers.
+    """
+    evaluating = ["reward.eval_strategy=steps", "reward.eval_steps=38"]
+    assert start(tmp_path, "reward", *evaluating).wait(timeout=200) == 0
+    logged: dict[str, set[str]] = {}
+    for folder in (*map(whole.joinpath, ("sft", "ppo", "dpo")), tmp_path / "reward"):
+        lines = [
+            line for path in folder.glob("metrics*.jsonl") for line in path.read_text().splitlines()
+        ]
+        logged[folder.name] = {name for line in lines for name in json.loads(line)}
+    for method, _, panels in TRAINING:
+        assert set(panels.values()) <= logged[method.name]
+    assert set(KEY_NUMBERS) <= set().union(*logged.values())
 
 
 def test_results_have_the_documented_shape(whole: Path) -> None:

@@ -94,7 +94,6 @@ def histories(rng: np.random.Generator) -> dict[str, list[dict[str, Any]]]:
             "val/explained_variance": 0.75 * t + 0.04 * noise[4],
         })  # fmt: skip
     sft = [{"step": s, "loss": 4.3 + math.exp(-s / 12)} for s in range(5, 76, 5)]
-    sft += [{"step": s, "eval_loss": 4.35 + 0.8 * math.exp(-s / 14)} for s in (25, 50, 75)]
     dpo = [
         {"step": s, "loss": 0.69 - 0.1 * (1 - math.exp(-s / 20)) + 0.01 * rng.normal(),
          "rewards/accuracies": 0.5 + 0.2 * (1 - math.exp(-s / 20)),

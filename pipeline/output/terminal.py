@@ -37,7 +37,6 @@ KEY_NUMBERS = {
     "mean_token_accuracy": "token_acc",
     "rewards/accuracies": "pair_acc",
     "rewards/margins": "margin",
-    "eval_rewards/accuracies": "eval_pair_acc",
     "learning_rate": "lr",
 }
 

@@ -170,35 +170,22 @@ def calibration(reward: Mapping[str, Any]) -> Figure | None:
 
 
 @styled
-def curves(
-    rows: Rows, panels: Mapping[str, str], colour: str, eval_colour: str = PALETTE["soft"]
-) -> Figure | None:
+def curves(rows: Rows, panels: Mapping[str, str], colour: str) -> Figure | None:
     """Training curves under each other over the optimizer step.
 
-    ``panels`` maps a title to a metric's name; an ``eval_`` metric of the same name is drawn beside
-    it. A panel without numbers is left out.
+    ``panels`` maps a title to a metric's name; a panel without numbers is left out.
     """
-    logged = []
-    for title, name in panels.items():
-        series, held = _series(rows, name), _series(rows, f"eval_{name}")
-        if series or held:
-            logged.append((title, series, held))
+    series = {title: _series(rows, name) for title, name in panels.items()}
+    logged = {title: points for title, points in series.items() if points}
     if not logged:
         return None
     height = 0.55 + 1.15 * len(logged)
     drawn = Figure(figsize=(WIDTH, height), layout="constrained")
     column = drawn.subplots(len(logged), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (title, series, held) in zip(column, logged, strict=True):
+    for axes, (title, points) in zip(column, logged.items(), strict=True):
         axes.set_title(title, fontsize=9.5, pad=3)
-        if series:
-            few = "o" if len(series) < 3 else None
-            axes.plot(*zip(*series, strict=True), color=colour, marker=few)
-        if held:
-            axes.plot(
-                *zip(*held, strict=True), color=eval_colour, marker="o", ms=3.5, lw=1.2, ls="--",
-                label="held out",
-            )  # fmt: skip
-            axes.legend(loc="best", fontsize=8.5)
+        few = "o" if len(points) < 3 else None
+        axes.plot(*zip(*points, strict=True), color=colour, marker=few)
         axes.margins(y=0.15)
         axes.locator_params(axis="y", nbins=4)
     column[-1].set_xlabel("optimizer step")

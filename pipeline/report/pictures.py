@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from pipeline.compare.methods import BEST_OF_N, DPO, PPO, SFT
 from pipeline.report import figures, plotting
 from pipeline.report.outputs import Outputs
-from pipeline.report.plotting import PALETTE
 
 # Title → metric. What each means: docs/ppo-metrics.md, and TRL's pages on its trainers.
 PPO_PANELS = {
@@ -26,11 +25,11 @@ DPO_PANELS = {
     "pairs ordered right": "rewards/accuracies",
     "reward margin, chosen − rejected": "rewards/margins",
 }
-# Method, caption, panels, colour of what is held out.
+# Method, caption, panels.
 TRAINING = (
-    (PPO, "Measured on training prompts, one point a log event.", PPO_PANELS, PALETTE["soft"]),
-    (DPO, "Measured on training pairs; dashed is held out.", DPO_PANELS, PALETTE["soft"]),
-    (SFT, "Measured on demonstrations; dashed is held out.", SFT_PANELS, PALETTE["ink"]),
+    (PPO, "Measured on training prompts, one point a log event.", PPO_PANELS),
+    (DPO, "Measured on training pairs.", DPO_PANELS),
+    (SFT, "Measured on demonstrations.", SFT_PANELS),
 )
 
 
@@ -94,9 +93,9 @@ def pictures(outputs: Outputs) -> dict[str, Picture]:
                 f"training_{method.name}",
                 f"{method.title} while it trained",
                 words,
-                figures.curves(history.get(method.name, []), panels, method.colour, held_out),
+                figures.curves(history.get(method.name, []), panels, method.colour),
             )
-            for method, words, panels, held_out in TRAINING
+            for method, words, panels in TRAINING
         ),
     ]
     return {

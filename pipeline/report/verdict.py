@@ -180,18 +180,14 @@ def _neither(trained: list[str], methods: Mapping[str, Numbers], sft: Numbers, b
     if len(hacking) == len(trained) and hacking:
         both = " and ".join(hacking)
         verb = "raise" if len(hacking) > 1 else "raises"
-        return (
-            f"Ship neither, keep {_BASE}: {both} {verb} the reward but not the judge (β = {beta})."
-        )
+        return f"{keep}: {both} {verb} the reward but not the judge (β = {beta})."
     if hacking:
         other = next(_TITLES[name] for name in trained if _TITLES[name] not in hacking)
         return (
             f"{keep}: {hacking[0]} raises the reward but not the judge, and {other} is not"
             f" above {_BASE} by more than the noise (β = {beta})."
         )
-    return (
-        f"Ship neither, keep {_BASE}: at β = {beta} no policy is above it by more than the noise."
-    )
+    return f"{keep}: at β = {beta} no policy is above it by more than the noise."
 
 
 def _cheaper(
