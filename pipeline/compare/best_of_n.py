@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.compare.evaluate import Array, Evaluation, Metrics, distinct, standard_error
+from pipeline.compare.evaluate import Evaluation, Metrics, distinct, standard_error
+from pipeline.compare.frontier import Array
 
 KL_NOTE = "upper bound log n − (n−1)/n, so its objective is a lower bound"
 
