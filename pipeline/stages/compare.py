@@ -20,8 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.compare import best_of_n, frontier, methods
-from pipeline.compare.columns import shown
+from pipeline.compare import best_of_n, columns, frontier, methods
 from pipeline.compare.evaluate import (
     Evaluation,
     Metrics,
@@ -60,8 +59,8 @@ def run(experiment: Experiment) -> None:
         write_text(folder / "samples.jsonl", "".join(lines))
         write_json(folder / "details.json", details)
         write_json(folder / "results.json", results)
-        shown = [{"prompt": row["prompt"], **row["completions"]} for row in rows]
-        tracking.log_samples(experiment, "compare", 0, shown)
+        texts = [{"prompt": row["prompt"], **row["completions"]} for row in rows]
+        tracking.log_samples(experiment, "compare", 0, texts)
     finally:
         tracking.finish()
     show(results, details)
@@ -257,7 +256,7 @@ def _finite(value: Any) -> Any:
 
 # --- Telling ------------------------------------------------------------------------------------
 
-# Characters in a line where the output is no terminal: more than any table needs.
+# Characters in a line where the output is no terminal: more than the table needs.
 WIDE = 240
 
 
@@ -272,16 +271,16 @@ def show(results: dict[str, Any], details: dict[str, Any]) -> None:
 
 
 def table(results: dict[str, Any]) -> Table:
-    """The methods' metrics, a method a row, as the report has them."""
-    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    drawn.add_column("")
+    """The report's numbers with a method a column, which a narrow terminal has room for."""
     measured = methods.present(results["methods"])
     rows = [results["methods"][method.name] for method in measured]
-    columns = shown(rows)
-    for column in columns:
-        drawn.add_column(column.heading, justify="right")
-    for method, row in zip(measured, rows, strict=True):
-        drawn.add_row(method.title, *(f"{c.value(row)} {c.range(row)}".rstrip() for c in columns))
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    drawn.add_column("", no_wrap=True)
+    for method in measured:
+        drawn.add_column(method.title, justify="right")
+    for column in columns.shown(rows):
+        cells = (f"{column.value(row)} {column.range(row)}".rstrip() for row in rows)
+        drawn.add_row(column.heading, *cells)
     return drawn
 
 
