@@ -24,11 +24,11 @@ MEASURES = (
 )
 
 
-def start(output: Path, what: str = "run", *changes: str) -> subprocess.Popen[bytes]:
-    """`rlhf run`, or another command, on the tiny config in a process group of its own."""
-    command = [sys.executable, "-m", "pipeline", what, "--config", "configs/tiny.yaml"]
+def start(output: Path) -> subprocess.Popen[bytes]:
+    """`rlhf run` on the tiny config in a process group of its own."""
+    command = [sys.executable, "-m", "pipeline", "run", "--config", "configs/tiny.yaml"]
     return subprocess.Popen(
-        [*command, f"output_dir={output}", *changes],
+        [*command, f"output_dir={output}"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -68,8 +68,17 @@ def test_what_is_shown_while_training_is_logged(whole: Path, tmp_path: Path) -> 
 
     Of the evaluations only the reward stage's has such numbers.
     """
+    command = [sys.executable, "-m", "pipeline", "reward", "--config", "configs/tiny.yaml"]
     evaluating = ["reward.eval_strategy=steps", "reward.eval_steps=38"]
-    assert start(tmp_path, "reward", *evaluating).wait(timeout=200) == 0
+    done = subprocess.run(
+        [*command, f"output_dir={tmp_path}", *evaluating],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
     logged: dict[str, set[str]] = {}
     for folder in (*map(whole.joinpath, ("sft", "ppo", "dpo")), tmp_path / "reward"):
         lines = [
