@@ -218,6 +218,8 @@ def test_everything_is_written_and_nothing_is_fetched(filled: Path) -> None:
     assert "@import" not in html and not re.search(r"url\((?!#)", html)
     assert 'name="viewport"' in html and "prefers-color-scheme: dark" in html
     assert html.count("<svg") == len(DRAWN)
+    used = set(re.findall(r"var\(--([\w-]+)\)", html))
+    assert used <= set(re.findall(r"--([\w-]+):", html)), "a colour that is not defined is black"
     assert (folder / "reward_kl.png").read_bytes().startswith(b"\x89PNG")
     assert len(html) < 1_500_000
 
