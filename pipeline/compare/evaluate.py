@@ -12,16 +12,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.compare.frontier import Array
 from pipeline.data.records import Prompt
 from pipeline.lm.generation import sample
 from pipeline.lm.scoring import completion_kl, text_nll
 from pipeline.output.terminal import progress
 from reward_models import RewardFunction
 
-Array = NDArray[np.float64]
 Metrics = dict[str, Any]
 
 

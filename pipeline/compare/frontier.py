@@ -15,15 +15,20 @@ than log N nats from them. All KLs are in nats per completion, rewards in the re
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 Array = NDArray[np.float64]
 
 # The first row of the doubling table: fewer samples than this say little about a log of a mean.
 FIRST_DOUBLING = 8
+# Numbers of one column that the bootstrap holds at once: 16 MB.
+_HELD = 2_000_000
 
 
 def log_partition(rewards: Array, beta: float) -> Array:
@@ -148,71 +153,71 @@ def ratio(gain: Array, room: Array) -> float | None:
     With gain = J(π) − J(π_ref) and room = J* − J(π_ref) a prompt this is the optimality of π: 0
     for the reference, 1 for the best that any method can reach at that β.
     """
-    total = float(room.sum())
+    value = float(_ratios(gain, room))
+    return value if math.isfinite(value) else None
+
+
+def _ratios(gain: Array, room: Array, axis: int = -1) -> Array:
+    """`ratio` along ``axis``; NaN where there is no room."""
+    total = room.sum(axis=axis)
     # room is ≥ 0 for every prompt (Jensen); equal rewards throughout leave rounding errors.
-    return float(gain.sum()) / total if total > 1e-9 * len(room) else None
+    enough = total > 1e-9 * room.shape[axis]
+    return np.where(enough, gain.sum(axis=axis) / np.where(enough, total, 1.0), np.nan)
 
 
 def ratio_interval(
     gain: Array, room: Array, resamples: int, seed: int, level: float = 0.95
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of :func:`ratio` over prompts.
+    """Bootstrap interval of :func:`ratio` over prompts; None without room or from one prompt.
 
     A drawn prompt brings its method, reference and optimum along, so their shared luck cancels.
     It covers the choice of prompts and the samples behind each; not the bias of J* in N.
     """
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(len(gain), size=len(gain)) for _ in range(resamples))
-    found = [r for r in (ratio(gain[draw], room[draw]) for draw in draws) if r is not None]
-    return _percentiles(found, level) if found else None
+    return _interval(_ratios, (gain, room), resamples, seed, level)
 
 
 def mean_interval(
     values: Array, resamples: int, seed: int, level: float = 0.95
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of ``values`` ``(P,)`` over prompts."""
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(len(values), size=len(values)) for _ in range(resamples))
-    return _percentiles([float(values[draw].mean()) for draw in draws], level)
+) -> tuple[float, float] | None:
+    """Bootstrap interval of the mean of ``values`` ``(P,)`` over prompts; None from one prompt."""
+    return _interval(np.mean, (values,), resamples, seed, level)
 
 
-def _percentiles(found: list[float], level: float) -> tuple[float, float]:
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+def _interval(
+    statistic: Callable[..., Array],
+    columns: tuple[Array, ...],
+    resamples: int,
+    seed: int,
+    level: float,
+) -> tuple[float, float] | None:
+    """Interval of ``statistic(*columns, axis)`` over prompts, by BCa (Efron 1987).
+
+    BCa moves the percentiles by the bias and the skew that the draws show. Where these do not exist
+    (all draws are equal, as the reference's against itself; all are on one side of the value; in
+    some there is no room) the plain percentiles of the draws that have a value are taken.
+    """
+    prompts = len(columns[0])
+    if prompts < 2:
+        return None
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        result = stats.bootstrap(
+            columns,
+            statistic,
+            paired=True,
+            vectorized=True,
+            n_resamples=resamples,
+            # Draws, and BCa's P leave-one-out columns of P − 1, held at once.
+            batch=max(1, _HELD // prompts),
+            confidence_level=level,
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        )
+    low, high = result.confidence_interval
+    if not (math.isfinite(low) and math.isfinite(high)):
+        draws = result.bootstrap_distribution
+        draws = draws[np.isfinite(draws)]
+        if not len(draws):
+            return None
+        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def best_of_n_weights(rewards: Array, n: int) -> Array:
-    """The chance of each of the N samples to be the best of n drawn without replacement.
-
-    The sample of rank k (1 is the worst) wins C(k−1, n−1) of the C(N, n) draws. Equal rewards
-    share their chances, as a fair coin between them would. A sum of weight times any quantity is
-    the unbiased estimate of that quantity's expectation under best-of-n: its reward, its gold
-    score, its length.
-
-    Returns:
-        ``(P, N)``, rows sum to 1.
-
-    Raises:
-        ValueError: n is above N.
-    """
-    samples = rewards.shape[1]
-    if not 1 <= n <= samples:
-        raise ValueError(f"the best of {n} cannot be taken from {samples} samples")
-    draws = math.comb(samples, n)
-    by_rank = np.array([math.comb(k, n - 1) / draws for k in range(samples)])
-    weights = np.empty_like(rewards)
-    for row, values in zip(weights, rewards, strict=True):
-        order = np.argsort(values, kind="stable")
-        _, group, size = np.unique(values[order], return_inverse=True, return_counts=True)
-        row[order] = (np.bincount(group, by_rank) / size)[group]
-    return weights
-
-
-def best_of_n_kl(n: int) -> float:
-    """Upper bound on KL(best-of-n‖π_ref): log n − (n−1)/n nats (Beirami et al. 2024).
-
-    Best-of-n has no next-token distribution of its own, so the KL along the path that other
-    policies are measured by does not exist for it. The bound is met where equal rewards and
-    repeated samples are rare; elsewhere J_β from it is too low, never too high.
-    """
-    return math.log(n) - (n - 1) / n

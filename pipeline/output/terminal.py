@@ -24,7 +24,7 @@ PLAIN_INTERVAL = 15.0
 # The numbers worth a glance, in the order they are printed: metric name → short name.
 KEY_NUMBERS = {
     "objective/scores": "score",
-    "objective/kl": "kl",
+    "objective/kl_exact": "kl",
     "objective/rlhf_reward": "rlhf_reward",
     "objective/entropy": "entropy",
     "policy/clipfrac_avg": "clipfrac",
@@ -37,7 +37,6 @@ KEY_NUMBERS = {
     "mean_token_accuracy": "token_acc",
     "rewards/accuracies": "pair_acc",
     "rewards/margins": "margin",
-    "eval_rewards/accuracies": "eval_pair_acc",
     "learning_rate": "lr",
 }
 

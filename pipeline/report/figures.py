@@ -10,40 +10,39 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.compare.methods import PPO, SFT, Method, present
 from pipeline.report.plotting import PALETTE, WIDTH, figure, label_ends, label_points, styled
-from pipeline.report.verdict import METHODS, NAMES
 
-MARKERS = {"sft": "o", "ppo": "D", "dpo": "s", "best_of_n": "^"}
 Rows = Sequence[Mapping[str, Any]]
+Point = tuple[float, float]
 
 
 @styled
 def reward_kl(results: Mapping[str, Any], details: Mapping[str, Any], ppo: Rows) -> Figure | None:
     """Mean reward against KL: the optimal frontier, every method, and PPO's way there."""
-    methods = _placed(results["methods"], "kl", "reward")
+    placed = _placed(results["methods"], "kl", "reward")
     frontier = sorted(results.get("frontier") or [], key=lambda row: row["kl"])
-    if not methods:
+    if not placed:
         return None
     drawn, axes = figure(3.7)
     boxes: list[Any] = []
-    reference = results["methods"].get("sft", {}).get("reward")
+    reference = results["methods"].get(SFT.name, {}).get("reward")
     curve = [(0.0, reference)] if reference is not None and frontier else []
     curve += [(row["kl"], row["reward"]) for row in frontier]
-    right = 1.25 * max([x for x, _ in methods.values()] + [0.4])
+    right = 1.25 * max([x for x, _ in placed.values()] + [0.4])
     ceiling = _frontier(axes, curve, right)
     trained = _trajectory(axes, ppo, right)
-    lowest = min([y for _, y in methods.values()] + trained)
-    highest = max([y for _, y in methods.values()] + trained + ceiling)
+    lowest = min([y for _, y in placed.values()] + trained)
+    highest = max([y for _, y in placed.values()] + trained + ceiling)
     axes.set_ylim(lowest - 0.06 * (highest - lowest), highest + 0.02 * (highest - lowest))
-    for name, (x, y) in methods.items():
-        _point(axes, name, x, y)
+    for method, (x, y) in placed.items():
+        _point(axes, method, x, y)
+        if method.stage is None:  # its KL is an upper bound: it lies here or further left
+            axes.annotate(
+                "", (max(0.0, x - 0.09 * right), y), xytext=(x, y),
+                arrowprops={"arrowstyle": "->", "color": method.colour, "lw": 1.2},
+            )  # fmt: skip
     axes.set_xlim(-0.04 * right, right)
-    if "best_of_n" in methods:  # its KL is an upper bound: it lies here or further left
-        x, y = methods["best_of_n"]
-        axes.annotate(
-            "", (max(0.0, x - 0.09 * right), y), xytext=(x, y),
-            arrowprops={"arrowstyle": "->", "color": PALETTE["best_of_n"], "lw": 1.2},
-        )  # fmt: skip
     _iso_objective(axes, results, details, right)
     cap = details.get("kl_cap")
     if cap and cap < right:
@@ -54,7 +53,7 @@ def reward_kl(results: Mapping[str, Any], details: Mapping[str, Any], ppo: Rows)
         )  # fmt: skip
     axes.set_xlabel("KL from the reference (nats a completion)")
     axes.set_ylabel("mean reward")
-    label_points(axes, {NAMES[n]: (p, PALETTE[n]) for n, p in methods.items()}, boxes, curve)
+    label_points(axes, {m.title: (p, m.colour) for m, p in placed.items()}, boxes, curve)
     axes.legend(loc="lower right", handlelength=1.6, labelcolor=PALETTE["soft"])
     return drawn
 
@@ -62,54 +61,60 @@ def reward_kl(results: Mapping[str, Any], details: Mapping[str, Any], ppo: Rows)
 @styled
 def proxy_gold(results: Mapping[str, Any], samples: Rows, same: bool = False) -> Figure | None:
     """The judge's mark against the reward: single completions, and each method's mean."""
-    methods = _placed(results["methods"], "reward", "gold")
-    if not methods:
+    placed = _placed(results["methods"], "reward", "gold")
+    if not placed:
         return None
     drawn, axes = figure(3.7)
-    for name in METHODS:
+    for method in present(results["methods"]):
         pairs = [
-            (row["rewards"][name], row["gold"][name])
+            (row["rewards"][method.name], row["gold"][method.name])
             for row in samples
-            if name in (row.get("rewards") or {}) and name in (row.get("gold") or {})
+            if method.name in (row.get("rewards") or {}) and method.name in (row.get("gold") or {})
         ]
         if pairs:
             x, y = np.array(pairs, dtype=float).T
-            axes.scatter(x, y, s=11, color=PALETTE[name], alpha=0.28, linewidths=0)
+            axes.scatter(x, y, s=11, color=method.colour, alpha=0.28, linewidths=0)
     axes.axhline(0, color=PALETTE["soft"], lw=0.8, ls=":")
     axes.axvline(0, color=PALETTE["soft"], lw=0.8, ls=":")
-    for name, (x, y) in methods.items():
-        if name != "sft" and "sft" in methods:
+    for method, (x, y) in placed.items():
+        if not method.reference and SFT in placed:
             axes.annotate(
-                "", (x, y), xytext=methods["sft"],
-                arrowprops={"arrowstyle": "-", "color": PALETTE[name], "lw": 1.2, "alpha": 0.7},
+                "", (x, y), xytext=placed[SFT],
+                arrowprops={"arrowstyle": "-", "color": method.colour, "lw": 1.2, "alpha": 0.7},
             )  # fmt: skip
-        _point(axes, name, x, y)
+        _point(axes, method, x, y)
     axes.set_xlabel("reward (what was optimised)")
     axes.set_ylabel("the same reward" if same else "judge (never optimised)")
-    label_points(axes, {NAMES[n]: (p, PALETTE[n]) for n, p in methods.items()}, [], [])
+    label_points(axes, {m.title: (p, m.colour) for m, p in placed.items()}, [], [])
     return drawn
 
 
 @styled
 def optimality(methods: Mapping[str, Any]) -> Figure | None:
     """How much of the possible gain each method reaches, with its interval."""
-    shown = [n for n in METHODS[1:] if (methods.get(n) or {}).get("optimality") is not None]
+    shown = {
+        method: methods[method.name]
+        for method in present(methods)
+        if not method.reference and methods[method.name].get("optimality") is not None
+    }
     if not shown:
         return None
     drawn, axes = figure(0.75 + 0.45 * len(shown))
-    for row, name in enumerate(reversed(shown)):
-        value, ci = methods[name]["optimality"], methods[name].get("optimality_ci")
-        axes.barh(row, value, height=0.55, color=PALETTE[name], alpha=0.85)
+    upwards = list(reversed(shown.items()))
+    for at, (method, row) in enumerate(upwards):
+        axes.barh(at, row["optimality"], height=0.55, color=method.colour, alpha=0.85)
+        ci = row.get("optimality_ci")
         if ci:
-            axes.plot(ci, [row, row], color=PALETTE["ink"], lw=1.4)
-            axes.plot(ci, [row, row], color=PALETTE["ink"], marker="|", ms=8, lw=0)
-    axes.set_yticks(range(len(shown)), [NAMES[n] for n in reversed(shown)])
+            axes.plot(ci, [at, at], color=PALETTE["ink"], lw=1.4)
+            axes.plot(ci, [at, at], color=PALETTE["ink"], marker="|", ms=8, lw=0)
+    axes.set_yticks(range(len(shown)), [method.title for method, _ in upwards])
     axes.tick_params(axis="y", labelcolor=PALETTE["ink"])
     axes.axvline(0, color=PALETTE["soft"], lw=1)
     axes.axvline(1, color=PALETTE["frontier"], lw=1.2, ls="--")
     axes.grid(False, axis="y")
-    highest = max([1.0] + [(methods[n].get("optimality_ci") or [0, 0])[1] for n in shown])
-    axes.set_xlim(min(0.0, *(methods[n]["optimality"] for n in shown)), max(1.08, 1.03 * highest))
+    highest = max([1.0] + [(row.get("optimality_ci") or [0, 0])[1] for row in shown.values()])
+    lowest = min([0.0] + [row["optimality"] for row in shown.values()])
+    axes.set_xlim(lowest, max(1.08, 1.03 * highest))
     axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
     axes.set_xlabel("share of the possible gain")
     return drawn
@@ -125,11 +130,11 @@ def optimum(details: Mapping[str, Any], methods: Mapping[str, Any]) -> Figure | 
     n = [row["n"] for row in rows]
     axes.plot(n, [row["j_star"] for row in rows], color=PALETTE["frontier"], marker="o", ms=4.5)
     ends: dict[str, Any] = {"optimum": ((n[-1], rows[-1]["j_star"]), PALETTE["frontier"])}
-    for name in METHODS:
-        value = (methods.get(name) or {}).get("objective")
+    for method in present(methods):
+        value = methods[method.name].get("objective")
         if value is not None:
-            axes.axhline(value, color=PALETTE[name], lw=1.4, ls="--")
-            ends[NAMES[name]] = ((n[-1], value), PALETTE[name])
+            axes.axhline(value, color=method.colour, lw=1.4, ls="--")
+            ends[method.title] = ((n[-1], value), method.colour)
     axes.set_xscale("log", base=2)
     axes.set_xticks(n, [str(value) for value in n])
     axes.minorticks_off()
@@ -142,14 +147,14 @@ def optimum(details: Mapping[str, Any], methods: Mapping[str, Any]) -> Figure | 
 @styled
 def calibration(reward: Mapping[str, Any]) -> Figure | None:
     """The share of positive texts against the classifiers' probability of it."""
-    found = {name: (reward.get(name) or {}).get("bins") or [] for name in ("proxy", "gold")}
-    if not any(found.values()):
+    measured = {name: (reward.get(name) or {}).get("bins") or [] for name in ("proxy", "gold")}
+    if not any(measured.values()):
         return None
     drawn, axes = figure(3.4)
-    looks = {"proxy": ("ppo", "reward (proxy)"), "gold": ("best_of_n", "judge (gold)")}
+    looks = {"proxy": ("accent", "reward (proxy)"), "gold": ("second", "judge (gold)")}
     axes.plot([0, 1], [0, 1], color=PALETTE["soft"], lw=1.2, ls="--", label="perfect")
-    largest = max(b["texts"] for bins in found.values() for b in bins)
-    for name, bins in found.items():
+    largest = max(b["texts"] for bins in measured.values() for b in bins)
+    for name, bins in measured.items():
         if bins:
             colour, label = PALETTE[looks[name][0]], looks[name][1]
             x, y = [b["predicted"] for b in bins], [b["positive"] for b in bins]
@@ -165,60 +170,46 @@ def calibration(reward: Mapping[str, Any]) -> Figure | None:
 
 
 @styled
-def curves(
-    rows: Rows, panels: Mapping[str, Sequence[str]], colour: str, eval_colour: str = "soft"
-) -> Figure | None:
+def curves(rows: Rows, panels: Mapping[str, str], colour: str) -> Figure | None:
     """Training curves under each other over the optimizer step.
 
-    ``panels`` maps a title to the metric names to look for, the first one found being drawn; an
-    ``eval_`` metric of the same name is drawn beside it.
+    ``panels`` maps a title to a metric's name; a panel without numbers is left out.
     """
-    found = []
-    for title, names in panels.items():
-        series = next((s for s in (_series(rows, name) for name in names) if s), None)
-        held = next((s for s in (_series(rows, f"eval_{name}") for name in names) if s), None)
-        if series or held:
-            found.append((title, series, held))
-    if not found:
+    series = {title: _series(rows, name) for title, name in panels.items()}
+    logged = {title: points for title, points in series.items() if points}
+    if not logged:
         return None
-    height = 0.55 + 1.15 * len(found)
+    height = 0.55 + 1.15 * len(logged)
     drawn = Figure(figsize=(WIDTH, height), layout="constrained")
-    column = drawn.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (title, series, held) in zip(column, found, strict=True):
+    column = drawn.subplots(len(logged), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (title, points) in zip(column, logged.items(), strict=True):
         axes.set_title(title, fontsize=9.5, pad=3)
-        if series:
-            few = "o" if len(series) < 3 else None
-            axes.plot(*zip(*series, strict=True), color=PALETTE[colour], marker=few)
-        if held:
-            axes.plot(
-                *zip(*held, strict=True), color=PALETTE[eval_colour], marker="o", ms=3.5, lw=1.2,
-                ls="--", label="held out",
-            )  # fmt: skip
-            axes.legend(loc="best", fontsize=8.5)
+        few = "o" if len(points) < 3 else None
+        axes.plot(*zip(*points, strict=True), color=colour, marker=few)
         axes.margins(y=0.15)
         axes.locator_params(axis="y", nbins=4)
     column[-1].set_xlabel("optimizer step")
     return drawn
 
 
-def _placed(methods: Mapping[str, Any], x: str, y: str) -> dict[str, tuple[float, float]]:
+def _placed(methods: Mapping[str, Any], x: str, y: str) -> dict[Method, Point]:
     """Where each method lies, for those that have both numbers."""
+    rows = {method: methods[method.name] for method in present(methods)}
     return {
-        name: (float(methods[name][x]), float(methods[name][y]))
-        for name in METHODS
-        if name in methods and methods[name].get(x) is not None
-        and methods[name].get(y) is not None
-    }  # fmt: skip
+        method: (float(row[x]), float(row[y]))
+        for method, row in rows.items()
+        if row.get(x) is not None and row.get(y) is not None
+    }
 
 
-def _point(axes: Axes, name: str, x: float, y: float) -> None:
+def _point(axes: Axes, method: Method, x: float, y: float) -> None:
     axes.scatter(
-        [x], [y], s=80, marker=MARKERS[name], color=PALETTE[name], zorder=5,
+        [x], [y], s=80, marker=method.marker, color=method.colour, zorder=5,
         edgecolors=PALETTE["paper"], linewidths=1.4,
     )  # fmt: skip
 
 
-def _frontier(axes: Axes, curve: Sequence[tuple[float, float]], right: float) -> list[float]:
+def _frontier(axes: Axes, curve: Sequence[Point], right: float) -> list[float]:
     """Draw the frontier, shade what no policy can reach; return how high the picture should go."""
     if len(curve) < 2:
         return []
@@ -263,12 +254,9 @@ def _trajectory(axes: Axes, rows: Rows, right: float) -> list[float]:
 
     Returns the running mean's rewards.
     """
-    points: list[tuple[float, float]] = []
+    points: list[Point] = []
     for row in rows:
-        kl, score = (
-            row.get("objective/kl_exact", row.get("objective/kl")),
-            row.get("objective/scores"),
-        )
+        kl, score = row.get("objective/kl_exact"), row.get("objective/scores")
         if kl is not None and score is not None:
             points.append((kl, score))
     if len(points) < 2:
@@ -282,11 +270,9 @@ def _trajectory(axes: Axes, rows: Rows, right: float) -> list[float]:
     inside = x <= right
     faint: Any = np.linspace(0.2, 0.7, len(x))[inside]
     axes.plot(
-        *smooth, color=PALETTE["ppo"], lw=1.3, alpha=0.6, zorder=2, label="PPO while training"
+        *smooth, color=PPO.colour, lw=1.3, alpha=0.6, zorder=2, label=f"{PPO.title} while training"
     )
-    axes.scatter(
-        x[inside], y[inside], s=9, color=PALETTE["ppo"], alpha=faint, linewidths=0, zorder=2
-    )
+    axes.scatter(x[inside], y[inside], s=9, color=PPO.colour, alpha=faint, linewidths=0, zorder=2)
     return [float(value) for value in smooth[1]]
 
 

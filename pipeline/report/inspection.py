@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from pipeline.cli import Parser
+from pipeline.compare.wording import number, percent, signed
 from pipeline.errors import UserError
 from pipeline.output import files
 from pipeline.ppo.upkeep import journal
-from pipeline.report.wording import number, percent, signed
+from pipeline.report.templating import template
 from pipeline.stages.tracking import read_metrics
 
 
@@ -188,7 +188,7 @@ def choose(folder: Path, step: int | None) -> int:
             f"--step {step}: out of range; {folder} has {len(steps)} rollouts, made at steps"
             f" {steps[0]} to {steps[-1]}"
         )
-    return max(found for found in steps if found <= step)
+    return max(made for made in steps if made <= step)
 
 
 def page(folder: Path, step: int, asked: int | None = None) -> str:
@@ -217,15 +217,7 @@ def _render(folder: Path, step: int, asked: int | None, record: dict[str, Any]) 
     limits, (low, high) = _limits(completions), _range(completions)
     stage = folder.parent
     steps = journal.steps(folder)
-    environment = Environment(
-        loader=PackageLoader("pipeline.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"num": number, "signed": signed, "visible": visible}
-    return environment.get_template("inspect.html.j2").render(
+    return template("inspect.html", visible=visible).render(
         name=stage.parent.name if stage.name == "ppo" else stage.name,
         step=step,
         asked=asked if asked != step else None,
@@ -269,12 +261,12 @@ def _limits(completions: Iterable[dict[str, Any]]) -> dict[str, float]:
     sizes: dict[str, list[float]] = {quantity.scale: [] for quantity in QUANTITIES}
     for completion in completions:
         for quantity in QUANTITIES:
-            found = [abs(v) for v in completion[quantity.key] if v is not None]
+            values = [abs(v) for v in completion[quantity.key] if v is not None]
             # A completion has one score and many tokens; the score sets the scale of rewards.
             sizes[quantity.scale] += (
-                [max(found, default=0.0)] if quantity.key == "reward" else found
+                [max(values, default=0.0)] if quantity.key == "reward" else values
             )
-    return {scale: _quantile(found, 0.95) for scale, found in sizes.items()}
+    return {scale: _quantile(values, 0.95) for scale, values in sizes.items()}
 
 
 def _quantile(values: list[float], share: float) -> float:
@@ -326,8 +318,8 @@ def _total(values: Iterable[float | None]) -> float:
 
 def _range(completions: Iterable[dict[str, Any]]) -> tuple[float, float]:
     """Least and greatest value or return shown, and 0: one height for all the curves."""
-    found = [v or 0.0 for c in completions for name in ("value", "return") for v in c[name]]
-    return min([0.0, *found]), max([0.0, *found])
+    heights = [v or 0.0 for c in completions for name in ("value", "return") for v in c[name]]
+    return min([0.0, *heights]), max([0.0, *heights])
 
 
 def _curves(completion: dict[str, Any], low: float, high: float) -> dict[str, str]:

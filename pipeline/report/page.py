@@ -10,78 +10,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
-
-from pipeline.errors import UserError
+from pipeline.compare import columns
+from pipeline.compare.methods import present
+from pipeline.compare.wording import beta_text, number, percent
+from pipeline.config import Experiment
 from pipeline.output import files
-from pipeline.report import figures, plotting, verdict
-from pipeline.report.verdict import METHODS, NAMES
-from pipeline.report.wording import beta_text, interval, markdown, number, percent, signed, written
+from pipeline.report import verdict
+from pipeline.report.outputs import Outputs, load
+from pipeline.report.pictures import TRAINING, pictures
+from pipeline.report.templating import template
 from pipeline.runner import clock
-from pipeline.stages.tracking import read_metrics
 
-if TYPE_CHECKING:
-    from pipeline.config import Experiment
-
-STAGES = ("sft", "reward", "ppo", "dpo", "compare")
 SAMPLES = 12
-
-# key → heading, what it is and its unit, how it is written.
-COLUMNS: tuple[tuple[str, str, str, Any], ...] = (
-    ("gold_positive", "judge positive", "share of completions the judge calls positive", percent),
-    ("gold", "judge", "the judge's mean mark (logits when it is a classifier)", number),
-    ("reward", "reward", "mean of the reward that was optimised, in its own unit", number),
-    ("kl", "KL", "distance from the SFT model, nats a completion", number),
-    ("objective", "objective", "reward − β·KL, what PPO and DPO both maximise", number),
-    ("optimality", "optimality", "share of the possible gain in the objective", percent),
-    ("perplexity", "perplexity", "on held-out human texts; lower remembers more", "digits 1"),
-    ("distinct_1", "distinct-1", "different words over all words", number),
-    ("distinct_2", "distinct-2", "different word pairs over all pairs; low repeats", number),
-    ("length", "length", "tokens a completion", "digits 1"),
-    ("ended", "ended", "share of completions that stop by themselves", percent),
-)
-PPO_PANELS = {
-    "score: mean reward of the rollout": ["objective/scores"],
-    "KL from the reference (nats)": ["objective/kl"],
-    "entropy (nats)": ["objective/entropy", "policy/entropy_avg"],
-    "clip fraction": ["policy/clipfrac_avg"],
-    "explained variance of the value": ["val/explained_variance", "value/explained_variance"],
-}
-SFT_PANELS = {"SFT loss (nats a token)": ["loss"]}
-DPO_PANELS = {
-    "DPO loss": ["loss"],
-    "pairs ordered right": ["rewards/accuracies"],
-    "reward margin, chosen − rejected": ["rewards/margins"],
-}
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the stages left behind; everything but ``results`` may be empty."""
-
-    results: dict[str, Any]
-    details: dict[str, Any] = field(default_factory=dict)
-    reward: dict[str, Any] = field(default_factory=dict)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure and its words."""
-
-    name: str
-    title: str
-    caption: str
-    svg: Markup
-    png: bytes
 
 
 def run(experiment: Experiment) -> None:
@@ -90,134 +32,42 @@ def run(experiment: Experiment) -> None:
     Raises:
         UserError: compare/results.json is missing or is not what the compare stage writes.
     """
-    found = load(experiment)
-    context = build(found, experiment.name)
-    environment = _environment()
+    context = build(load(experiment), experiment.name)
     with files.new_folder(experiment.stage_dir("report")) as folder:
-        for template in ("index.html", "report.md"):
-            text = environment.get_template(f"{template}.j2").render(context)
-            files.write_text(folder / template, text)
+        for name in ("index.html", "report.md"):
+            files.write_text(folder / name, template(name).render(context))
         for picture in context["pictures"].values():
             (folder / f"{picture.name}.png").write_bytes(picture.png)
         shutil.copyfile(experiment.stage_dir("compare") / "results.json", folder / "results.json")
 
 
-def load(experiment: Experiment) -> Found:
-    """Read everything that the stages of ``experiment`` wrote for the report."""
-    path = experiment.stage_dir("compare") / "results.json"
-    if not path.is_file():
-        raise UserError(f"{path}: not there; run the compare stage before the report")
-    results = _json(path)
-    if not isinstance(results.get("methods"), dict) or "beta" not in results:
-        raise UserError(f"{path}: not a comparison's results; run the compare stage again")
-    compare = experiment.stage_dir("compare")
-    return Found(
-        results=results,
-        details=_json(compare / "details.json"),
-        reward=_json(experiment.stage_dir("reward") / "metrics.json"),
-        samples=_jsonl(compare / "samples.jsonl"),
-        histories={
-            stage: read_metrics(experiment.stage_dir(stage) / "metrics.jsonl")
-            for stage in ("sft", "ppo", "dpo")
-        },
-        stages={stage: _json(experiment.stage_dir(stage) / "stage.json") for stage in STAGES},
-    )
-
-
-def build(found: Found, name: str) -> dict[str, Any]:
+def build(outputs: Outputs, name: str) -> dict[str, Any]:
     """Return the templates' context: the verdict, tables of text, pictures and samples."""
-    methods = {key: found.results["methods"][key] for key in METHODS if _has(found, key)}
-    seconds = {s: r["seconds"] for s, r in found.stages.items() if r.get("seconds")}
+    results, details = outputs.results, outputs.details
+    methods = [(method, results["methods"][method.name]) for method in present(results["methods"])]
+    seconds = {s: r["seconds"] for s, r in outputs.stages.items() if r.get("seconds")}
+    drawn = pictures(outputs)
     return {
         "name": name,
-        "beta": beta_text(found.results["beta"]),
-        "names": NAMES,
+        "beta": beta_text(results["beta"]),
         "methods": methods,
-        "prompts": found.results.get("prompts"),
-        "samples_per_prompt": found.results.get("samples_per_prompt"),
-        "best_of_n": found.details.get("best_of_n"),
-        "verdict": verdict.judge(found.results, found.details, seconds),
-        "columns": [c for c in COLUMNS if any(m.get(c[0]) is not None for m in methods.values())],
-        "pictures": pictures(found),
-        "samples": samples(found.samples),
-        "optimum": found.details.get("optimum") or [],
-        "efficiency": efficiency(found),
-        "j_star": found.details.get("j_star"),
-        "j_star_ci": found.details.get("j_star_ci"),
-        "kl_cap": found.details.get("kl_cap"),
-        "judges": judges(found.reward),
-        "agreement": found.reward.get("proxy_gold_correlation"),
-        "judge_is_proxy": bool(found.details.get("judge_is_proxy")),
-        "made": made(found),
-    }
-
-
-def pictures(found: Found) -> dict[str, Picture]:
-    """Draw every picture whose numbers are there."""
-    results, details, history = found.results, found.details, found.histories
-    same = bool(details.get("judge_is_proxy"))
-    drawn: list[tuple[str, str, str, Figure | None]] = [
-        (
-            "reward_kl",
-            "Reward against KL",
-            "Up is better, right is dearer. No method can be above the optimal frontier, which is"
-            " estimated from the reference's own samples. All points on one dashed line are worth"
-            " the same at this β; the one that touches the frontier is the best that PPO and DPO"
-            " could reach. Of Best-of-N only an upper bound of its KL is known (arrow).",
-            figures.reward_kl(results, details, history.get("ppo", [])),
-        ),
-        (
-            "optimality",
-            "How much of the possible gain",
-            "The objective of each method on a scale from SFT (0\u00a0%) to the optimum"
-            " (100\u00a0%), with its 95\u00a0% interval over prompts.",
-            figures.optimality(results["methods"]),
-        ),
-        (
-            "proxy_gold",
-            "Reward against judge",
-            "Small dots are single completions, large marks are means. Progress goes up as well"
-            " as right; a line that goes right but not up is reward hacking.",
-            figures.proxy_gold(results, found.samples, same),
-        ),
-        (
-            "calibration",
-            "Calibration of the classifiers",
-            "Of the texts that a classifier calls positive with 80\u00a0% probability,"
-            " 80\u00a0% should be."
-            " Larger dots hold more texts.",
-            figures.calibration(found.reward),
-        ),
-        (
-            "optimum",
-            "The optimum as N doubles",
-            "The estimate of the best possible objective is low when N is small; it can be trusted"
-            " where it has settled.",
-            figures.optimum(details, results["methods"]),
-        ),
-        (
-            "training_ppo",
-            "PPO while it trained",
-            "Measured on training prompts, one point a log event.",
-            figures.curves(history.get("ppo", []), PPO_PANELS, "ppo"),
-        ),
-        (
-            "training_dpo",
-            "DPO while it trained",
-            "Measured on training pairs; dashed is held out.",
-            figures.curves(history.get("dpo", []), DPO_PANELS, "dpo"),
-        ),
-        (
-            "training_sft",
-            "SFT while it trained",
-            "Measured on demonstrations; dashed is held out.",
-            figures.curves(history.get("sft", []), SFT_PANELS, "sft", "ink"),
-        ),
-    ]
-    return {
-        name: Picture(name, title, words, Markup(plotting.svg(figure, name)), plotting.png(figure))
-        for name, title, words, figure in drawn
-        if figure is not None
+        "prompts": results.get("prompts"),
+        "samples_per_prompt": results.get("samples_per_prompt"),
+        "best_of_n": details.get("best_of_n"),
+        "verdict": verdict.judge(results, details, seconds),
+        "columns": columns.shown(row for _, row in methods),
+        "pictures": drawn,
+        "training": [key for m, *_ in TRAINING if (key := f"training_{m.name}") in drawn],
+        "samples": samples(outputs.samples),
+        "optimum": details.get("optimum") or [],
+        "efficiency": efficiency(results["methods"]),
+        "j_star": details.get("j_star"),
+        "j_star_ci": details.get("j_star_ci"),
+        "kl_cap": details.get("kl_cap"),
+        "judges": judges(outputs.reward),
+        "agreement": outputs.reward.get("proxy_gold_correlation"),
+        "judge_is_proxy": bool(details.get("judge_is_proxy")),
+        "made": made(outputs.stages),
     }
 
 
@@ -232,16 +82,14 @@ def samples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     shown = []
     for row in rows:
         lines = []
-        for method in METHODS:
-            if method not in (row.get("completions") or {}):
-                continue
-            reward = (row.get("rewards") or {}).get(method)
+        for method in present(row.get("completions") or {}):
+            reward = (row.get("rewards") or {}).get(method.name)
             lines.append(
                 {
                     "method": method,
-                    "text": str(row["completions"][method]).strip(),
+                    "text": str(row["completions"][method.name]).strip(),
                     "reward": reward,
-                    "gold": (row.get("gold") or {}).get(method),
+                    "gold": (row.get("gold") or {}).get(method.name),
                     "shade": 0 if reward is None else round(100 * reward / largest),
                 }
             )
@@ -249,18 +97,18 @@ def samples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return shown
 
 
-def efficiency(found: Found) -> list[dict[str, Any]]:
+def efficiency(methods: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return each method's KL efficiency: the least KL that buys its reward, over the KL it spent.
 
     None where no reweighting of the reference's samples has that reward.
     """
     rows = []
-    for name in METHODS[1:]:
-        method = found.results["methods"].get(name) or {}
-        share, kl = method.get("kl_efficiency"), method.get("kl")
-        if "kl_efficiency" in method and kl is not None:
+    for method in present(methods):
+        numbers = methods[method.name]
+        share, kl = numbers.get("kl_efficiency"), numbers.get("kl")
+        if "kl_efficiency" in numbers and kl is not None and not method.reference:
             least = None if share is None else share * kl
-            row = {"method": name, "reward": method.get("reward"), "kl": kl, "least": least}
+            row = {"method": method, "reward": numbers.get("reward"), "kl": kl, "least": least}
             rows.append(row | {"share": share})
     return rows
 
@@ -270,21 +118,25 @@ def judges(reward: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     rows = []
     labels = {"proxy": "reward (proxy)", "gold": "judge (gold)", "one_rater": "one person"}
     for key, label in labels.items():
-        found = reward.get(key) or {}
+        marks = reward.get(key) or {}
         cells = [
-            percent(found.get("accuracy")),
-            number(found.get("correlation")),
-            number(found.get("ece"), 3),
+            percent(marks.get("accuracy")),
+            number(marks.get("correlation")),
+            number(marks.get("ece"), 3),
         ]
         if set(cells) != {"–"}:
             rows.append((label, cells))
     return rows
 
 
-def made(found: Found) -> dict[str, Any]:
-    """Return how the result was made: a row a stage, the settings, the versions."""
-    rows, last = [], {}
-    for stage, record in found.stages.items():
+def made(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how the result was made: a row a stage, the settings, the versions.
+
+    ``stages`` holds each stage's stage.json, empty where it has none.
+    """
+    rows: list[tuple[str, str, str]] = []
+    last: Mapping[str, Any] = {}
+    for stage, record in stages.items():
         if record:
             last = record
             took = record.get("seconds")
@@ -315,37 +167,13 @@ def made(found: Found) -> dict[str, Any]:
     versions = {k: v for k, v in (last.get("versions") or {}).items() if v}
     return {
         "stages": rows,
-        "total": clock(sum(r.get("seconds") or 0 for r in found.stages.values())),
+        "total": clock(sum(r.get("seconds") or 0 for r in stages.values())),
         "settings": [(key, value) for key, value in settings.items() if value not in (None, "")],
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "config": _config(last.get("config") or {}),
         "model": _get(last, "config", "model", "model_name_or_path"),
         "data": _get(last, "config", "data", "dataset_name"),
-        "reward": _get(last, "config", "reward", "source"),
     }
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("pipeline.report", "templates"),
-        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "md": markdown,
-        "num": number,
-        "signed": signed,
-        "percent": percent,
-        "interval": interval,
-        "written": written,
-    }
-    return environment
-
-
-def _has(found: Found, method: str) -> bool:
-    return isinstance(found.results["methods"].get(method), dict)
 
 
 def _get(tree: Any, *keys: str) -> Any:
@@ -369,22 +197,3 @@ def _prompt(prompt: Any) -> str:
     if isinstance(prompt, list):
         return "\n".join(f"{m.get('role')}: {m.get('content')}" for m in prompt)
     return str(prompt)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A file's object; empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = files.read_json(path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not JSON ({error}); run its stage again") from None
-    return value if isinstance(value, dict) else {}
-
-
-def _jsonl(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    # Not splitlines(): generated text may hold characters that it, but not JSON, breaks at.
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line.strip()]

@@ -1,15 +1,15 @@
-"""What the pictures share: colours, text sizes, SVG and PNG, labels that keep out of the way.
+"""What the pictures share: colours, SVG and PNG, labels that keep out of the way.
 
-The colours are those of `PALETTE`; `svg` puts CSS variables in their place, so that one picture
-serves a light and a dark page. Sizes are chosen so that a phone's 360 pixels show readable text.
+The colours are those of `PALETTE` and of the compared methods; `svg` puts CSS variables in their
+place, so that one picture serves a light and a dark page. Sizes and style are those of
+`classic_rl.pictures.plots`.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -17,65 +17,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Colour-blind safe; every method has its own marker too. Name of the CSS variable → light colour.
+from classic_rl.pictures.plots import INK, LINE, PAPER, SOFT, STYLE, WIDTH, styled
+from pipeline.compare import methods
+
+__all__ = ["PALETTE", "WIDTH", "figure", "label_ends", "label_points", "png", "styled", "svg"]
+
+# Name of the CSS variable → light colour, as in style.css.
 PALETTE = {
-    "ink": "#1b2430",
-    "soft": "#5c6878",
-    "line": "#d9dee5",
-    "paper": "#fefefe",
-    "sft": "#7a8594",
-    "ppo": "#0b67b8",
-    "dpo": "#cf5a00",
-    "best_of_n": "#00876a",
+    "ink": INK,
+    "soft": SOFT,
+    "line": LINE,
+    "paper": PAPER,
     "frontier": "#2f3b4a",
+    "accent": "#1a69b5",
+    "second": "#bf5600",
 }
-STYLE: Any = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.5,
-    "axes.labelsize": 9.5,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.titlecolor": PALETTE["ink"],
-    "axes.labelcolor": PALETTE["soft"],
-    "axes.edgecolor": PALETTE["line"],
-    "axes.facecolor": PALETTE["paper"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.unicode_minus": True,
-    "grid.color": PALETTE["line"],
-    "grid.linewidth": 0.7,
-    "xtick.color": PALETTE["soft"],
-    "ytick.color": PALETTE["soft"],
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 9,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "text.color": PALETTE["ink"],
-    "figure.facecolor": PALETTE["paper"],
-    "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round",
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "svg.fonttype": "path",
-}
-WIDTH = 4.3  # inches
-Drawing = Callable[..., Figure | None]
-
-
-def styled(draw: Drawing) -> Drawing:
-    """Draw in `STYLE`, whatever the process's own settings are."""
-
-    @wraps(draw)
-    def drawn(*args: Any, **kwargs: Any) -> Figure | None:
-        with matplotlib.rc_context():
-            matplotlib.rcParams.update(STYLE)
-            return draw(*args, **kwargs)
-
-    return drawn
 
 
 def svg(figure: Figure, name: str) -> str:
@@ -88,7 +44,8 @@ def svg(figure: Figure, name: str) -> str:
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    for variable, colour in PALETTE.items():
+    colours = PALETTE | {method.name: method.colour for method in methods.METHODS}
+    for variable, colour in colours.items():
         text = text.replace(colour, f"var(--{variable})")
     return (
         text.replace('id="', f'id="{name}-')

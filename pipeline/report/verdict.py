@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report.wording import beta_text, interval, number, percent, signed
+from pipeline.compare.methods import BEST_OF_N, DPO, PPO, SFT, present
+from pipeline.compare.wording import beta_text, interval, number, percent, signed
 
-METHODS = ("sft", "ppo", "dpo", "best_of_n")
-NAMES = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "best_of_n": "Best-of-N"}
+# One of these is shipped, or none. What else was trained is described beside them.
+CONTENDERS = (PPO, DPO)
+_BASE = SFT.title
+_TITLES = {method.name: method.title for method in CONTENDERS}
 
 # Where a change against SFT is worth a caution. Ratios; generous, so that what is named matters.
 CONFIRMED = 0.5  # share of the reward's gain that the judge should see too
@@ -93,24 +96,25 @@ def judge(
     """
     details = details or {}
     methods: Mapping[str, Numbers] = results["methods"]
-    sft = methods.get("sft", {})
-    trained = [name for name in ("ppo", "dpo") if name in methods]
+    sft = methods.get(SFT.name, {})
+    trained = [method.name for method in CONTENDERS if method.name in methods]
+    policies = [m for m in present(methods) if m.stage is not None and not m.reference]
     fit = [n for n in trained if gains(methods[n], sft) and not hacks(methods[n], sft)]
-    cautions = [line for name in trained for line in _cautions(name, methods[name], sft)]
+    cautions = [line for m in policies for line in _cautions(m.title, methods[m.name], sft)]
     if details.get("judge_is_proxy"):
         cautions.append(
             "The judge is the reward itself, so this report cannot tell progress from reward"
             " hacking. Name an independent judge to find out."
         )
     beta = beta_text(results["beta"])
-    reasons = [_progress(name, methods[name], sft) for name in trained]
+    reasons = [_progress(method.title, methods[method.name], sft) for method in policies]
     reasons += _best_of_n(results)
     same = False
     if not fit:
         ship, headline = None, _neither(trained, methods, sft, beta)
     elif len(fit) == 1:
         ship = fit[0]
-        headline = f"Ship {NAMES[ship]} at β = {beta}: it {_share(methods[ship])}"
+        headline = f"Ship {_TITLES[ship]} at β = {beta}: it {_share(methods[ship])}"
         headline += "".join(_why_not(n, methods[n], sft) for n in trained if n != ship) + "."
     else:
         first, second = sorted(fit, key=lambda n: _score(methods[n]), reverse=True)
@@ -119,17 +123,17 @@ def judge(
         if same:
             ship, why = _cheaper(first, second, methods, seconds or {})
             headline = (
-                f"{NAMES[first]} and {NAMES[second]} are level at β = {beta}:"
+                f"{_TITLES[first]} and {_TITLES[second]} are level at β = {beta}:"
                 f" {_amount(methods[first])} and {_amount(methods[second])}"
-                f" {_unit(methods[first])}, and {words}. Ship {NAMES[ship]}: {why}."
+                f" {_unit(methods[first])}, and {words}. Ship {_TITLES[ship]}: {why}."
             )
         else:
             ship = first
             headline = (
-                f"Ship {NAMES[first]} at β = {beta}: it {_share(methods[first])},"
-                f" {NAMES[second]} {_amount(methods[second])}, and {words}."
+                f"Ship {_TITLES[first]} at β = {beta}: it {_share(methods[first])},"
+                f" {_TITLES[second]} {_amount(methods[second])}, and {words}."
             )
-    if ship and _cautions(ship, methods[ship], sft):
+    if ship and _cautions(_TITLES[ship], methods[ship], sft):
         headline += " Read the caution first."
     return Verdict(ship, same, headline, reasons, cautions)
 
@@ -142,7 +146,7 @@ def _score(method: Numbers) -> float:
 
 def _ordered(ppo_minus_dpo: Numbers | None, first: str) -> Numbers | None:
     """The paired difference with ``first`` in front."""
-    if not ppo_minus_dpo or not ppo_minus_dpo.get("optimality_ci") or first == "ppo":
+    if not ppo_minus_dpo or not ppo_minus_dpo.get("optimality_ci") or first == PPO.name:
         return ppo_minus_dpo
     low, high = ppo_minus_dpo["optimality_ci"]
     return {"optimality_ci": [-high, -low]}
@@ -166,23 +170,24 @@ def _share(method: Numbers) -> str:
 
 def _why_not(name: str, method: Numbers, sft: Numbers) -> str:
     if hacks(method, sft):
-        return f"; {NAMES[name]} raises the reward but not the judge, which is reward hacking"
-    return f"; {NAMES[name]} is not above SFT by more than the noise"
+        return f"; {_TITLES[name]} raises the reward but not the judge, which is reward hacking"
+    return f"; {_TITLES[name]} is not above {_BASE} by more than the noise"
 
 
 def _neither(trained: list[str], methods: Mapping[str, Numbers], sft: Numbers, beta: str) -> str:
-    hacking = [NAMES[name] for name in trained if hacks(methods[name], sft)]
+    keep = f"Ship neither, keep {_BASE}"
+    hacking = [_TITLES[name] for name in trained if hacks(methods[name], sft)]
     if len(hacking) == len(trained) and hacking:
         both = " and ".join(hacking)
         verb = "raise" if len(hacking) > 1 else "raises"
-        return f"Ship neither, keep SFT: {both} {verb} the reward but not the judge (β = {beta})."
+        return f"{keep}: {both} {verb} the reward but not the judge (β = {beta})."
     if hacking:
-        other = next(NAMES[name] for name in trained if NAMES[name] not in hacking)
+        other = next(_TITLES[name] for name in trained if _TITLES[name] not in hacking)
         return (
-            f"Ship neither, keep SFT: {hacking[0]} raises the reward but not the judge, and {other}"
-            f" is not above SFT by more than the noise (β = {beta})."
+            f"{keep}: {hacking[0]} raises the reward but not the judge, and {other} is not"
+            f" above {_BASE} by more than the noise (β = {beta})."
         )
-    return f"Ship neither, keep SFT: at β = {beta} no policy is above it by more than the noise."
+    return f"{keep}: at β = {beta} no policy is above it by more than the noise."
 
 
 def _cheaper(
@@ -193,16 +198,16 @@ def _cheaper(
 ) -> tuple[str, str]:
     """Of two equals, return the one without cautions, else the one that took clearly less time,
     else the one that moved less; and the reason."""
-    sft = methods.get("sft", {})
-    marred = [name for name in (first, second) if _cautions(name, methods[name], sft)]
+    sft = methods.get(SFT.name, {})
+    marred = [n for n in (first, second) if _cautions(_TITLES[n], methods[n], sft)]
     if len(marred) == 1:
         clean = second if marred == [first] else first
-        return clean, f"{NAMES[marred[0]]} comes with a caution"
+        return clean, f"{_TITLES[marred[0]]} comes with a caution"
     a, b = seconds.get(first), seconds.get(second)
     if a and b and not 0.9 < a / b < 1.1:
         quick, slow = (first, second) if a < b else (second, first)
         ratio = number(max(a, b) / min(a, b), 1)
-        return quick, f"{NAMES[slow]} took {ratio} times as long to train"
+        return quick, f"{_TITLES[slow]} took {ratio} times as long to train"
     near, far = sorted((first, second), key=lambda n: methods[n].get("kl") or 0.0)
     return near, (
         f"it stays nearer to the reference ({number(methods[near].get('kl'))} against"
@@ -210,13 +215,13 @@ def _cheaper(
     )
 
 
-def _progress(name: str, method: Numbers, sft: Numbers) -> str:
+def _progress(title: str, method: Numbers, sft: Numbers) -> str:
     """One sentence on what the policy gained and what that cost."""
     parts = []
     if method.get("gold_positive") is not None and sft.get("gold_positive") is not None:
         parts.append(
             f"the judge calls {percent(method['gold_positive'])} of its texts positive, after"
-            f" {percent(sft['gold_positive'])} for SFT"
+            f" {percent(sft['gold_positive'])} for {_BASE}"
         )
     if method.get("kl") is not None:
         parts.append(f"it spends {number(method['kl'])} nats of KL a completion")
@@ -224,32 +229,32 @@ def _progress(name: str, method: Numbers, sft: Numbers) -> str:
         ci = interval(method.get("optimality_ci"))
         share = f"it reaches {percent(method['optimality'])} of the possible gain"
         parts.append(f"{share} {ci}" if ci else share)
-    return f"{NAMES[name]}: " + "; ".join(parts) + "."
+    return f"{title}: " + "; ".join(parts) + "."
 
 
 def _best_of_n(results: Numbers) -> list[str]:
-    best = results["methods"].get("best_of_n", {})
+    best = results["methods"].get(BEST_OF_N.name, {})
     if best.get("optimality") is None:
         return []
     return [
-        f"Best-of-N needs no training and reaches at least {percent(best['optimality'])}, but"
-        " draws N completions for each one it answers with."
+        f"{BEST_OF_N.title} needs no training and reaches at least {percent(best['optimality'])},"
+        " but draws N completions for each one it answers with."
     ]
 
 
-def _cautions(name: str, method: Numbers, sft: Numbers) -> list[str]:
+def _cautions(title: str, method: Numbers, sft: Numbers) -> list[str]:
     """What is wrong with a policy's texts, a sentence each."""
-    label, found = NAMES[name], []
+    lines: list[str] = []
     proxy, gold = gain(method, sft, "reward"), gain(method, sft, "gold")
     if proxy is not None and gold is not None and proxy > 0:
         if gold <= 0:
-            found.append(
-                f"{label} hacks the reward: the reward rose by {number(proxy)}, the judge moved by"
+            lines.append(
+                f"{title} hacks the reward: the reward rose by {number(proxy)}, the judge moved by"
                 f" {signed(gold)}."
             )
         elif gold < CONFIRMED * proxy:
-            found.append(
-                f"{label}: the judge confirms only {percent(gold / proxy)} of the reward's gain"
+            lines.append(
+                f"{title}: the judge confirms only {percent(gold / proxy)} of the reward's gain"
                 f" ({signed(gold)} of {signed(proxy)})."
             )
 
@@ -259,26 +264,26 @@ def _cautions(name: str, method: Numbers, sft: Numbers) -> list[str]:
 
     diversity, perplexity, length = ratio("distinct_2"), ratio("perplexity"), ratio("length")
     if diversity is not None and diversity < DIVERSITY:
-        found.append(
-            f"{label} repeats itself: distinct-2 is {number(method['distinct_2'])}, after"
-            f" {number(sft['distinct_2'])} for SFT."
+        lines.append(
+            f"{title} repeats itself: distinct-2 is {number(method['distinct_2'])}, after"
+            f" {number(sft['distinct_2'])} for {_BASE}."
         )
     if perplexity is not None and perplexity > PERPLEXITY:
-        found.append(
-            f"{label} forgets: perplexity of held-out human text is"
-            f" {number(method['perplexity'], 1)}, after {number(sft['perplexity'], 1)} for SFT."
+        lines.append(
+            f"{title} forgets: perplexity of held-out human text is"
+            f" {number(method['perplexity'], 1)}, after {number(sft['perplexity'], 1)} for {_BASE}."
         )
     if length is not None and not 1 / LENGTH < length < LENGTH:
-        found.append(
-            f"{label} changed its length: {number(method['length'], 1)} tokens, after"
-            f" {number(sft['length'], 1)} for SFT."
+        lines.append(
+            f"{title} changed its length: {number(method['length'], 1)} tokens, after"
+            f" {number(sft['length'], 1)} for {_BASE}."
         )
     ended = gain(method, sft, "ended")
     if ended is not None and ended < -ENDED_DROP:
-        found.append(
-            f"{label} stops less often by itself: {percent(method['ended'])} of completions, after"
-            f" {percent(sft['ended'])} for SFT."
+        lines.append(
+            f"{title} stops less often by itself: {percent(method['ended'])} of completions, after"
+            f" {percent(sft['ended'])} for {_BASE}."
         )
     if method.get("kl") is not None and method["kl"] > FAR:
-        found.append(f"{label} is far from the reference: {number(method['kl'], 1)} nats.")
-    return found
+        lines.append(f"{title} is far from the reference: {number(method['kl'], 1)} nats.")
+    return lines

@@ -1,4 +1,4 @@
-"""Stage 5: SFT, PPO, DPO and best-of-N side by side, measured alike and against the optimum.
+"""Stage 5: the methods side by side, measured alike and against the optimum.
 
 compare/results.json   every method's metrics, and the frontier
 compare/details.json   how far the estimate of the optimum can be trusted
@@ -11,24 +11,26 @@ from __future__ import annotations
 import gc
 import json
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from rich.console import Console
+from rich.table import Table
 
-from pipeline.compare import frontier
+from pipeline.compare import best_of_n, columns, frontier, methods
 from pipeline.compare.evaluate import (
     Evaluation,
     Metrics,
-    distinct,
     evaluate_policy,
     objective_by_prompt,
-    standard_error,
     summarise,
 )
 from pipeline.compare.frontier import Array
+from pipeline.compare.methods import BEST_OF_N, DPO, PPO, Method
+from pipeline.compare.wording import number, signed
 from pipeline.config import Experiment
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
@@ -37,12 +39,7 @@ from pipeline.lm.models import load_checkpoint
 from pipeline.output.files import read_json, write_json, write_text
 from pipeline.output.terminal import is_main_process, say
 from pipeline.stages import tracking
-from pipeline.stages.reward import gold_reward, proxy_reward
-
-# The trained policies, π_ref first; best-of-N is made from π_ref's samples.
-POLICIES = ("sft", "ppo", "dpo")
-NAMES = {"sft": "SFT", "ppo": "PPO", "dpo": "DPO", "best_of_n": "best-of-{n}"}
-BEST_OF_N_KL = "upper bound log n − (n−1)/n, so its objective is a lower bound"
+from pipeline.stages.reward import gold_reward, judge_is_proxy, proxy_reward
 
 
 def run(experiment: Experiment) -> None:
@@ -63,11 +60,11 @@ def run(experiment: Experiment) -> None:
         write_text(folder / "samples.jsonl", "".join(lines))
         write_json(folder / "details.json", details)
         write_json(folder / "results.json", results)
-        shown = [{"prompt": row["prompt"], **row["completions"]} for row in rows]
-        tracking.log_samples(experiment, "compare", 0, shown)
+        texts = [{"prompt": row["prompt"], **row["completions"]} for row in rows]
+        tracking.log_samples(experiment, "compare", 0, texts)
     finally:
         tracking.finish()
-    print(table(results, details), summary(results, details), sep="\n", flush=True)
+    show(results, details)
 
 
 # --- Measuring ----------------------------------------------------------------------------------
@@ -80,34 +77,34 @@ def measure(experiment: Experiment) -> dict[str, Evaluation]:
     before an interruption is read back instead; and PPO and DPO share their random numbers, which
     takes luck out of the difference between them.
     """
-    present = [
-        method for method in POLICIES if (_model(experiment, method) / "config.json").is_file()
-    ]
-    if "sft" not in present:
+    folders, reference = _checkpoints(experiment), methods.reference()
+    present = [m for m, folder in folders.items() if (folder / "config.json").is_file()]
+    if reference not in present:
         raise UserError(
-            f"{_model(experiment, 'sft')}: there is no SFT model to compare with; run `rlhf sft`"
-            " with this config first"
+            f"{folders[reference]}: there is no {reference.title} model to compare with; run"
+            f" `rlhf {reference.stage}` with this config first"
         )
-    for method in POLICIES:
+    for method, folder in folders.items():
         if method not in present:
-            say(f"compare: {_model(experiment, method)} is not there, so {method} is left out")
+            say(f"compare: {folder} is not there, so {method.name} is left out")
     missing = [method for method in present if not _work(experiment, method).is_file()]
     if missing:
         _measure_missing(experiment, missing)
-    return {method: Evaluation(**read_json(_work(experiment, method))) for method in present}
+    return {m.name: Evaluation(**read_json(_work(experiment, m))) for m in present}
 
 
-def _measure_missing(experiment: Experiment, methods: list[str]) -> None:
-    """Evaluate ``methods`` and keep each as soon as it is there; one policy at a time in memory."""
+def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
+    """Evaluate ``missing`` and keep each as soon as it is there; one policy at a time in memory."""
     data, section = load_data(experiment), experiment.compare
+    folders = _checkpoints(experiment)
     dtype = compute_dtype(experiment.model)
     proxy = proxy_reward(experiment)
-    gold = proxy if _judge_is_proxy(experiment) else gold_reward(experiment)
-    reference, tokenizer = load_checkpoint(_model(experiment, "sft"), dtype)
-    for method in methods:
+    gold = proxy if judge_is_proxy(experiment) else gold_reward(experiment)
+    reference, tokenizer = load_checkpoint(folders[methods.reference()], dtype)
+    for method in missing:
         policy = reference
-        if method != "sft":
-            policy, tokenizer = load_checkpoint(_model(experiment, method), dtype)
+        if not method.reference:
+            policy, tokenizer = load_checkpoint(folders[method], dtype)
         evaluation = evaluate_policy(
             policy,
             tokenizer,
@@ -117,12 +114,12 @@ def _measure_missing(experiment: Experiment, methods: list[str]) -> None:
             proxy=proxy,
             gold=gold,
             samples_per_prompt=(
-                section.reference_samples if method == "sft" else section.samples_per_prompt
+                section.reference_samples if method.reference else section.samples_per_prompt
             ),
             max_new_tokens=experiment.generation.max_new_tokens,
             batch_size=experiment.generation.batch_size,
             seed=experiment.seed,
-            label=f"compare {method}",
+            label=f"compare {method.name}",
         )
         write_json(_work(experiment, method), evaluation.to_json())
         del policy
@@ -131,17 +128,17 @@ def _measure_missing(experiment: Experiment, methods: list[str]) -> None:
             torch.cuda.empty_cache()
 
 
-def _model(experiment: Experiment, method: str) -> Path:
-    return experiment.stage_dir(method) / "model"
+def _checkpoints(experiment: Experiment) -> dict[Method, Path]:
+    """Where the checkpoint of each method that has one is, or would be."""
+    return {
+        method: experiment.stage_dir(method.stage) / "model"
+        for method in methods.METHODS
+        if method.stage is not None
+    }
 
 
-def _work(experiment: Experiment, method: str) -> Path:
-    return experiment.stage_dir("compare") / "measured" / f"{method}.json"
-
-
-def _judge_is_proxy(experiment: Experiment) -> bool:
-    section = experiment.reward
-    return section.source != "sentiment" and section.gold in (None, section.source)
+def _work(experiment: Experiment, method: Method) -> Path:
+    return experiment.stage_dir("compare") / "measured" / f"{method.name}.json"
 
 
 # --- Comparing: arithmetic on the evaluations -----------------------------------------------------
@@ -152,16 +149,21 @@ def compare(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The content of results.json and of details.json."""
     section, beta = experiment.compare, experiment.beta
-    reference = evaluations["sft"]
+    reference = evaluations[methods.reference().name]
     rewards = reference.grid(reference.proxy)
     best = frontier.optimum(rewards, beta)
     text_samples = min(section.samples_per_prompt, section.reference_samples)
-    metrics = {name: summarise(e, beta, text_samples) for name, e in evaluations.items()}
-    objectives = {name: objective_by_prompt(e, beta) for name, e in evaluations.items()}
-    metrics["best_of_n"], objectives["best_of_n"] = best_of_n(
-        reference, section.best_of_n, beta, text_samples
-    )
-    base = objectives["sft"]
+    metrics: dict[str, Metrics] = {}
+    objectives: dict[str, Array] = {}
+    for name in (m.name for m in methods.METHODS if m.name in evaluations or m.stage is None):
+        if name in evaluations:
+            metrics[name] = summarise(evaluations[name], beta, text_samples)
+            objectives[name] = objective_by_prompt(evaluations[name], beta)
+        else:
+            metrics[name], objectives[name] = best_of_n.measure(
+                reference, section.best_of_n, beta, text_samples
+            )
+    base = objectives[methods.reference().name]
     room = best - base
     bootstrap = (section.bootstrap, experiment.seed)
     lowest_beta = min(section.frontier_betas)
@@ -185,8 +187,8 @@ def compare(
     details = {
         **_optimum(rewards, best, beta, *bootstrap),
         "best_of_n": section.best_of_n,
-        "best_of_n_kl": BEST_OF_N_KL,
-        "judge_is_proxy": _judge_is_proxy(experiment),
+        "best_of_n_kl": best_of_n.KL_NOTE,
+        "judge_is_proxy": judge_is_proxy(experiment),
         "ppo_minus_dpo": _difference(objectives, room, *bootstrap),
     }
     return _finite(results), _finite(details)
@@ -207,76 +209,30 @@ def _difference(
     objectives: dict[str, Array], room: Array, resamples: int, seed: int
 ) -> dict[str, Any] | None:
     """PPO's optimality less DPO's. Paired by prompt, so it is sharper than two intervals are."""
-    if not {"ppo", "dpo"} <= objectives.keys():
+    if not {PPO.name, DPO.name} <= objectives.keys():
         return None
-    gain = objectives["ppo"] - objectives["dpo"]
+    gain = objectives[PPO.name] - objectives[DPO.name]
     interval = frontier.ratio_interval(gain, room, resamples, seed)
     return {"optimality": frontier.ratio(gain, room), "optimality_ci": interval}
-
-
-def best_of_n(
-    reference: Evaluation, n: int, beta: float, text_samples: int
-) -> tuple[Metrics, Array]:
-    """Metrics of taking the best of ``n`` π_ref samples by proxy, and its objective a prompt.
-
-    Each is the expectation over all draws of n from the N samples there are. It is no policy with
-    next-token probabilities: perplexity is None, and its KL is an upper bound, so that the
-    objective and all that follows from it are lower bounds. Distinct-n is taken over the best of
-    disjoint blocks of n samples, and None where there are fewer blocks than ``text_samples``.
-    """
-    rewards = reference.grid(reference.proxy)
-    weights = frontier.best_of_n_weights(rewards, n)
-
-    def expected(values: Any) -> Array:
-        return (weights * reference.grid(values)).sum(axis=1)
-
-    positive = expected([float(score > 0) for score in reference.gold])
-    reward, gold = expected(reference.proxy), expected(reference.gold)
-    kl = frontier.best_of_n_kl(n)
-    blocks = rewards.shape[1] // n
-    texts = [
-        reference.texts[prompt * rewards.shape[1] + _best(row, block * n, n)]
-        for prompt, row in enumerate(rewards)
-        for block in range(min(blocks, text_samples))
-    ]
-    comparable = blocks >= text_samples
-    metrics = {
-        "reward": float(reward.mean()),
-        "reward_se": standard_error(reward[:, None]),
-        "proxy_positive": float(expected([float(score > 0) for score in reference.proxy]).mean()),
-        "gold": float(gold.mean()),
-        "gold_se": standard_error(gold[:, None]),
-        "gold_positive": float(positive.mean()),
-        "gold_positive_se": standard_error(positive[:, None]),
-        "kl": kl,
-        "kl_se": None,
-        "objective": float((reward - beta * kl).mean()),
-        "perplexity": None,
-        "distinct_1": distinct(texts, 1) if comparable else None,
-        "distinct_2": distinct(texts, 2) if comparable else None,
-        "length": float(expected(reference.lengths).mean()),
-        "ended": float(expected(reference.ended).mean()),
-        "samples": len(reference.texts),
-    }
-    return metrics, reward - beta * kl
-
-
-def _best(rewards: Array, start: int, n: int) -> int:
-    """Index of the first of the highest of ``rewards[start : start + n]``."""
-    return start + int(np.argmax(rewards[start : start + n]))
 
 
 def samples(evaluations: dict[str, Evaluation], n: int) -> list[dict[str, Any]]:
     """The rows of samples.jsonl: a prompt and each method's answer to it, not cherry-picked.
 
-    The first sample of SFT, PPO and DPO; for best-of-n the best by proxy of π_ref's first n.
+    The first sample of each policy; for best-of-n the best by proxy of π_ref's first n.
     """
-    rewards = evaluations["sft"].grid(evaluations["sft"].proxy)
+    base = evaluations[methods.reference().name]
+    rewards = base.grid(base.proxy)
     rows = []
-    for i, prompt in enumerate(evaluations["sft"].prompts):
-        picked = {name: (e, i * e.samples_per_prompt) for name, e in evaluations.items()}
-        first = picked["sft"][1]
-        picked["best_of_n"] = (evaluations["sft"], first + _best(rewards[i], 0, n))
+    for i, prompt in enumerate(base.prompts):
+        picked: dict[str, tuple[Evaluation, int]] = {}
+        for method in methods.METHODS:
+            if method.stage is None:
+                best = best_of_n.pick(rewards[i], 0, n)
+                picked[method.name] = (base, i * base.samples_per_prompt + best)
+            elif method.name in evaluations:
+                evaluation = evaluations[method.name]
+                picked[method.name] = (evaluation, i * evaluation.samples_per_prompt)
         rows.append(
             {
                 "prompt": prompt,
@@ -301,48 +257,44 @@ def _finite(value: Any) -> Any:
 
 # --- Telling ------------------------------------------------------------------------------------
 
-_COLUMNS = (
-    ("reward", "reward", "{:.2f}"),
-    ("gold", "gold", "{:.2f}"),
-    ("gold > 0", "gold_positive", "{:.0%}"),
-    ("KL", "kl", "{:.2f}"),
-    ("J", "objective", "{:.2f}"),
-    ("optimality", "optimality", "{:.2f}"),
-    ("95 % interval", "optimality_ci", ""),
-    ("perplexity", "perplexity", "{:.1f}"),
-    ("distinct-2", "distinct_2", "{:.2f}"),
-    ("length", "length", "{:.1f}"),
-    ("ended", "ended", "{:.0%}"),
-)
+# Characters in a line where the output is no terminal: more than the table needs.
+WIDE = 240
 
 
-def table(results: dict[str, Any], details: dict[str, Any]) -> str:
-    """The methods' metrics as lines of text, a method a line."""
-    lines = [["", *(title for title, _, _ in _COLUMNS)]]
-    for name, row in results["methods"].items():
-        cells = [_cell(row[key], form) for _, key, form in _COLUMNS]
-        lines.append([NAMES[name].format(n=details["best_of_n"]), *cells])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
+def show(results: dict[str, Any], details: dict[str, Any]) -> None:
+    """Print the table and the summary on stdout; without colours and folds where it is a file."""
+    terminal = sys.stdout.isatty()
+    console = Console(
+        force_terminal=terminal, width=None if terminal else WIDE, markup=False, highlight=False
     )
+    console.print(table(results))
+    print(summary(results, details), flush=True)
 
 
-def _cell(value: Any, form: str) -> str:
-    if value is None:
-        return "–"
-    return form.format(value) if form else f"[{value[0]:.2f}, {value[1]:.2f}]"
+def table(results: dict[str, Any]) -> Table:
+    """The report's numbers with a method a column, which a narrow terminal has room for."""
+    measured = methods.present(results["methods"])
+    rows = [results["methods"][method.name] for method in measured]
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    drawn.add_column("", no_wrap=True)
+    for method in measured:
+        drawn.add_column(method.title, justify="right")
+    for column in columns.shown(rows):
+        cells = (f"{column.value(row)} {column.range(row)}".rstrip() for row in rows)
+        drawn.add_row(column.heading, *cells)
+    return drawn
 
 
 def summary(results: dict[str, Any], details: dict[str, Any]) -> str:
     """One line: the scale that optimality is measured on, and PPO against DPO on it."""
     line = (
-        f"β = {results['beta']:g}: J is {details['objective_ref']:.2f} for SFT and"
-        f" {details['j_star']:.2f} at best"
+        f"β = {results['beta']:g}: the objective is {number(details['objective_ref'])} for"
+        f" {methods.reference().title} and {number(details['j_star'])} at best"
     )
     difference = details["ppo_minus_dpo"]
     if difference and difference["optimality"] is not None:
-        low, high = difference["optimality_ci"]
-        line += f"; optimality PPO − DPO {difference['optimality']:+.2f} [{low:+.2f}, {high:+.2f}]"
-    return line
+        points = [difference["optimality"], *(difference["optimality_ci"] or ())]
+        points = [signed(100 * value, 0) for value in points]
+        line += f"; optimality {PPO.title} − {DPO.title}: {points[0]} points"
+        line += f" [{points[1]} to {points[2]}]" if len(points) > 1 else ""
+    return f"{line}; {BEST_OF_N.title} with N = {details['best_of_n']}"

@@ -106,6 +106,11 @@ def gold_reward(experiment: Experiment) -> RewardFunction:
     return _reward(experiment, "gold")
 
 
+def judge_is_proxy(experiment: Experiment) -> bool:
+    """True where no judge of its own is trained or named: then nothing tells hacking apart."""
+    return _spec(experiment, "gold") == _spec(experiment, "proxy") != TRAINED_HERE
+
+
 def _spec(experiment: Experiment, part: Part) -> str:
     """What the config names for a part."""
     section = experiment.reward
@@ -324,7 +329,7 @@ def _measure(experiment: Experiment, data: ExperimentData) -> dict[str, Any]:
     scores = {part: _reward(experiment, part)(prompts, endings) for part in PARTS}
     metrics: dict[str, Any] = {
         "texts": len(texts),
-        "judge_is_proxy": _spec(experiment, "gold") == _spec(experiment, "proxy") != TRAINED_HERE,
+        "judge_is_proxy": judge_is_proxy(experiment),
         "proxy_gold_correlation": measure.correlation(scores["proxy"], scores["gold"]),
     }
     for part in PARTS:

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipeline.output.terminal import KEY_NUMBERS
+from pipeline.report.pictures import TRAINING
 from tests.checkout import ROOT
 from tests.nursery import Nursery
 
@@ -57,6 +59,33 @@ def test_every_stage_leaves_its_outputs(whole: Path) -> None:
     assert {"policy/clipfrac_avg", "policy/approxkl_avg", "val/ratio"} <= set(ppo)
     metrics = json.loads((whole / "reward" / "metrics.json").read_text())
     assert metrics["proxy"]["accuracy"] > 0.8 and metrics["gold"]["accuracy"] > 0.8
+
+
+def test_what_is_shown_while_training_is_logged(whole: Path, tmp_path: Path) -> None:
+    """Every metric of the report's curves and of the terminal's lines is one that a trainer logs.
+
+    Of the evaluations only the reward stage's has such numbers.
+    """
+    command = [sys.executable, "-m", "pipeline", "reward", "--config", "configs/tiny.yaml"]
+    evaluating = ["reward.eval_strategy=steps", "reward.eval_steps=38"]
+    done = subprocess.run(
+        [*command, f"output_dir={tmp_path}", *evaluating],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    logged: dict[str, set[str]] = {}
+    for folder in (*map(whole.joinpath, ("sft", "ppo", "dpo")), tmp_path / "reward"):
+        lines = [
+            line for path in folder.glob("metrics*.jsonl") for line in path.read_text().splitlines()
+        ]
+        logged[folder.name] = {name for line in lines for name in json.loads(line)}
+    for method, _, panels in TRAINING:
+        assert set(panels.values()) <= logged[method.name]
+    assert set(KEY_NUMBERS) <= set().union(*logged.values())
 
 
 def test_results_have_the_documented_shape(whole: Path) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from pipeline.compare import frontier
+from pipeline.compare import best_of_n, frontier
 from pipeline.compare.frontier import Array
 
 
@@ -207,7 +208,7 @@ def test_the_bootstrap_is_deterministic_and_narrows() -> None:
     rng = np.random.default_rng(0)
     few, many = rng.normal(1.0, 1.0, 20), rng.normal(1.0, 1.0, 2000)
     assert frontier.mean_interval(few, 300, seed=5) == frontier.mean_interval(few, 300, seed=5)
-    widths = [np.ptp(frontier.mean_interval(values, 300, seed=5)) for values in (few, many)]
+    widths = [np.ptp(frontier.mean_interval(v, 300, seed=5) or ()) for v in (few, many)]
     # 1/√P: a tenth; and a normal mean's interval is 2·1.96·σ/√P wide.
     assert widths[1] < widths[0] / 5
     assert widths[1] == pytest.approx(2 * 1.96 / math.sqrt(2000), rel=0.2)
@@ -215,12 +216,58 @@ def test_the_bootstrap_is_deterministic_and_narrows() -> None:
     assert frontier.ratio_interval(np.zeros(20), np.ones(20), 50, seed=0) == (0.0, 0.0)
 
 
+def test_an_interval_against_one_computed_from_its_definition() -> None:
+    """BCa as Efron & Tibshirani (1993, eq. 14.9–14.15) define it, from draws of our own."""
+    values = np.random.default_rng(1).exponential(1.0, 30)
+    rng = np.random.default_rng(2)
+    draws = np.sort(values[rng.integers(30, size=(100_000, 30))].mean(1))
+    normal = NormalDist()
+    bias = normal.inv_cdf(float((draws < values.mean()).mean()))
+    left_out = (values.sum() - values) / 29
+    skew = left_out.mean() - left_out
+    acceleration = float((skew**3).sum() / (6 * (skew**2).sum() ** 1.5))
+    ends = []
+    for z in (-1.959964, 1.959964):
+        moved = bias + (bias + z) / (1 - acceleration * (bias + z))
+        ends.append(float(np.quantile(draws, normal.cdf(moved))))
+    found = frontier.mean_interval(values, 20_000, seed=0)
+    # The ends of 20,000 draws vary by about 0.004.
+    assert found == pytest.approx(ends, abs=0.015)
+    plain = np.quantile(draws, [0.025, 0.975])
+    assert ends[0] > plain[0] + 0.015 and ends[1] > plain[1] + 0.03, "not the plain percentiles"
+    # Where there is the same room for every prompt, the ratio is the mean in another unit.
+    assert frontier.ratio_interval(values, np.full(30, 2.0), 20_000, seed=0) == pytest.approx(
+        [end / 2 for end in found or ()]
+    )
+
+
+def test_prompts_are_drawn_in_pairs() -> None:
+    """A gain that is a fixed share of the room has no luck of its own."""
+    room = np.random.default_rng(0).gamma(2.0, 1.0, 25)
+    assert frontier.ratio_interval(0.4 * room, room, 200, seed=0) == pytest.approx((0.4, 0.4))
+
+
+def test_draws_without_room_are_left_out_of_an_interval() -> None:
+    room = np.array([0.0, 0.0, 0.0, 1.0])  # 32 % of the draws hold no prompt with room
+    low, high = frontier.ratio_interval(np.array([0.1, 0.0, 0.0, 0.5]), room, 200, seed=0) or (
+        math.nan,
+        math.nan,
+    )
+    # 0.5 and a tenth for each time that the first prompt comes with it.
+    assert low == 0.5 and 0.6 <= high <= 0.8
+
+
+def test_one_prompt_has_no_interval() -> None:
+    assert frontier.mean_interval(np.ones(1), 50, seed=0) is None
+    assert frontier.ratio_interval(np.ones(1), np.ones(1), 50, seed=0) is None
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_best_of_n_against_every_subset(n: int) -> None:
     rng = np.random.default_rng(n)
     rewards = rng.integers(0, 4, (3, 5)).astype(float)  # ties are likely
     other = rng.normal(size=(3, 5))
-    weights = frontier.best_of_n_weights(rewards, n)
+    weights = best_of_n.weights(rewards, n)
     np.testing.assert_allclose(weights.sum(1), 1.0)
     for row, values, weight in zip(rewards, other, weights, strict=True):
         expected_reward, expected_other = [], []
@@ -235,22 +282,22 @@ def test_best_of_n_against_every_subset(n: int) -> None:
 
 
 def test_tied_samples_share_their_chances() -> None:
-    weights = frontier.best_of_n_weights(np.array([[1.0, 2.0, 2.0, 0.0]]), 2)
+    weights = best_of_n.weights(np.array([[1.0, 2.0, 2.0, 0.0]]), 2)
     # Of six pairs the 2s win five; the 1 wins one, against the 0.
     np.testing.assert_allclose(weights, [[1 / 6, 5 / 12, 5 / 12, 0.0]])
 
 
 def test_best_of_n_needs_n_samples() -> None:
     with pytest.raises(ValueError, match="best of 9"):
-        frontier.best_of_n_weights(np.zeros((2, 8)), 9)
+        best_of_n.weights(np.zeros((2, 8)), 9)
 
 
 def test_the_kl_bound_of_best_of_n_holds_and_is_met_by_many_completions() -> None:
     n = 4
-    assert frontier.best_of_n_kl(1) == 0.0
+    assert best_of_n.kl_bound(1) == 0.0
     for completions, slack in ((5, 1.0), (4000, 0.002)):
         # Equally likely completions, all rewards different: best-of-n in closed form.
         rank = np.arange(1, completions + 1) / completions
         chance = rank**n - (rank - 1 / completions) ** n
         exact = float((chance * np.log(chance * completions)).sum())
-        assert exact <= frontier.best_of_n_kl(n) <= exact + slack
+        assert exact <= best_of_n.kl_bound(n) <= exact + slack

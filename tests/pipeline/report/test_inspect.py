@@ -91,6 +91,9 @@ def test_text_of_a_model_is_shown_and_never_markup(tmp_path: Path) -> None:
     policy = dict(read.attributes)["content"] or ""
     assert "default-src 'none'" in html and "script-src" not in policy
     assert not re.search(r"url\(|@import|https?://", html)
+    # The report's samples set g and s, which the shared style sheet uses.
+    used = set(re.findall(r"var\(--([\w-]+)\)", html)) - {"g", "s"}
+    assert used <= set(re.findall(r"--([\w-]+):", html)), "a colour that is not defined is black"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.compare import methods, wording
+from pipeline.config import STAGES
 from pipeline.errors import UserError
-from pipeline.report import figures, page, plotting, verdict, wording
+from pipeline.report import figures, page, plotting, verdict
 
 EVIL = '<script>alert(1)</script> | a | "b" & *c* `d`\n# e \x1b[2J'
 
@@ -86,13 +88,12 @@ def histories(rng: np.random.Generator) -> dict[str, list[dict[str, Any]]]:
         ppo.append({
             "step": step, "epoch": step / 48, "time": 1.7e9 + step,
             "objective/scores": 0.3 + 3.6 * t + 0.25 * noise[0],
-            "objective/kl": max(0.0, 1.1 * t + 0.06 * noise[1]),
+            "objective/kl_exact": max(0.0, 1.1 * t + 0.06 * noise[1]),
             "objective/entropy": 58 - 14 * t + noise[2],
             "policy/clipfrac_avg": max(0.0, 0.09 + 0.03 * noise[3]),
             "val/explained_variance": 0.75 * t + 0.04 * noise[4],
         })  # fmt: skip
     sft = [{"step": s, "loss": 4.3 + math.exp(-s / 12)} for s in range(5, 76, 5)]
-    sft += [{"step": s, "eval_loss": 4.35 + 0.8 * math.exp(-s / 14)} for s in (25, 50, 75)]
     dpo = [
         {"step": s, "loss": 0.69 - 0.1 * (1 - math.exp(-s / 20)) + 0.01 * rng.normal(),
          "rewards/accuracies": 0.5 + 0.2 * (1 - math.exp(-s / 20)),
@@ -136,7 +137,7 @@ def fill(folder: Path) -> None:
     write(folder / "compare" / "samples.jsonl", rows)
     for stage, history in histories(rng).items():
         write(folder / stage / "metrics.jsonl", history)
-    for stage, seconds in zip(page.STAGES, (141.2, 96, 402.7, 188, 77), strict=True):
+    for stage, seconds in zip(STAGES, (141.2, 96, 402.7, 188, 77), strict=True):
         write(folder / stage / "stage.json", {
             "stage": stage, "status": "finished", "seconds": seconds, "peak_memory_gib": 3.4,
             "seed": 0, "finished": "2026-01-02T03:04:05+00:00", "cores": 2, "accelerator": None,
@@ -217,6 +218,8 @@ def test_everything_is_written_and_nothing_is_fetched(filled: Path) -> None:
     assert "@import" not in html and not re.search(r"url\((?!#)", html)
     assert 'name="viewport"' in html and "prefers-color-scheme: dark" in html
     assert html.count("<svg") == len(DRAWN)
+    used = set(re.findall(r"var\(--([\w-]+)\)", html))
+    assert used <= set(re.findall(r"--([\w-]+):", html)), "a colour that is not defined is black"
     assert (folder / "reward_kl.png").read_bytes().startswith(b"\x89PNG")
     assert len(html) < 1_500_000
 
@@ -431,7 +434,7 @@ def test_numbers_as_they_are_written() -> None:
 
 
 def test_kl_efficiency_gives_the_least_kl() -> None:
-    rows = {row["method"]: row for row in page.efficiency(page.Found(RESULTS))}
+    rows = {row["method"].name: row for row in page.efficiency(RESULTS["methods"])}
     assert rows["ppo"]["least"] == pytest.approx(0.62 * 1.05)
     assert rows["best_of_n"]["least"] is None and rows["best_of_n"]["share"] is None
 
@@ -440,5 +443,23 @@ def test_pictures_take_the_pages_colours() -> None:
     figure = figures.reward_kl(RESULTS, {}, [])
     assert figure is not None
     text = plotting.svg(figure, "one")
-    assert "var(--ppo)" in text and plotting.PALETTE["ppo"] not in text
+    assert "var(--ppo)" in text and methods.PPO.colour not in text
     assert not re.search(r'id="(?!one-)', text)
+
+
+def test_pictures_and_pages_have_the_same_colours() -> None:
+    style = (Path(page.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    light = style[: style.index("@media")]
+    for variable, colour in plotting.PALETTE.items():
+        assert f"--{variable}: {colour};" in light
+        # Dark and light: a variable that is missing in one would be the browser's black.
+        assert style.count(f"--{variable}: ") == 2
+
+
+def test_methods_can_be_told_apart() -> None:
+    for looks in ("name", "title", "marker", "colour", "dark"):
+        assert len({getattr(m, looks) for m in methods.METHODS}) == len(methods.METHODS)
+    colours = [*plotting.PALETTE.values(), *(m.colour for m in methods.METHODS)]
+    assert len(set(colours)) == len(colours), "an SVG's colours become variables by their value"
+    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in colours)
+    assert [m for m in methods.METHODS if m.reference] == [methods.reference()]

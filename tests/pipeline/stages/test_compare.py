@@ -2,20 +2,29 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 
-from pipeline.compare import frontier
+from pipeline.compare import best_of_n, frontier, methods
+from pipeline.compare.columns import COLUMNS
 from pipeline.compare.evaluate import Evaluation
+from pipeline.compare.methods import Method
 from pipeline.config import CompareSection, Experiment, RewardSection, TrackingSection
 from pipeline.data.toy import toy_language_model, toy_texts, toy_tokenizer
 from pipeline.errors import UserError
 from pipeline.lm.models import prepare
 from pipeline.output.files import read_json
+from pipeline.report import figures, page
 from pipeline.stages import compare
+from pipeline.stages.reward import judge_is_proxy
 
 KEYS = {
     "reward", "gold", "gold_positive", "kl", "objective", "optimality", "optimality_ci",
@@ -141,9 +150,17 @@ def test_the_files_of_a_comparison(
     assert details["ppo_minus_dpo"]["optimality"] == pytest.approx(difference)
 
     out = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in out[1:5]] == ["SFT", "PPO", "DPO", "best-of-4"]
-    assert len({len(line) for line in out[:5]}) == 1
-    assert "optimality PPO − DPO" in out[5]
+    *lines, summary = [re.split(r" {2,}", line.strip()) for line in out]
+    assert lines[0] == ["SFT", "PPO", "DPO", "Best-of-N"]
+    assert [line[0] for line in lines[1:]] == [column.heading for column in COLUMNS]
+    for line, column in zip(lines[1:], COLUMNS, strict=True):
+        assert line[2] == f"{column.value(ppo)} {column.range(ppo)}".strip()
+    assert re.fullmatch(
+        r"β = 1: the objective is \S+ for SFT and \S+ at best; optimality PPO − DPO: [+−]\d+ points"
+        r" \[[+−]?\d+ to [+−]?\d+\]; Best-of-N with N = 4",
+        summary[0],
+    )
+    assert "\x1b" not in "".join(out)
     assert len(rows) == PROMPTS
 
 
@@ -165,7 +182,7 @@ def test_samples_are_the_first_and_not_the_best(tmp_path: Path, models: Models) 
 
 def test_best_of_n_against_drawing_it() -> None:
     reference = evaluation("sft", 16, 0.0, 0.0)
-    metrics, objective = compare.best_of_n(reference, 4, beta=0.5, text_samples=4)
+    metrics, objective = best_of_n.measure(reference, 4, beta=0.5, text_samples=4)
     rewards, gold = reference.grid(reference.proxy), reference.grid(reference.gold)
     rng = np.random.default_rng(0)
     drawn = []
@@ -181,7 +198,7 @@ def test_best_of_n_against_drawing_it() -> None:
     assert metrics["kl"] == pytest.approx(kl) and metrics["kl_se"] is None
     assert float(objective.mean()) == pytest.approx(metrics["reward"] - 0.5 * kl)
     assert metrics["distinct_2"] is not None
-    few, _ = compare.best_of_n(reference, 8, beta=0.5, text_samples=4)
+    few, _ = best_of_n.measure(reference, 8, beta=0.5, text_samples=4)
     assert few["distinct_2"] is None  # two blocks of 8 are fewer texts than the others have
 
 
@@ -251,7 +268,7 @@ def test_the_judge_is_its_own_where_one_is_trained_or_named(tmp_path: Path) -> N
     found = {}
     for source, gold in (("sentiment", None), ("a:b", None), ("a:b", "c:d"), ("a:b", "a:b")):
         section = RewardSection(source=source, gold=gold)
-        found[source, gold] = compare._judge_is_proxy(exp.model_copy(update={"reward": section}))
+        found[source, gold] = judge_is_proxy(exp.model_copy(update={"reward": section}))
     assert list(found.values()) == [False, True, False, True]
 
 
@@ -286,3 +303,61 @@ def test_a_comparison_of_real_models(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rewards = sft.grid(sft.proxy)
     point = next(row for row in results["frontier"] if row["beta"] == exp.beta)
     assert point["reward"] == frontier.frontier_point(rewards, exp.beta).reward
+
+
+PROBE = Method("probe", "Probe", "P", "#7a1fa2", "#d9a0f0", stage="probing")
+
+
+def test_a_new_method_is_one_record(
+    tmp_path: Path,
+    models: Models,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The comparison and the report show it without another edit."""
+    monkeypatch.setattr(methods, "METHODS", (*methods.METHODS, PROBE))
+    monkeypatch.setattr(
+        compare,
+        "evaluate_policy",
+        lambda policy, *args, **kwargs: evaluation(
+            name := Path(policy).parent.name,
+            kwargs["samples_per_prompt"],
+            float(name != "sft"),
+            0.5,
+        ),
+    )
+    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo", "probing")
+    compare.run(exp)
+    assert capsys.readouterr().out.split("\n")[0].split()[-1] == "Probe"
+    results = json.loads((tmp_path / "compare" / "results.json").read_text())
+    numbers = results["methods"]["probe"]
+    assert set(numbers) == set(results["methods"]["ppo"]) and numbers["kl"] > 0
+    sample = json.loads((tmp_path / "compare" / "samples.jsonl").read_text().split("\n")[0])
+    assert sample["completions"]["probe"].startswith("probing text 0")
+
+    page.run(exp)
+    html = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert "--probe: #7a1fa2;" in html and "--probe: #d9a0f0;" in html
+    table = html[html.index("<h2>All numbers</h2>") : html.index("<h2>The picture</h2>")]
+    assert re.search(r'background: var\(--probe\)"></span>Probe</th><td>', table)
+    pictures = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.S))
+    assert "var(--probe)" in pictures and "#7a1fa2" not in pictures
+    assert "<li>Probe: the judge calls" in html and "Ship Probe" not in html
+    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    # Among all numbers, at KL efficiency, and under every prompt.
+    assert text.count("\n| Probe |") == 2 + page.SAMPLES
+    for drawn in (figures.reward_kl(results, {}, []), figures.proxy_gold(results, [])):
+        assert drawn is not None
+        assert has_mark(drawn, PROBE)
+        assert not has_mark(drawn, replace(PROBE, marker="X"))
+
+
+def has_mark(drawn: Figure, method: Method) -> bool:
+    """True when a point with the method's marker and colour is in the picture."""
+    style = MarkerStyle(method.marker)
+    outline = style.get_path().transformed(style.get_transform()).vertices
+    return any(
+        to_rgba(method.colour) in map(tuple, np.asarray(points.get_facecolor()))
+        and any(np.array_equal(path.vertices, outline) for path in points.get_paths())
+        for points in drawn.axes[0].collections
+    )

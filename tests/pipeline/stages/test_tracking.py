@@ -270,7 +270,8 @@ def test_the_trainer_prints_through_ours_alone(
 
 
 def test_key_numbers_of_ppo() -> None:
-    logs = {"objective/kl": 0.7213, "objective/scores": 1.84, "lr": 0.1, "policy/clipfrac_avg": 0.0}
+    logs = {"objective/kl_exact": 0.7213, "objective/scores": 1.84, "policy/clipfrac_avg": 0.0}
+    logs |= {"objective/kl": 0.65, "lr": 0.1}  # the sampled KL is not the KL
     assert terminal.key_numbers(logs) == "score 1.84  kl 0.721  clipfrac 0"
     assert terminal.key_numbers({"train_runtime": 3.0}) == ""
     assert terminal.key_numbers({"loss": float("nan")}) == "loss nan"

@@ -1,8 +1,7 @@
-"""How the report writes numbers and text."""
+"""How the comparison and the report write numbers."""
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 
@@ -35,17 +34,3 @@ def interval(ci: Any) -> str:
 def beta_text(beta: float) -> str:
     """Return β as it was written: 1, 0.1, 0.05."""
     return f"{beta:g}"
-
-
-def markdown(text: Any) -> str:
-    """Return ``text`` for Markdown, also inside a table: nothing in it is markup, one line."""
-    line = " ".join(str(text).split())
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]|#~$])", r"\\\1", line)
-
-
-def written(value: Any, how: Any) -> str:
-    """Write a table's number as its column says."""
-    if isinstance(how, str):
-        return number(value, int(how.removeprefix("digits ")))
-    return how(value)

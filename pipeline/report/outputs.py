@@ -1,0 +1,75 @@
+"""What the stages of an experiment wrote, as the report reads it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Experiment
+from pipeline.config.stages import stage_names
+from pipeline.errors import UserError
+from pipeline.output import files
+from pipeline.stages.tracking import read_metrics
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Everything but ``results`` may be empty.
+
+    Attributes:
+        results, details, samples: of the comparison: what its files hold.
+        reward: reward/metrics.json.
+        histories: metrics.jsonl of each stage. stages: its stage.json.
+    """
+
+    results: dict[str, Any]
+    details: dict[str, Any] = field(default_factory=dict)
+    reward: dict[str, Any] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def load(experiment: Experiment) -> Outputs:
+    """Read everything that the stages of ``experiment`` wrote for the report."""
+    path = experiment.stage_dir("compare") / "results.json"
+    if not path.is_file():
+        raise UserError(f"{path}: not there; run the compare stage before the report")
+    results = _json(path)
+    if not isinstance(results.get("methods"), dict) or "beta" not in results:
+        raise UserError(f"{path}: not a comparison's results; run the compare stage again")
+    compare = experiment.stage_dir("compare")
+    return Outputs(
+        results=results,
+        details=_json(compare / "details.json"),
+        reward=_json(experiment.stage_dir("reward") / "metrics.json"),
+        samples=_jsonl(compare / "samples.jsonl"),
+        histories={
+            stage: read_metrics(experiment.stage_dir(stage) / "metrics.jsonl")
+            for stage in stage_names()
+        },
+        stages={
+            stage: _json(experiment.stage_dir(stage) / "stage.json") for stage in stage_names()
+        },
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A file's object; empty where there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        value = files.read_json(path)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not JSON ({error}); run its stage again") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _jsonl(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    # Not splitlines(): generated text may hold characters that it, but not JSON, breaks at.
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line.strip()]
