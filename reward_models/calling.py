@@ -103,8 +103,9 @@ class RewardCall:
 
     def _answer(self, prompts: list[str], completions: list[str]) -> Any:
         """What the function returned, at the last try if not before."""
-        tries = self.retries + 1
-        for number in range(1, tries + 1):
+        tries, number = self.retries + 1, 0
+        while True:
+            number += 1
             try:
                 return self._once(prompts, completions)
             except Exception as error:  # whatever the function raises is its author's to mend
@@ -113,11 +114,12 @@ class RewardCall:
                 if isinstance(failure, self.raises):
                     raise failure
                 raise self.raises(self._mistake(failure, prompts, completions)) from failure
-            if number < tries:
-                wait = 2.0 ** (number - 1)
-                reason = self._reason(failure)
-                self.warn(f"{self.label}: {reason}; try {number + 1} of {tries} in {wait:g} s")
-                time.sleep(wait)
+            if number == tries:
+                break
+            wait = 2.0 ** (number - 1)
+            reason = self._reason(failure)
+            self.warn(f"{self.label}: {reason}; try {number + 1} of {tries} in {wait:g} s")
+            time.sleep(wait)
         failed = "raised" if tries == 1 else f"failed {tries} times, at last with"
         message = f"{self.label}: {failed} {self._reason(failure)}{_UNANSWERED}"
         if tries == 1 and isinstance(failure, self.one_line):

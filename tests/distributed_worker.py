@@ -98,9 +98,15 @@ def gathered_by_deepspeed(parameters: list[Any]) -> Any:
 
 def own_statistics(folder: Path, **settings: Any) -> None:
     """The same with whitening by each process's own rows: the mistake that must be seen."""
-    assemble = ppo.assemble
-    ppo.assemble = lambda *a: assemble(*a[:-1], lambda values: values)  # type: ignore[assignment]
+    shaped, whitened = ppo.shaped_scores, ppo.whitened
+    ppo.shaped_scores = lambda *a: shaped(*a[:-1], alone)  # type: ignore[assignment]
+    ppo.whitened = lambda values, mask, _, **k: whitened(values, mask, alone, **k)  # type: ignore
     train(folder, **settings)
+
+
+def alone(values: torch.Tensor) -> torch.Tensor:
+    """The sum over one process."""
+    return values
 
 
 def fail_together(folder: Path) -> None:

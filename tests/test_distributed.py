@@ -20,7 +20,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from pipeline import cli, runner
-from pipeline.ppo.upkeep.distribution import uniform_draws
+from pipeline.ppo.upkeep.sharing import uniform_draws
 
 pytestmark = pytest.mark.slow
 RUNS = {"ddp": "one", "fsdp": "one", "fsdp-lora": "one-lora"}

@@ -308,10 +308,9 @@ class PPOTrainer(BaseTrainer):
         scores = self._reward(completions)
         batch, record, _ = self._record(completions, args.per_device_eval_batch_size)
         ended = torch.tensor([float(c.ended) for c in completions], device=args.device)
-        columns = (scores, record.exact_kl.double().sum(1), ended, batch.mask.sum(1))
-        means = evaluation_metrics(
-            *(column[:count] for column in columns), args.kl_coef, self.sum_over_processes
-        )
+        kl, lengths = record.exact_kl.double().sum(1), batch.mask.sum(1)
+        columns = [column[:count] for column in (scores, kl, ended, lengths)]
+        means = evaluation_metrics(columns, args.kl_coef, self.sum_over_processes)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)

@@ -15,7 +15,7 @@ from pipeline.output import quiet
 def warm() -> None:
     """Import what every child needs; torch gets one thread, by the environment."""
     quiet.before_imports()
-    for name in ("runner", "sft", "reward", "ppo.stage", "training", "trl_compat"):
+    for name in ("runner", *(f"stages.{s}" for s in ("sft", "reward", "ppo", "trl_compat"))):
         __import__(f"pipeline.{name}")
 
 

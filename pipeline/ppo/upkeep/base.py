@@ -75,9 +75,11 @@ class BaseTrainer(Trainer):
         return self.state.global_step // self.args.steps_per_rollout
 
     def sum_over_processes(self, values: Tensor) -> Tensor:
+        """The sum of every process's tensor."""
         return self.accelerator.reduce(values.to(self.args.device), reduction="sum")  # type: ignore[return-value]
 
     def gather_rows(self, values: Tensor) -> Tensor:
+        """Every process's ``(k,)`` tensor as the rows of one ``(P, k)``."""
         return self.accelerator.gather(values.to(self.args.device)[None])  # type: ignore[return-value]
 
     # -- rollouts and metrics ------------------------------------------------------------------
@@ -141,10 +143,10 @@ class BaseTrainer(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
         """The Trainer's, of the microbatch or of as many parts as memory asks for."""
-        step = super().training_step
+        plain: Any = super().training_step
+        microbatch: Any = self._prepare_inputs(inputs)["microbatch"]
         return self.memory.learn(
-            self._prepare_inputs(inputs)["microbatch"],
-            lambda part: step(model, {"microbatch": part}, num_items_in_batch),
+            microbatch, lambda part: plain(model, {"microbatch": part}, num_items_in_batch)
         )
 
     def gate_gradients(self) -> None:
@@ -169,6 +171,7 @@ class BaseTrainer(Trainer):
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self._hooks.hold(self.args, self.state, self.control)
         super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+        self._hooks.hold(self.args, self.state, self.control)  # on_log may ask to stop
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         output = super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
@@ -242,21 +245,26 @@ class Hooks(CompleteMarker):
         self._held: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin the journal where the run goes on."""
         super().on_train_begin(args, state, control)
         self._held.clear()
         if state.is_world_process_zero:
             self._trainer.journal.begin(state.global_step)
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        """Order the prompts."""
         self._trainer.choose_epoch()
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Begin a minibatch."""
         self._trainer.begin_minibatch()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Decide what the optimizer is to apply."""
         self._trainer.gate_gradients()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Beyond ``kl_stop``: save, and end the run."""
         super().on_step_end(args, state, control)
         self._trainer.performance.stop()
         if self._trainer.guards.wants_to_stop:
@@ -265,7 +273,7 @@ class Hooks(CompleteMarker):
     def hold(self, args: Any, state: Any, control: Any) -> None:
         """Put off to the end of the rollout what would not resume from within it.
 
-        Called when every callback has had its say on the step.
+        The trainer calls it when every callback has had its say on the step.
         """
         self._held.update(flag for flag in self.HELD if getattr(control, flag))
         due = state.global_step % args.steps_per_rollout == 0

@@ -5,7 +5,7 @@ Sums, means and extremes are over all processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -188,25 +188,18 @@ class UpdateMetrics:
 
 
 def evaluation_metrics(
-    scores: Tensor,
-    kl: Tensor,
-    ended: Tensor,
-    lengths: Tensor,
-    beta: float,
-    reduce_sum: ReduceSum,
+    columns: Sequence[Tensor], beta: float, reduce_sum: ReduceSum
 ) -> dict[str, float]:
-    """Means over all processes' completions, each given by a ``(B,)`` column.
+    """Means over all processes' completions.
+
+    Args:
+        columns: scores, KL (nats), whether it ended, and length of this process's; ``(B,)`` each.
 
     Returns:
-        ``scores``, ``kl`` (nats), ``objective`` = scores − β·KL, ``ended`` and ``length``.
+        ``scores``, ``kl``, ``objective`` = scores − β·KL, ``ended`` and ``length``.
     """
-    columns = (scores, kl, ended, lengths, torch.ones_like(ended))
-    total = reduce_sum(torch.stack([column.double().sum() for column in columns]))
-    score, nats, share, length = (total[:4] / total[4]).tolist()
-    return {
-        "scores": score,
-        "kl": nats,
-        "objective": score - beta * nats,
-        "ended": share,
-        "length": length,
-    }
+    sums = [column.double().sum() for column in (*columns, torch.ones_like(columns[0]))]
+    total = reduce_sum(torch.stack(sums))
+    score, kl, ended, length = (total[:4] / total[4]).tolist()
+    objective = score - beta * kl
+    return {"scores": score, "kl": kl, "objective": objective, "ended": ended, "length": length}
