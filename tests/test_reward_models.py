@@ -420,10 +420,10 @@ def test_calibration_by_hand() -> None:
 def test_human_agreement_by_hand() -> None:
     # Others' means of the first text: 1.5, 0.5, 1; of the second: -2, -2. Rater two of the first
     # text is at the threshold: half right.
-    found = measure.human_agreement([(0.0, 2.0, 1.0), (-2.0, -2.0), (1.0,)], 0.0, 0.5)
-    assert found is not None
-    assert found["accuracy"] == pytest.approx(((0.5 + 1 + 1) / 3 + 1) / 2)
-    assert (found["texts"], found["raters"]) == (2, 2.5)
+    one = measure.human_agreement([(0.0, 2.0, 1.0), (-2.0, -2.0), (1.0,)], 0.0, 0.5)
+    assert one is not None
+    assert one["accuracy"] == pytest.approx(((0.5 + 1 + 1) / 3 + 1) / 2)
+    assert (one["texts"], found["raters"]) == (2, 2.5)
     assert measure.human_agreement([(), ()], 0.0, 0.5) is None
 
 
