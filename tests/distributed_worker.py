@@ -80,13 +80,11 @@ def train(folder: Path, section: dict[str, Any] | None = None, **settings: Any) 
     trained = {name for name, p in policy.named_parameters() if p.requires_grad}
     gathered = trainer.policy_weights()
     whole = policy.state_dict() if gathered is None else gathered
-    trained_weights = {name: value for name, value in whole.items() if name in trained}
+    kept = {name: value for name, value in whole.items() if name in trained}
     head = trainer.actor_critic.value_head
     with gathered_by_deepspeed(list(head.parameters())):
-        trained_weights |= {f"value.{k}": v.clone() for k, v in head.state_dict().items()}
-    save_file(
-        {k: v.contiguous() for k, v in trained_weights.items()}, folder / f"{rank}.safetensors"
-    )
+        kept |= {f"value.{k}": v.clone() for k, v in head.state_dict().items()}
+    save_file({k: v.contiguous() for k, v in kept.items()}, folder / f"{rank}.safetensors")
 
 
 def gathered_by_deepspeed(parameters: list[Any]) -> Any:

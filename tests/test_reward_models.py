@@ -423,7 +423,7 @@ def test_human_agreement_by_hand() -> None:
     one = measure.human_agreement([(0.0, 2.0, 1.0), (-2.0, -2.0), (1.0,)], 0.0, 0.5)
     assert one is not None
     assert one["accuracy"] == pytest.approx(((0.5 + 1 + 1) / 3 + 1) / 2)
-    assert (one["texts"], found["raters"]) == (2, 2.5)
+    assert (one["texts"], one["raters"]) == (2, 2.5)
     assert measure.human_agreement([(), ()], 0.0, 0.5) is None
 
 
