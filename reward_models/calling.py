@@ -272,11 +272,11 @@ def _in_time(call: Callable[[], Any], timeout: float | None) -> Any:
 
 
 def _place(error: BaseException) -> str:
-    """The file and line that raised ``error``, in brackets; empty where it is not known."""
+    """The reward's file and line that raised ``error``, in brackets; empty where there is none."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None:
+    if trace is None or trace.tb_frame.f_code.co_filename == __file__:  # our own time-out
         return ""
     return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
 

@@ -363,7 +363,7 @@ def test_a_call_that_hangs_ends_and_a_reward_is_wrapped_once() -> None:
 
     reward = replace(checked(score), timeout=0.05)
     assert checked(reward) is reward
-    with pytest.raises(RewardError, match="raised TimeoutError: no answer in 0.05 s"):
+    with pytest.raises(RewardError, match="raised TimeoutError: no answer in 0.05 s; see"):
         reward(PROMPTS, COMPLETIONS)
     end.set()
 
