@@ -18,8 +18,7 @@ Our critic is a head on the policy's own states. Threads and allocator are set a
 
 Every run is a process of its own, the sides take turns, the first rollout of each is warm-up and
 not counted; medians over the repetitions are shown. *Floor* is the time that the floating-point
-operations a phase needs (`pipeline/ppo/upkeep/throughput.py`) take at the machine's measured matrix
-throughput.
+operations a phase needs (`ppo_operations.py`) take at the machine's measured matrix throughput.
 """
 
 from __future__ import annotations
@@ -37,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ppo_operations import ModelShape, PhaseWork, measured_matmul_throughput, phase_work
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -49,6 +49,7 @@ from pipeline.lm.models import base_of, load_base, make_trainable
 from pipeline.output import quiet
 from pipeline.output.terminal import progress
 from pipeline.ppo import PPOConfig, PPOTrainer
+from pipeline.ppo.rollout import Rollout
 from pipeline.provenance import peak_memory
 
 HERE = Path(__file__).resolve()
@@ -133,6 +134,8 @@ class Rollouts(TrainerCallback):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        self.works: list[PhaseWork] = []
+        self.rate = 0.0
         self.since = 0.0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -141,11 +144,31 @@ class Rollouts(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if logs and "time/generate" in logs:
             phases = {name: logs.get(f"time/{name}", 0.0) for name in PHASES}
-            floors = {name: logs.get(f"perf/mfu_{name}", 0.0) for name in PHASES}
-            now = time.perf_counter()
-            row = {"seconds": now - self.since, "phases": phases, "mfu": floors}
-            self.rows.append(row | {"all": logs["perf/mfu"], "length": logs["val/length"]})
+            now, work = time.perf_counter(), self.works[-1]
+            needed = {"generate": work.generate, "score": work.scoring, "update": work.update}
+            shares = {name: needed[name] / phases[name] / self.rate for name in needed}
+            row = {"seconds": now - self.since, "phases": phases, "mfu": shares}
+            share = work.total / sum(phases.values()) / self.rate
+            self.rows.append(row | {"all": share, "length": logs["val/length"]})
             self.since = time.perf_counter()
+
+
+class MeasuredTrainer(PPOTrainer):
+    """Counts the operations that each rollout needs."""
+
+    def __init__(self, rollouts: Rollouts, **arguments: Any) -> None:
+        super().__init__(**arguments, callbacks=[rollouts])
+        self.rollouts = rollouts
+        self.shape = ModelShape.of(self.actor_critic)
+        dtype = next(self.actor_critic.policy.parameters()).dtype
+        self.rollouts.rate = measured_matmul_throughput(
+            self.args.device, torch.bfloat16 if self.args.bf16 else dtype
+        )
+
+    def on_rollout(self, rollout: Rollout) -> dict[str, float]:
+        """As ever; also counts."""
+        self.rollouts.works.append(phase_work(self.shape, rollout.batch, self.args))
+        return super().on_rollout(rollout)
 
 
 def train_ours(settings: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +197,8 @@ def train_ours(settings: dict[str, Any]) -> dict[str, Any]:
         return judge(**batch).logits.squeeze(-1).float().tolist()
 
     rollouts = Rollouts()
-    trainer = PPOTrainer(
+    trainer = MeasuredTrainer(
+        rollouts,
         model=policy,
         reward_function=reward,
         args=PPOConfig(
@@ -192,7 +216,6 @@ def train_ours(settings: dict[str, Any]) -> dict[str, Any]:
         ),
         processing_class=tokenizer,
         train_dataset=settings["texts"],
-        callbacks=[rollouts],
     )
     trainer.train()
     return {"rollouts": rollouts.rows, "peak_gib": peak_memory()}

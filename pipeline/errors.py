@@ -1,6 +1,8 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can mend this", and the reward's of that kind."""
 
 from __future__ import annotations
+
+from reward_models import RewardError
 
 
 class UserError(Exception):
@@ -9,3 +11,7 @@ class UserError(Exception):
     The message is one line that names the place (file, key, row) and the mend. The command line
     prints it without a traceback and exits with code 2.
     """
+
+
+class FailedReward(RewardError, UserError):
+    """A reward function that gave no usable scores."""

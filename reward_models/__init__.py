@@ -5,13 +5,20 @@
 * `rules`: length windows, patterns, repetition
 * `ensemble`: mean, minimum, mean less k standard deviations, weighted sums
 * `loading`: from a name in a config to a function
-* `guard`: any function, with its mistakes turned into one clear line
+* `calling`: any function, called in time, again where that may help, with its mistakes in one line
 """
 
 from __future__ import annotations
 
-from reward_models.guard import checked, may_pass
+from reward_models.calling import RewardCall, checked, may_pass
 from reward_models.interface import RewardError, RewardFunction
 from reward_models.loading import load_reward
 
-__all__ = ["RewardError", "RewardFunction", "checked", "load_reward", "may_pass"]
+__all__ = [
+    "RewardCall",
+    "RewardError",
+    "RewardFunction",
+    "checked",
+    "load_reward",
+    "may_pass",
+]

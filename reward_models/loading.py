@@ -10,12 +10,13 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from reward_models.calling import RewardCall, checked
+from reward_models.interface import RewardError
 
-from reward_models.guard import checked
-from reward_models.interface import RewardError, RewardFunction
+if TYPE_CHECKING:  # a package that only names rewards need not load it
+    import torch
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _FORMS = "a model folder, a hub id, file.py:function or module:function"
@@ -31,8 +32,8 @@ def load_reward(
     device: torch.device | str | None = None,
     base_model: Path | None = None,
     share_with: torch.nn.Module | None = None,
-) -> RewardFunction:
-    """Return the reward that ``spec`` names, guarded by `checked`.
+) -> RewardCall:
+    """Return the reward that ``spec`` names, as `checked` makes it.
 
     Args:
         spec: A folder or hub id of a sequence-classification checkpoint, ``file.py:function`` or
@@ -97,12 +98,12 @@ def _import_file(spec: str, path: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     _search_in(path.parent)
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None and found.loader is not None  # a .py file has both
-    module = importlib.util.module_from_spec(found)
+    source = importlib.util.spec_from_file_location(name, path)
+    assert source is not None and source.loader is not None  # a .py file has both
+    module = importlib.util.module_from_spec(source)
     sys.modules[name] = module  # dataclasses and pickling look their module up
     try:
-        found.loader.exec_module(module)
+        source.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise _import_failed(spec, error) from error

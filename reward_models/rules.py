@@ -26,9 +26,9 @@ def contains(text: str, reward: float = 1.0, *, ignore_case: bool = True) -> Rew
 
 
 def matches(pattern: str, reward: float = 1.0, *, ignore_case: bool = False) -> RewardFunction:
-    """``reward`` for completions in which the regular expression is found, zero for others."""
-    found = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
-    return _each(lambda text: reward if found.search(text) else 0.0, "matches")
+    """``reward`` for completions that the regular expression matches somewhere, zero for others."""
+    expression = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
+    return _each(lambda text: reward if expression.search(text) else 0.0, "matches")
 
 
 def repetition_penalty(n: int = 3, weight: float = 1.0) -> RewardFunction:

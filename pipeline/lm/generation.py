@@ -106,6 +106,7 @@ def sample(
     batch_size: int,
     seed: int,
     draws: Tensor | None = None,
+    encoded: Sequence[tuple[int, ...]] | None = None,
     label: str | None = None,
 ) -> list[Completion]:
     """Sample from the model's own distribution: no top-k, no top-p.
@@ -118,12 +119,14 @@ def sample(
         seed: makes the result a function of the arguments; torch's global state is left alone.
         draws: ``(P·m, max_new_tokens)`` numbers in [0, 1) that choose the tokens instead of the
             seed's; then no row's completion depends on which others it is sampled with.
+        encoded: the prompts' :func:`encode_prompt`, where it is at hand.
         label: shows a progress bar under this name.
 
     Returns:
         P·m completions, prompt i's at i·m … i·m + m − 1.
     """
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    if encoded is None:
+        encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     rows = [i for i in range(len(prompts)) for _ in range(samples_per_prompt)]
     order = sorted(range(len(rows)), key=lambda r: (len(encoded[rows[r]]), r))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

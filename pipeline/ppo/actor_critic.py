@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from peft import PeftModel
@@ -57,7 +57,7 @@ class ActorCriticOutput(NamedTuple):
     entropy: Tensor
 
 
-class ReferenceScores(NamedTuple):
+class TokenRecord(NamedTuple):
     """What a rollout records of each completion token; all ``(B, T)``, zero off the mask."""
 
     logps: Tensor
@@ -154,17 +154,17 @@ class ActorCritic(nn.Module):
         return ActorCriticOutput(*(_spread(x, batch.mask) for x in (logps, values, entropy)))
 
     @torch.no_grad()
-    def score(self, batch: TokenBatch, trunk: Tensor | None = None) -> ReferenceScores:
+    def token_record(self, batch: TokenBatch, trunk: Tensor | None = None) -> TokenRecord:
         """All that a rollout records, policy and reference side by side."""
         states, ref_states = self._states(batch, trunk), self._reference_states(batch, trunk)
         head = lm_head(self.policy)
         ref_head = lm_head(self._reference[0]) if self._reference else head
         targets = batch.completion_ids[batch.mask]
         settings = self._logit_settings(states.device)
-        found = token_statistics(states, ref_states, head, ref_head, targets, *settings)
+        both = token_statistics(states, ref_states, head, ref_head, targets, *settings)
         values = self.value_head(states)
-        columns = (found.logps, values, found.entropy, found.ref_logps, found.exact_kl)
-        return ReferenceScores(*(_spread(x, batch.mask) for x in columns))
+        columns = (both.logps, values, both.entropy, both.ref_logps, both.exact_kl)
+        return TokenRecord(*(_spread(x, batch.mask) for x in columns))
 
     def _logit_settings(self, device: torch.device) -> tuple[float, int]:
         return self.args.temperature, self.args.logits_chunk or logits_chunk(device)
@@ -193,3 +193,27 @@ def _spread(values: Tensor, mask: Tensor) -> Tensor:
     """``(N,)`` values of masked tokens back to ``(B, T)``, zeros elsewhere, differentiable."""
     empty = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
     return empty.masked_scatter(mask, values.float())
+
+
+def parameter_groups(model: nn.Module, decayed: set[str], args: PPOConfig) -> list[dict[str, Any]]:
+    """The optimizer's groups: actor and critic have their own learning rates.
+
+    Args:
+        model: an :class:`ActorCritic`, wrapped or not.
+        decayed: the policy's parameters that weight decay is for; the value head has none.
+    """
+    policy: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    critic = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if "value_head." in name:
+            critic.append(parameter)
+        else:
+            policy[name in decayed].append(parameter)
+    rate = args.value_learning_rate or 10 * args.learning_rate
+    return [
+        {"params": policy[True], "weight_decay": args.weight_decay},
+        {"params": policy[False], "weight_decay": 0.0},
+        {"params": critic, "weight_decay": 0.0, "lr": rate},
+    ]

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-
-import torch
-from torch.utils.data import Sampler
 
 
 class KLController:
@@ -53,38 +49,3 @@ class RunningDeviation:
         """The (population) deviation; 1 before there is any spread."""
         deviation = math.sqrt(self.squares / self.count) if self.count else 0.0
         return deviation if deviation > 1e-6 else 1.0
-
-
-class RolloutSampler(Sampler[int]):
-    """Prompt indices rollout by rollout, each rollout's repeated for all its microbatches.
-
-    The Trainer asks for one batch per microbatch; only a rollout's first is sampled from, the
-    others stand for passes over the same completions. The order is a function of seed and epoch,
-    so a resumed run draws the prompts that the uninterrupted one would have.
-    """
-
-    def __init__(self, prompts: int, rollout: int, repeats: int, seed: int) -> None:
-        """``rollout`` prompts over all processes, ``repeats`` microbatches for each."""
-        self.prompts, self.rollout, self.repeats, self.seed = prompts, rollout, repeats, seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order :meth:`__iter__` gives."""
-        self.epoch = epoch
-
-    @property
-    def rollouts(self) -> int:
-        """Rollouts in one pass over the prompts; at least one, by repeating prompts."""
-        return max(1, self.prompts // self.rollout)
-
-    def __len__(self) -> int:
-        return self.rollouts * self.rollout * self.repeats
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order: list[int] = []
-        while len(order) < self.rollouts * self.rollout:
-            order += torch.randperm(self.prompts, generator=generator).tolist()
-        for start in range(0, self.rollouts * self.rollout, self.rollout):
-            for _ in range(self.repeats):
-                yield from order[start : start + self.rollout]

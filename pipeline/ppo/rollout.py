@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from classic_rl.advantages import completion_gae, masked_whiten, mean_and_variance, moments
+from classic_rl.advantages import masked_whiten, mean_and_variance, moments
 from classic_rl.losses import KLEstimator, kl_estimate
 from pipeline.lm.generation import Completion
 from pipeline.lm.scoring import TokenBatch
-from pipeline.ppo.actor_critic import ActorCritic, ReferenceScores
+from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
 from pipeline.ppo.config import PPOConfig
-from pipeline.ppo.control import KLController, RunningDeviation
+from pipeline.ppo.control import RunningDeviation
 
 ReduceSum = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes."""
@@ -28,7 +28,7 @@ class Rollout:
     batch: TokenBatch
     trunk: Tensor | None  # (B, L, d)
     scores: Tensor  # (B,) what the reward function said
-    old: ReferenceScores
+    old: TokenRecord
     token_rewards: Tensor
     advantages: Tensor
     returns: Tensor
@@ -49,13 +49,17 @@ class Microbatch:
     """Completion tokens in the whole minibatch, over all microbatches and processes."""
 
 
-def score_in_parts(
+def record_in_parts(
     model: ActorCritic, batch: TokenBatch, rows: int
-) -> tuple[ReferenceScores, Tensor | None]:
-    """Score ``batch`` in parts of ``rows`` of like length; the trunk runs once and is kept."""
+) -> tuple[TokenRecord, Tensor | None]:
+    """The tokens' record, made of ``rows`` completions of like length at a time, and the trunk.
+
+    Returns:
+        ``(B, T)`` columns, and the activations ``(B, L, d)`` that every later pass starts from.
+    """
     lengths = batch.prompt_lengths + batch.mask.sum(1)
     trunk: Tensor | None = None
-    found = [torch.zeros(batch.mask.shape, device=batch.mask.device) for _ in range(5)]
+    columns = [torch.zeros(batch.mask.shape, device=batch.mask.device) for _ in range(5)]
     for index in lengths.argsort(stable=True).split(rows):
         part = batch.rows(index)
         activations = model.trunk(part.sequences)
@@ -64,9 +68,9 @@ def score_in_parts(
                 shape = (*batch.sequences.shape, activations.shape[-1])
                 trunk = torch.zeros(shape, dtype=activations.dtype, device=activations.device)
             trunk[index, : activations.shape[1]] = activations
-        for column, values in zip(found, model.score(part, activations), strict=True):
+        for column, values in zip(columns, model.token_record(part, activations), strict=True):
             column[index, : values.shape[1]] = values
-    return ReferenceScores(*found), trunk
+    return TokenRecord(*columns), trunk
 
 
 def shaped_scores(
@@ -92,9 +96,12 @@ def shaped_scores(
 
 
 def token_rewards(
-    scores: Tensor, old: ReferenceScores, mask: Tensor, beta: float, estimator: KLEstimator
+    scores: Tensor, old: TokenRecord, mask: Tensor, beta: float, estimator: KLEstimator
 ) -> Tensor:
-    """−β·KL at every token, and the score at the last one; ``(B, T)``, zero off the mask."""
+    r"""What each token is paid, ``(B, T)``, zero off the mask.
+
+    .. math:: r_t = -\beta\, \widehat{KL}_t + [t = T - 1]\, r(x, y)
+    """
     penalty = -beta * kl_estimate(old.logps, old.ref_logps, estimator)
     rewards = torch.where(mask, penalty, torch.zeros_like(penalty))
     last = mask.sum(1) - 1
@@ -102,37 +109,13 @@ def token_rewards(
     return rewards
 
 
-def assemble(
-    completions: Sequence[Completion],
-    batch: TokenBatch,
-    trunk: Tensor | None,
-    scores: Tensor,
-    old: ReferenceScores,
-    args: PPOConfig,
-    control: KLController,
-    deviation: RunningDeviation,
-    reduce_sum: ReduceSum,
-) -> Rollout:
-    """Turn scored completions into advantages and returns.
-
-    Args:
-        reduce_sum: sums a tensor over all processes, so that whitening is global.
-    """
-    ended = torch.tensor([c.ended for c in completions], device=scores.device)
-    shaped = shaped_scores(scores, ended, args, deviation, reduce_sum)
-    mask = batch.mask
-    beta = control.coefficient if args.kl_in == "reward" else 0.0
-    rewards = token_rewards(shaped, old, mask, beta, args.kl_estimator)
-    if args.whiten_rewards:
-        mean, variance = mean_and_variance(reduce_sum(moments(rewards, mask)))
-        mean, variance = mean.to(rewards.dtype), variance.to(rewards.dtype)
-        rewards = masked_whiten(rewards, mask, torch.zeros_like(mean), variance)
-    advantages, returns = completion_gae(rewards, old.values, mask, args.gamma, args.lam)
-    if args.whiten_advantages:
-        mean, variance = mean_and_variance(reduce_sum(moments(advantages, mask)))
-        mean, variance = mean.to(advantages.dtype), variance.to(advantages.dtype)
-        advantages = masked_whiten(advantages, mask, mean, variance)
-    return Rollout(list(completions), batch, trunk, scores, old, rewards, advantages, returns)
+def whitened(
+    values: Tensor, mask: Tensor, reduce_sum: ReduceSum, keep_mean: bool = False
+) -> Tensor:
+    """``(B, T)`` values with variance 1, and mean 0 unless it is kept, over all processes."""
+    mean, variance = mean_and_variance(reduce_sum(moments(values, mask)))
+    mean, variance = mean.to(values.dtype), variance.to(values.dtype)
+    return masked_whiten(values, mask, torch.zeros_like(mean) if keep_mean else mean, variance)
 
 
 def schedule(lengths: Tensor, args: PPOConfig, seed: int, process: int = 0) -> list[list[Tensor]]:

@@ -40,19 +40,16 @@ def load(experiment: Experiment) -> Outputs:
     results = _json(path)
     if not isinstance(results.get("methods"), dict) or "beta" not in results:
         raise UserError(f"{path}: not a comparison's results; run the compare stage again")
-    compare = experiment.stage_dir("compare")
+    compare, names = experiment.stage_dir("compare"), stage_names()
     return Outputs(
         results=results,
         details=_json(compare / "details.json"),
         reward=_json(experiment.stage_dir("reward") / "metrics.json"),
         samples=_jsonl(compare / "samples.jsonl"),
         histories={
-            stage: read_metrics(experiment.stage_dir(stage) / "metrics.jsonl")
-            for stage in stage_names()
+            stage: read_metrics(experiment.stage_dir(stage) / "metrics.jsonl") for stage in names
         },
-        stages={
-            stage: _json(experiment.stage_dir(stage) / "stage.json") for stage in stage_names()
-        },
+        stages={stage: _json(experiment.stage_dir(stage) / "stage.json") for stage in names},
     )
 
 

@@ -12,8 +12,8 @@ place of either.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from pipeline.data import embedded
 from pipeline.data.records import RatedText
 from pipeline.data.splits import ExperimentData, first_words, load_data
 from pipeline.data.toy import toy_encoder, toy_tokenizer
-from pipeline.errors import UserError
+from pipeline.errors import FailedReward, UserError
 from pipeline.lm.hardware import best_device, compute_dtype, one_device
 from pipeline.lm.models import lora_config
 from pipeline.output.checkpoints import CompleteMarker
@@ -145,7 +145,7 @@ def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None)
     mixed = _has_bfloat16(experiment)
     if base is None:  # else the base's dtype decides
         mixed = bool(experiment.trainer_args("reward").get("bf16", mixed))
-    with _mendable(key):
+    try:
         reward = load_reward(
             spec,
             max_length=experiment.reward.max_length,
@@ -154,21 +154,9 @@ def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None)
             base_model=base,
             share_with=policy,
         )
-
-    def score(prompts: list[str], completions: list[str]) -> list[float]:
-        with _mendable(key):
-            return reward(prompts, completions)
-
-    return score
-
-
-@contextmanager
-def _mendable(key: str) -> Iterator[None]:
-    """Turn a RewardError into a UserError that names the config key."""
-    try:
-        yield
     except RewardError as error:
         raise UserError(f"{key}: {str(error).removeprefix('reward ')}") from error
+    return replace(reward, label=f"{key}: {spec}", raises=FailedReward)
 
 
 def _has_bfloat16(experiment: Experiment) -> bool:

@@ -6,16 +6,18 @@ import json
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import FailedReward, UserError
 from pipeline.output.checkpoints import is_complete
-from pipeline.ppo.upkeep import rewarding
-from reward_models import RewardError
+from pipeline.ppo.upkeep.guards import reward_call
+from reward_models import RewardError, calling, checked
 from tests.pipeline.ppo.test_trainer import letters, make_trainer, weights
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}  # after each of 3 rollouts
@@ -26,7 +28,7 @@ Reward = Callable[[list[str], list[str]], list[float]]
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Retries follow each other at once; the waits they asked for are in the list."""
     waits: list[float] = []
-    monkeypatch.setattr(rewarding.time, "sleep", waits.append)
+    monkeypatch.setattr(calling.time, "sleep", waits.append)
     return waits
 
 
@@ -86,8 +88,8 @@ def goes_on(folder: Path, expected: dict[str, torch.Tensor]) -> None:
 def test_nan_from_the_reward(tmp_path: Path, undisturbed: dict[str, torch.Tensor]) -> None:
     def reward(prompts: list[str], completions: list[str]) -> list[float]:
         calls.append(1)
-        found = letters(prompts, completions)
-        return [*found[:3], math.nan, *found[4:]] if len(calls) == 2 else found
+        scores = letters(prompts, completions)
+        return [*scores[:3], math.nan, *scores[4:]] if len(calls) == 2 else scores
 
     calls: list[int] = []
     trainer, _ = make_trainer(tmp_path, reward=reward, **SAVING)
@@ -156,6 +158,56 @@ def test_a_service_that_stays_away(
     goes_on(tmp_path, undisturbed)
 
 
+def test_a_service_behind_a_reward_of_the_pipelines(
+    tmp_path: Path, no_waiting: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is one line already is passed on once, without the names of our own error classes."""
+
+    def away(prompts: list[str], completions: list[str]) -> list[float]:
+        raise ConnectionError("refused")
+
+    inner = replace(checked(away), label="reward.source: mine.py:score", raises=FailedReward)
+    trainer, _ = make_trainer(tmp_path / "plain", reward=inner)
+    message = stopped(trainer, RewardError)
+    assert message.startswith(
+        "reward.source: mine.py:score: failed 3 times, at last with ConnectionError: refused"
+    )
+    nested, _ = make_trainer(tmp_path / "nested", reward=lambda p, c: inner(p, c))
+    told = stopped(nested, RewardError)
+    assert "failed 3 times, at last with reward.source: mine.py:score: raised Conn" in told
+    for line in (message, told, *capsys.readouterr().err.splitlines()):
+        assert line.count("see that what it calls answers") <= 1
+        assert "UserError" not in line and "FailedReward" not in line and "RewardError" not in line
+    assert message.count("see that what it calls answers (reward_timeout, reward_retries)") == 1
+    assert told.count("see that what it calls answers (reward_timeout, reward_retries)") == 1
+    assert no_waiting == [1.0, 2.0] * 2
+
+
+def test_a_mistake_that_the_pipeline_told_is_passed_on(
+    tmp_path: Path, no_waiting: list[float]
+) -> None:
+    def fault(call: int) -> None:
+        raise UserError("there is no proxy reward; run `rlhf reward`")
+
+    trainer, _ = make_trainer(tmp_path, reward=faulty(fault))
+    message = stopped(trainer, RewardError)
+    assert message.startswith("there is no proxy reward; run `rlhf reward`; step 0, ")
+    assert no_waiting == []
+
+
+def test_every_process_tells_of_its_own_retries(
+    no_waiting: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fault(call: int) -> None:
+        if call == 0:
+            raise ConnectionError("refused")
+
+    monkeypatch.setenv("RANK", "1")
+    args: Any = SimpleNamespace(reward_timeout=None, reward_retries=1)
+    assert reward_call(faulty(fault), args)(["p"], ["oo"]) == [0.4]
+    assert "warning: reward reward: ConnectionError: refused" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("recovers", [True, False])
 def test_a_reward_that_hangs(
     tmp_path: Path, recovers: bool, undisturbed: dict[str, torch.Tensor]
@@ -182,12 +234,12 @@ def test_a_reward_that_hangs(
         end.set()
 
 
-# --- Numbers that are none ----------------------------------------------------------------------
+# --- NaN and infinity ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("part", ["policy", "value_head"])
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
-def test_a_gradient_that_is_no_number_reaches_no_weight(
+def test_a_gradient_that_is_nan_reaches_no_weight(
     tmp_path: Path, part: str, max_grad_norm: float
 ) -> None:
     settings: dict[str, Any] = SAVING | {"max_grad_norm": max_grad_norm}
@@ -286,26 +338,27 @@ def test_an_update_that_does_not_fit(
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-6), name
 
 
-def test_scoring_and_generating_that_do_not_fit(
+def test_evaluating_and_generating_that_do_not_fit(
     tmp_path: Path, undisturbed: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.lm import generation
 
     trainer, _ = make_trainer(tmp_path, eval_strategy="steps", eval_steps=4)
-    model, score, generate = trainer.actor_critic, trainer.actor_critic.score, generation._generate
+    model, generate = trainer.actor_critic, generation._generate
+    record = model.token_record
 
-    def scoring(batch, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
+    def evaluating(batch, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
         lack(len(batch.mask), 4)
-        return score(batch, *args, **kwargs)
+        return record(batch, *args, **kwargs)
 
     def generating(policy, tokenizer, prompt_ids, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
         lack(len(prompt_ids), 7)
         return generate(policy, tokenizer, prompt_ids, *args, **kwargs)
 
-    monkeypatch.setattr(model, "score", scoring)
+    monkeypatch.setattr(model, "token_record", evaluating)
     monkeypatch.setattr(generation, "_generate", generating)
     trainer.train()
-    assert trainer.memory.limits == {"scoring": 4, "generating": 4}
+    assert trainer.memory.limits == {"evaluating": 4, "generating": 4}
     assert trainer.state.global_step == 12
 
 

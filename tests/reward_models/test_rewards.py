@@ -6,6 +6,8 @@ import json
 import math
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from transformers import BertForSequenceClassification, BertModel
 
 from pipeline.data.toy import toy_encoder, toy_language_model, toy_tokenizer
-from reward_models import RewardError, checked, load_reward, measure
+from reward_models import RewardError, calling, checked, load_reward, measure
 from reward_models.ensemble import ensemble, weighted_sum
 from reward_models.pairwise import pair_accuracy, train_pairwise
 from reward_models.rules import contains, length_window, matches, repetition_penalty
@@ -313,6 +315,57 @@ def test_the_function_gets_copies_and_the_guard_lets_interrupts_pass() -> None:
         checked(interrupted)(PROMPTS, COMPLETIONS)
 
 
+def test_a_call_that_may_pass_is_made_again_with_the_same_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[tuple[list[str], list[str]]] = []
+    waits: list[float] = []
+    said: list[str] = []
+    monkeypatch.setattr(calling.time, "sleep", waits.append)
+
+    def score(prompts: list[str], completions: list[str]) -> list[float]:
+        calls.append((prompts, completions))
+        if len(calls) < 3:
+            raise ConnectionError("refused\nby the peer")
+        return [1.0] * len(completions)
+
+    reward = replace(checked(score), retries=2, warn=said.append)
+    assert reward(PROMPTS, COMPLETIONS) == [1.0, 1.0, 1.0]
+    assert calls == [(PROMPTS, COMPLETIONS)] * 3 and waits == [1.0, 2.0]
+    assert [line.split(" (")[0] for line in said] == ["reward score: ConnectionError: refused"] * 2
+    assert said[0].endswith("; try 2 of 3 in 1 s") and said[1].endswith("; try 3 of 3 in 2 s")
+
+
+def test_a_reward_of_rewards_says_once_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calling.time, "sleep", lambda seconds: None)
+
+    def away(prompts: list[str], completions: list[str]) -> list[float]:
+        raise TimeoutError("no answer")
+
+    both = replace(checked(ensemble([checked(away)]), "both"), retries=1, warn=lambda line: None)
+    with pytest.raises(RewardError) as error:
+        both(PROMPTS, COMPLETIONS)
+    message = str(error.value)
+    assert message.startswith(
+        "reward both: failed 2 times, at last with reward away: raised TimeoutError: no answer ("
+    )
+    assert message.count("see that what it calls answers") == 1 and "RewardError" not in message
+
+
+def test_a_call_that_hangs_ends_and_a_reward_is_wrapped_once() -> None:
+    end = threading.Event()
+
+    def score(prompts: list[str], completions: list[str]) -> list[float]:
+        end.wait(30)
+        return []
+
+    reward = replace(checked(score), timeout=0.05)
+    assert checked(reward) is reward
+    with pytest.raises(RewardError, match="raised TimeoutError: no answer in 0.05 s; see"):
+        reward(PROMPTS, COMPLETIONS)
+    end.set()
+
+
 # --- Rules and ensembles ------------------------------------------------------------------------
 
 
@@ -365,10 +418,10 @@ def test_calibration_by_hand() -> None:
 def test_human_agreement_by_hand() -> None:
     # Others' means of the first text: 1.5, 0.5, 1; of the second: -2, -2. Rater two of the first
     # text is at the threshold: half right.
-    found = measure.human_agreement([(0.0, 2.0, 1.0), (-2.0, -2.0), (1.0,)], 0.0, 0.5)
-    assert found is not None
-    assert found["accuracy"] == pytest.approx(((0.5 + 1 + 1) / 3 + 1) / 2)
-    assert (found["texts"], found["raters"]) == (2, 2.5)
+    one = measure.human_agreement([(0.0, 2.0, 1.0), (-2.0, -2.0), (1.0,)], 0.0, 0.5)
+    assert one is not None
+    assert one["accuracy"] == pytest.approx(((0.5 + 1 + 1) / 3 + 1) / 2)
+    assert (one["texts"], one["raters"]) == (2, 2.5)
     assert measure.human_agreement([(), ()], 0.0, 0.5) is None
 
 

@@ -1,27 +1,60 @@
-"""What ends a PPO run before it is ruined: numbers that are no numbers, and KL running away."""
+"""What ends a PPO run before it is ruined: a failed reward, a NaN, KL that runs away.
+
+The rollout that the run stopped at is kept as JSON.
+"""
 
 from __future__ import annotations
 
 import math
+import numbers
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from pipeline.errors import UserError
+from pipeline.errors import FailedReward, UserError
 from pipeline.lm.generation import Completion
 from pipeline.output.checkpoints import MARKER, checkpoints
-from pipeline.output.console import say
+from pipeline.output.console import is_main_process, say
+from pipeline.output.files import write_json
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.rollout import Rollout
-from pipeline.ppo.upkeep.failures import save_rollout
+from reward_models import RewardCall, RewardError, checked, may_pass
 
+_ONE_LINE = (RewardError, UserError)
+_SHOWN = 2000  # characters of a value that is not a number
 _CALM = 0.9  # below this share of the limit KL may cross it anew
 
 
-class Guards(TrainerCallback):
+def reward_call(function: Callable[..., Any], args: PPOConfig) -> RewardCall:
+    """``function`` with the run's time-out and retries.
+
+    Raises:
+        RewardError: it cannot take prompts and completions.
+    """
+    return replace(
+        checked(function),
+        timeout=args.reward_timeout,
+        retries=args.reward_retries,
+        warn=_warn,
+        raises=FailedReward,
+        one_line=_ONE_LINE,
+    )
+
+
+def _warn(line: str) -> None:
+    """Say so on any process: each asks for the rewards of its own completions."""
+    if is_main_process():
+        say(f"warning: {line}")
+    else:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+class Guards:
     """Looks at every rollout and at every gradient before it is applied."""
 
     def __init__(self, args: PPOConfig) -> None:
@@ -49,7 +82,7 @@ class Guards(TrainerCallback):
         }
         for name, column in self._columns.items():
             if not bool(torch.isfinite(column).all()):
-                raise UserError(self._no_number(f"the {name} of a completion", step))
+                raise UserError(self._not_finite(f"the {name} of a completion", step))
         self._look_at_kl(metrics, step)
 
     def look_at_gradient(self, norm: Any, step: int) -> None:
@@ -62,12 +95,12 @@ class Guards(TrainerCallback):
             UserError: it is not finite.
         """
         if norm is not None and not math.isfinite(float(norm)):
-            raise UserError(self._no_number(f"the gradient norm ({float(norm):g})", step))
+            raise UserError(self._not_finite(f"the gradient norm ({float(norm):g})", step))
 
-    def _no_number(self, what: str, step: int) -> str:
+    def _not_finite(self, what: str, step: int) -> str:
         """The error's line; saves the rollout."""
         args = self.args
-        kept = save_rollout(args, step, what, self._completions, self._columns)
+        kept = _save_rollout(args, step, what, self._completions, self._columns)
         score, advantage = (
             float(self._columns[name].abs().max()) for name in ("scores", "largest advantage")
         )
@@ -122,14 +155,12 @@ class Guards(TrainerCallback):
             f"{number}. {cause}" for number, cause in enumerate(causes, 1)
         )
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Beyond ``kl_stop``: save and end with the rollout, where a run can resume exactly."""
-        if self._stop and state.global_step % self.args.steps_per_rollout == 0:
-            control.should_save = control.should_training_stop = True
+    @property
+    def wants_to_stop(self) -> bool:
+        """Whether KL exceeded ``kl_stop``."""
+        return self._stop is not None
 
-    def end(self, state: TrainerState) -> None:
+    def end(self, step: int) -> None:
         """Tell why, after all else that is to happen when training ends.
 
         Raises:
@@ -137,4 +168,72 @@ class Guards(TrainerCallback):
         """
         if self._stop:
             message, self._stop = self._stop, None
-            raise UserError(f"{message}. checkpoint-{state.global_step} is saved")
+            raise UserError(f"{message}. checkpoint-{step} is saved")
+
+
+def failed_reward(
+    error: RewardError, completions: Sequence[Completion], args: PPOConfig, step: int
+) -> FailedReward:
+    """``error`` with the step, the settings that may help, and where its batch was saved."""
+    columns = {"returned": _returned(error), "raised": repr(error.__cause__)}
+    kept = _save_rollout(args, step, str(error), completions, columns)
+    mend = " (reward_timeout, reward_retries)" if may_pass(error, _ONE_LINE) else ""
+    return FailedReward(f"{error}{mend}; step {step}, {kept}")
+
+
+def _returned(error: BaseException | None) -> Any:
+    """What the function returned, from wherever in the chain of errors it is kept."""
+    while error is not None:
+        returned = getattr(error, "returned", None)
+        if returned is not None:
+            return returned
+        error = error.__cause__
+    return None
+
+
+def _save_rollout(
+    args: PPOConfig,
+    step: int,
+    reason: str,
+    completions: Sequence[Completion],
+    columns: dict[str, Any],
+) -> str:
+    """Write a failed rollout as ``output_dir/failed-rollout-<step>.json`` and say where it is.
+
+    Args:
+        step: the optimizer step that the rollout began at.
+        columns: further values, a list for each completion or whatever the reward returned.
+
+    Returns:
+        A clause for the error message; when the file cannot be written, the one that says so.
+    """
+    rank = f"-rank{args.process_index}" if args.world_size > 1 else ""
+    path = Path(str(args.output_dir)) / f"failed-rollout-{step}{rank}.json"
+    content = {
+        "step": step,
+        "reason": reason,
+        "prompts": [c.prompt for c in completions],
+        "completions": [c.text for c in completions],
+        **{name: _plain(value) for name, value in columns.items()},
+    }
+    try:
+        write_json(path, content)
+    except OSError as error:
+        return f"the batch could not be saved ({error.strerror})"
+    return f"the batch is in {path}"
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON can hold it: NaN and infinity as text, unknown objects by their repr."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, numbers.Real):
+        number = float(value)
+        return number if math.isfinite(number) else str(number)
+    return repr(value)[:_SHOWN]

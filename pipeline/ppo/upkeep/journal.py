@@ -42,9 +42,9 @@ class Journal:
 
     def begin(self, step: int) -> None:
         """Remove the rollouts of an earlier run from ``step``, where this one goes on, upwards."""
-        for found in steps(self.folder):
-            if found >= step:
-                path(self.folder, found).unlink()
+        for later in steps(self.folder):
+            if later >= step:
+                path(self.folder, later).unlink()
 
     def write(
         self, step: int, rollout: Rollout, metrics: dict[str, float], args: PPOConfig
@@ -65,11 +65,11 @@ class Journal:
 
     def _thin(self, gap: int) -> None:
         """Beyond `LIMIT` files keep every second rollout (fourth, eighth, …) and the newest."""
-        found = kept = steps(self.folder)
-        while len(found) > LIMIT and len(kept) > LIMIT // 2:
+        written = kept = steps(self.folder)
+        while len(written) > LIMIT and len(kept) > LIMIT // 2:
             gap *= 2
             kept = [step for step in kept if step % gap == 0]
-        for extra in set(found[:-1]) - set(kept):
+        for extra in set(written[:-1]) - set(kept):
             path(self.folder, extra).unlink()
 
     def _completions(self, rollout: Rollout, count: int) -> list[dict[str, Any]]:
@@ -79,11 +79,11 @@ class Journal:
             rollout.advantages, rollout.returns, rollout.token_rewards, old.entropy,
         )  # fmt: skip
         rows = [column[:count].tolist() for column in columns]
-        found = []
+        records = []
         for i, completion in enumerate(rollout.completions[:count]):
             length = len(completion.completion_ids)
             tokens = zip(TOKEN_COLUMNS, (row[i][:length] for row in rows), strict=True)
-            found.append(
+            records.append(
                 {
                     "prompt": completion.prompt,
                     "score": _rounded(float(rollout.scores[i])),
@@ -94,7 +94,7 @@ class Journal:
                 }
                 | {name: [_rounded(value) for value in values] for name, values in tokens}
             )
-        return found
+        return records
 
 
 def sample_rows(rollout: Rollout, args: PPOConfig) -> list[dict[str, Any]]:
@@ -135,12 +135,12 @@ def pieces(
     def decode(ids: list[int]) -> str:
         return str(tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
-    found = []
+    texts = []
     for before, token in zip((prompt_ids[-1], *completion_ids), completion_ids, strict=False):
         first, both = decode([before]), decode([before, token])
         piece = both[len(first) :] if both.startswith(first) else decode([token])
-        found.append(_bytes(tokenizer, token) or piece if "\ufffd" in piece else piece)
-    return found
+        texts.append(_bytes(tokenizer, token) or piece if "\ufffd" in piece else piece)
+    return texts
 
 
 def _bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

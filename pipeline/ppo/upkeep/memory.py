@@ -34,7 +34,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def rows_of(data: Microbatch, start: int, stop: int) -> Microbatch:
+def _rows_of(data: Microbatch, start: int, stop: int) -> Microbatch:
     """The rows from ``start`` to before ``stop``, trimmed to their own longest.
 
     The normalizer stays that of the whole minibatch, so that the parts' losses add up.
@@ -54,9 +54,13 @@ def rows_of(data: Microbatch, start: int, stop: int) -> Microbatch:
 class Memory:
     """How many rows fit at once in each phase; it shrinks when memory runs out and is kept."""
 
-    def __init__(self, processes: int) -> None:
-        """With several ``processes`` nothing is halved: one alone would wait for the others."""
+    def __init__(self, processes: int, undo_minibatch: Callable[[], None]) -> None:
+        """With several ``processes`` nothing is halved: one alone would wait for the others.
+
+        ``undo_minibatch`` drops the gradients and metrics of the minibatch at hand.
+        """
         self.processes = processes
+        self._undo_minibatch = undo_minibatch
         self.limits: dict[str, int] = {}
         self._learned: list[Microbatch] = []
 
@@ -97,9 +101,7 @@ class Memory:
         """The gradients are zero, or about to be: nothing to make again if memory runs out."""
         self._learned.clear()
 
-    def learn(
-        self, data: Microbatch, step: Callable[[Microbatch], Tensor], restart: Callable[[], None]
-    ) -> Tensor:
+    def learn(self, data: Microbatch, step: Callable[[Microbatch], Tensor]) -> Tensor:
         """Forward and backward passes of one microbatch, in parts that fit.
 
         A backward pass that ends half-way leaves part of its gradients behind, so all of this
@@ -107,7 +109,6 @@ class Memory:
 
         Args:
             step: makes a loss and adds its gradients.
-            restart: drops the minibatch's gradients and metrics.
 
         Returns:
             the microbatch's loss, without graph.
@@ -120,7 +121,7 @@ class Memory:
             return self._parts(data, rows, step)
 
         def start_again() -> None:
-            restart()
+            self._undo_minibatch()
             again[:] = self._learned
 
         loss = self.fit("learning from", len(data.batch.mask), passes, start_again)
@@ -131,7 +132,7 @@ class Memory:
         count = len(data.batch.mask)
         if count <= rows:
             return step(data)
-        parts = [step(rows_of(data, start, start + rows)) for start in range(0, count, rows)]
+        parts = [step(_rows_of(data, start, start + rows)) for start in range(0, count, rows)]
         return torch.stack(parts).sum()
 
     def _give_up(self, phase: str, rows: int, error: BaseException) -> None:

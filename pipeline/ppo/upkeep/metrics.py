@@ -5,8 +5,7 @@ Sums, means and extremes are over all processes.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -79,11 +78,11 @@ def _extremes(
 ) -> dict[str, float]:
     """Quantiles of the scores ``(B,)``; the range of lengths ``(B,)`` and advantages ``(N,)``."""
     ranges = [f(x) for x in (lengths, advantages) for f in (torch.amin, torch.amax)]
-    found = gather(torch.cat([scores.double(), torch.stack(ranges).double()]))
-    levels = torch.tensor(QUANTILES, dtype=torch.float64, device=found.device) / 100
-    values: list[float] = found[:, :-4].flatten().quantile(levels).tolist()
-    low: list[float] = found[:, -4:].amin(0).tolist()
-    high: list[float] = found[:, -4:].amax(0).tolist()
+    everyone = gather(torch.cat([scores.double(), torch.stack(ranges).double()]))
+    levels = torch.tensor(QUANTILES, dtype=torch.float64, device=everyone.device) / 100
+    values: list[float] = everyone[:, :-4].flatten().quantile(levels).tolist()
+    low: list[float] = everyone[:, -4:].amin(0).tolist()
+    high: list[float] = everyone[:, -4:].amax(0).tolist()
     quantiles = {f"objective/scores_q{q:02d}": v for q, v in zip(QUANTILES, values, strict=True)}
     return quantiles | {
         "val/length_min": low[0],
@@ -113,13 +112,19 @@ class UpdateMetrics:
         self._norms: list[tuple[Tensor | float, Tensor | float]] = []
         self.tokens = 0.0
         """Completion tokens that were learned from, over all processes, at the last `collect`."""
+        self.begin_minibatch()
 
-    def copy(self) -> UpdateMetrics:
-        """A copy that what comes after leaves as it is."""
-        twin = copy.copy(self)
-        twin._sums, twin._minibatch_kl = self._sums.clone(), self._minibatch_kl.clone()
-        twin._norms = list(self._norms)
-        return twin
+    def begin_minibatch(self) -> None:
+        """Note what :meth:`undo_minibatch` goes back to."""
+        self._before = (
+            self._sums.clone(), self._minibatch_kl.clone(), self._ratios, list(self._norms)
+        )  # fmt: skip
+
+    def undo_minibatch(self) -> None:
+        """Forget the microbatches since :meth:`begin_minibatch`: they are learned from again."""
+        sums, minibatch_kl, self._ratios, norms = self._before
+        self._sums, self._minibatch_kl = sums.clone(), minibatch_kl.clone()
+        self._norms = list(norms)
 
     @torch.no_grad()
     def add(
@@ -146,10 +151,10 @@ class UpdateMetrics:
         )
         sums = torch.stack([torch.where(mask, c, 0.0).double().sum() for c in columns])
         extremes = torch.stack([ratio[mask].min(), ratio[mask].max()]).double()
-        found = torch.cat([sums, mask.sum()[None].double(), extremes]).cpu()
-        self._sums += found[:-2]
-        self._minibatch_kl += found[[2, len(columns)]]
-        low, high = found[-2:].tolist()
+        numbers = torch.cat([sums, mask.sum()[None].double(), extremes]).cpu()
+        self._sums += numbers[:-2]
+        self._minibatch_kl += numbers[[2, len(columns)]]
+        low, high = numbers[-2:].tolist()
         self._ratios = (min(self._ratios[0], low), max(self._ratios[1], high))
 
     def add_norms(self, actor: Tensor | float, critic: Tensor | float) -> None:
@@ -180,3 +185,21 @@ class UpdateMetrics:
             metrics[f"{name}/grad_norm"] = sum(column) / len(column)
             metrics[f"{name}/grad_norm_max"] = max(column)
         return metrics
+
+
+def evaluation_metrics(
+    columns: Sequence[Tensor], beta: float, reduce_sum: ReduceSum
+) -> dict[str, float]:
+    """Means over all processes' completions.
+
+    Args:
+        columns: scores, KL (nats), whether it ended, and length of this process's; ``(B,)`` each.
+
+    Returns:
+        ``scores``, ``kl``, ``objective`` = scores − β·KL, ``ended`` and ``length``.
+    """
+    sums = [column.double().sum() for column in (*columns, torch.ones_like(columns[0]))]
+    total = reduce_sum(torch.stack(sums))
+    score, kl, ended, length = (total[:4] / total[4]).tolist()
+    objective = score - beta * kl
+    return {"scores": score, "kl": kl, "objective": objective, "ended": ended, "length": length}

@@ -71,7 +71,7 @@ def load(
 
 
 def load_controllers(folder: Path, control: KLController, deviation: RunningDeviation) -> None:
-    """The part of :func:`load` that is no weights."""
+    """The part of :func:`load` that is not weights."""
     state = read_json(folder / STATE)
     control.coefficient = state["kl_coef"]
     vars(deviation).update(state["deviation"])
@@ -89,10 +89,10 @@ def policy_weights(model: ActorCritic) -> dict[str, Tensor] | None:
         cpu_offload=True,
         ignore_frozen_params=isinstance(model.policy, PeftModel),
     )
-    found: dict[str, Any] = get_model_state_dict(model.policy, options=options)
+    weights: dict[str, Any] = get_model_state_dict(model.policy, options=options)
     for name in getattr(model.policy, "all_tied_weights_keys", None) or {}:
-        found.pop(name, None)  # stored once, as without FSDP
-    return found
+        weights.pop(name, None)  # stored once, as without FSDP
+    return weights
 
 
 @torch.no_grad()

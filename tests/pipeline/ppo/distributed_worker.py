@@ -80,11 +80,11 @@ def train(folder: Path, section: dict[str, Any] | None = None, **settings: Any) 
     trained = {name for name, p in policy.named_parameters() if p.requires_grad}
     gathered = trainer.policy_weights()
     whole = policy.state_dict() if gathered is None else gathered
-    found = {name: value for name, value in whole.items() if name in trained}
+    kept = {name: value for name, value in whole.items() if name in trained}
     head = trainer.actor_critic.value_head
     with gathered_by_deepspeed(list(head.parameters())):
-        found |= {f"value.{k}": v.clone() for k, v in head.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in found.items()}, folder / f"{rank}.safetensors")
+        kept |= {f"value.{k}": v.clone() for k, v in head.state_dict().items()}
+    save_file({k: v.contiguous() for k, v in kept.items()}, folder / f"{rank}.safetensors")
 
 
 def gathered_by_deepspeed(parameters: list[Any]) -> Any:
@@ -98,9 +98,15 @@ def gathered_by_deepspeed(parameters: list[Any]) -> Any:
 
 def own_statistics(folder: Path, **settings: Any) -> None:
     """The same with whitening by each process's own rows: the mistake that must be seen."""
-    assemble = ppo.assemble
-    ppo.assemble = lambda *a: assemble(*a[:-1], lambda values: values)  # type: ignore[assignment]
+    shaped, whitened = ppo.shaped_scores, ppo.whitened
+    ppo.shaped_scores = lambda *a: shaped(*a[:-1], alone)  # type: ignore[assignment]
+    ppo.whitened = lambda values, mask, _, **k: whitened(values, mask, alone, **k)  # type: ignore
     train(folder, **settings)
+
+
+def alone(values: torch.Tensor) -> torch.Tensor:
+    """The sum over one process."""
+    return values
 
 
 def fail_together(folder: Path) -> None:

@@ -20,7 +20,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 
 from pipeline import cli, runner
-from pipeline.ppo.upkeep.distribution import uniform_draws
+from pipeline.ppo.upkeep.sharing import uniform_draws
 
 pytestmark = pytest.mark.slow
 RUNS = {"ddp": "one", "fsdp": "one", "fsdp-lora": "one-lora"}
@@ -136,10 +136,10 @@ def test_an_fsdp_run_resumes_as_if_it_had_not_stopped(cases: Path) -> None:
 def test_a_checkpoint_has_the_same_whole_weights_however_they_were_split(cases: Path) -> None:
     one, split = (cases / case / "run" / "checkpoint-8" for case in ("one", "fsdp"))
     for name in ("model.safetensors", "value_head.safetensors"):
-        expected, found = load_file(one / name), load_file(split / name)
-        assert expected.keys() == found.keys()
+        expected, whole = load_file(one / name), load_file(split / name)
+        assert expected.keys() == whole.keys()
         for key, value in expected.items():
-            assert torch.allclose(found[key], value, rtol=1e-4, atol=1e-5), key
+            assert torch.allclose(whole[key], value, rtol=1e-4, atol=1e-5), key
     own = {path.name for path in split.iterdir()} - {path.name for path in one.iterdir()}
     # A file of its own is written by each process for its random numbers, and by no other.
     assert own <= {"optimizer.bin", "rng_state_0.pth", "rng_state_1.pth"}

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from pipeline.lm.generation import Completion
 from pipeline.ppo import PPOConfig, PPOTrainer
-from pipeline.ppo.actor_critic import ReferenceScores
-from pipeline.ppo.control import KLController, RolloutSampler, RunningDeviation
+from pipeline.ppo.actor_critic import TokenRecord
+from pipeline.ppo.control import KLController, RunningDeviation
 from pipeline.ppo.rollout import schedule, shaped_scores, token_rewards
+from pipeline.ppo.upkeep.sharing import RolloutSampler
 
 
 def test_score_lands_on_the_last_token_and_kl_on_every_token() -> None:
@@ -23,7 +24,7 @@ def test_score_lands_on_the_last_token_and_kl_on_every_token() -> None:
     logps = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, 0.0, 0.0]])
     ref = torch.tensor([[-2.0, -2.0, -1.0], [-1.5, 0.0, 0.0]])
     zero = torch.zeros_like(ref)
-    old = ReferenceScores(logps, zero, zero, ref, zero)
+    old = TokenRecord(logps, zero, zero, ref, zero)
     rewards = token_rewards(torch.tensor([5.0, 7.0]), old, mask, 0.5, "k1")
     assert rewards.tolist() == [[-0.5, 0.0, 5.0 + 1.0], [7.0 - 0.25, 0.0, 0.0]]
 
@@ -111,8 +112,8 @@ def test_resumed_in_mid_epoch_under_two_processes_the_sampler_knows_its_epoch() 
     trainer: Any = SimpleNamespace(_sampler=sampler, rollout_index=3 * sampler.rollouts + 1)
     PPOTrainer.choose_epoch(trainer)
     resumed.set_epoch(3)
-    found = [tuple(batch.tolist()) for batch in resumed]
+    batches = [tuple(batch.tolist()) for batch in resumed]
     sampler.set_epoch(3)
     whole = list(sampler)
     second = whole[16:]  # the second rollout, twice; this process has the later half of each
-    assert found == [tuple(second[4:8])] * 2
+    assert batches == [tuple(second[4:8])] * 2

@@ -289,6 +289,19 @@ def test_resume_equals_the_uninterrupted_run(tmp_path: Path, section: dict[str, 
     assert last["objective/scores"] == again_log.logs[-2]["objective/scores"]
 
 
+def test_a_run_that_is_to_stop_as_it_logs_ends_with_its_rollout(tmp_path: Path) -> None:
+    trainer, _ = make_trainer(tmp_path, total_episodes=48, logging_steps=1)
+
+    class Impatient(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 5:
+                control.should_training_stop = True
+
+    trainer.add_callback(Impatient())
+    trainer.train()
+    assert trainer.state.global_step == 8
+
+
 def test_nothing_is_saved_or_ended_within_a_rollout(tmp_path: Path) -> None:
     """A checkpoint there could not resume: what the user asks for waits for the rollout's end."""
     whole, _ = make_trainer(tmp_path / "whole", total_episodes=48)

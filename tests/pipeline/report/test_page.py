@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.compare import methods, wording
-from pipeline.config import STAGES
+from pipeline.config.stages import stage_names
 from pipeline.errors import UserError
 from pipeline.report import figures, page, plotting, verdict
 
@@ -137,7 +137,7 @@ def fill(folder: Path) -> None:
     write(folder / "compare" / "samples.jsonl", rows)
     for stage, history in histories(rng).items():
         write(folder / stage / "metrics.jsonl", history)
-    for stage, seconds in zip(STAGES, (141.2, 96, 402.7, 188, 77), strict=True):
+    for stage, seconds in zip(stage_names(), (141.2, 96, 402.7, 188, 77), strict=True):
         write(folder / stage / "stage.json", {
             "stage": stage, "status": "finished", "seconds": seconds, "peak_memory_gib": 3.4,
             "seed": 0, "finished": "2026-01-02T03:04:05+00:00", "cores": 2, "accelerator": None,

@@ -1,9 +1,9 @@
 """What a rollout needs in floating-point operations, and what the machine can give.
 
 The counts are floors: what the algorithm needs on tokens that exist, however it is programmed.
-Padding, recomputation, merging adapters and everything that is no matrix product (norms, softmax,
-sampling, the optimizer) count nothing, so seconds · throughput / operations says how many times
-its floor a phase takes.
+Padding, recomputation, merging adapters and everything that is not a matrix product (norms,
+softmax, sampling, the optimizer) count nothing, so seconds · throughput / operations says how many
+times its floor a phase takes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,283 @@
+"""What PPO asks of ``transformers.Trainer`` beside the algorithm, handed on to what does it.
+
+Nothing of PPO is computed here: :class:`BaseTrainer` holds the collaborators and overrides the
+Trainer's methods where one of them has a part, :class:`Hooks` is its one callback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from pipeline.output.checkpoints import CompleteMarker, require_whole
+from pipeline.ppo.actor_critic import ActorCritic, parameter_groups
+from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.control import KLController, RunningDeviation
+from pipeline.ppo.rollout import Microbatch, Rollout
+from pipeline.ppo.upkeep import distributed, state
+from pipeline.ppo.upkeep.guards import Guards
+from pipeline.ppo.upkeep.journal import Journal, sample_rows
+from pipeline.ppo.upkeep.memory import Memory
+from pipeline.ppo.upkeep.metrics import UpdateMetrics, rollout_metrics
+from pipeline.ppo.upkeep.performance import Performance
+from pipeline.ppo.upkeep.sharing import RolloutSampler
+
+SampleLog = Callable[[int, list[dict[str, Any]]], None]
+
+
+class BaseTrainer(Trainer):
+    """The Trainer with guards, memory, processes, journal, metrics and performance.
+
+    A subclass sets ``kl_control`` and ``score_deviation``, which checkpoints hold, before it calls
+    ``__init__``, and gives ``_prepare_inputs``, ``compute_loss`` and :meth:`gate_gradients`.
+    """
+
+    args: PPOConfig
+    kl_control: KLController
+    score_deviation: RunningDeviation
+
+    def __init__(
+        self,
+        model: ActorCritic,
+        args: PPOConfig,
+        processing_class: PreTrainedTokenizerBase,
+        log_samples: SampleLog | None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(model, args, processing_class=processing_class, **arguments)
+        self.tokenizer = processing_class
+        self.log_samples = log_samples
+        self.stopped_early = False
+        self.pending: list[Microbatch] = []  # of the rollout that is learned from
+        self._rollout_metrics: dict[str, float] = {}
+        self.update_metrics = UpdateMetrics()
+        self.performance = Performance(self.args.device)
+        self.journal = Journal(Path(str(args.output_dir)) / "rollouts", processing_class)
+        self.guards = Guards(self.args)
+        self.memory = Memory(self.args.world_size, self._undo_minibatch)
+        self._hooks = Hooks(self)
+        self.add_callback(self._hooks)
+
+    @property
+    def actor_critic(self) -> ActorCritic:
+        """The policy and value head without what DDP or the like wraps around them."""
+        return self.accelerator.unwrap_model(self.model)  # type: ignore[return-value]
+
+    @property
+    def rollout_index(self) -> int:
+        """How many rollouts came before the current one."""
+        return self.state.global_step // self.args.steps_per_rollout
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """The sum of every process's tensor."""
+        return self.accelerator.reduce(values.to(self.args.device), reduction="sum")  # type: ignore[return-value]
+
+    def gather_rows(self, values: Tensor) -> Tensor:
+        """Every process's ``(k,)`` tensor as the rows of one ``(P, k)``."""
+        return self.accelerator.gather(values.to(self.args.device)[None])  # type: ignore[return-value]
+
+    # -- rollouts and metrics ------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of prompts: a rollout's, once for each of its microbatches."""
+        args = self.args
+        repeats = args.steps_per_rollout * args.gradient_accumulation_steps
+        prompts: Any = self.train_dataset
+        self.pending = []  # an earlier call that ended in an error may have left some
+        self._sampler = RolloutSampler(len(prompts), args.rollout_batch_size, repeats, args.seed)
+        loader = DataLoader(
+            prompts,
+            batch_size=args.rollout_size,
+            sampler=self._sampler,
+            collate_fn=lambda rows: {"prompts": rows},
+        )
+        return self.accelerator.prepare(loader)
+
+    def choose_epoch(self) -> None:
+        """Give the sampler its epoch, which wrapped for a resumed run it would not be told."""
+        self._sampler.set_epoch(self.rollout_index // self._sampler.rollouts)
+
+    def on_rollout(self, rollout: Rollout) -> dict[str, float]:
+        """Look at a finished rollout: metrics (returned), guards, journal and samples."""
+        step, size = self.state.global_step, self.args.rollout_batch_size
+        beta = self.kl_control.coefficient
+        metrics = rollout_metrics(rollout, beta, self.sum_over_processes, self.gather_rows)
+        self._rollout_metrics = metrics | {"episode": float((self.rollout_index + 1) * size)}
+        self.guards.look_at_rollout(rollout, metrics, step)
+        self.performance.add(rollout.batch)
+        if self.is_world_process_zero():
+            self.journal.write(step, rollout, self._rollout_metrics, self.args)
+            if self.log_samples is not None:
+                self.log_samples(step, sample_rows(rollout, self.args))
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was gathered since the last log event, over all processes."""
+        if self._rollout_metrics and "loss" in logs:
+            update = self.update_metrics.collect(self.sum_over_processes, self.gather_rows)
+            update["policy/stopped_early"] = float(self.stopped_early)
+            update |= self.performance.collect(self.update_metrics.tokens, self.gather_rows)
+            logs = {**logs, **self._rollout_metrics, **update}
+            self._rollout_metrics = {}
+        super().log(logs, start_time)
+
+    # -- steps ---------------------------------------------------------------------------------
+
+    def begin_minibatch(self) -> None:
+        """Note what is gone back to when a microbatch of this minibatch does not fit."""
+        self.memory.begin_minibatch()
+        self.update_metrics.begin_minibatch()
+
+    def _undo_minibatch(self) -> None:
+        self.update_metrics.undo_minibatch()
+        model: Any = self.model
+        model.zero_grad(set_to_none=True)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """The Trainer's, of the microbatch or of as many parts as memory asks for."""
+        plain: Any = super().training_step
+        microbatch: Any = self._prepare_inputs(inputs)["microbatch"]
+        return self.memory.learn(
+            microbatch, lambda part: plain(model, {"microbatch": part}, num_items_in_batch)
+        )
+
+    def gate_gradients(self) -> None:
+        """Before an optimizer step: drop the gradients that must not be applied."""
+        raise NotImplementedError
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
+        self.guards.look_at_gradient(norm, self.state.global_step)
+        return norm
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The configured optimizer, the value head with its own learning rate and no decay."""
+        if self.optimizer is None:
+            target: Any = self.model if model is None else model
+            decayed = set(self.get_decay_parameter_names(target))
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, target)
+            groups = parameter_groups(target, decayed, self.args)
+            self.optimizer = optimizer(groups, **settings)
+        return self.optimizer
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._hooks.hold(self.args, self.state, self.control)
+        super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+        self._hooks.hold(self.args, self.state, self.control)  # on_log may ask to stop
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        output = super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
+        self.guards.end(self.state.global_step)
+        return output
+
+    # -- processes and checkpoints -------------------------------------------------------------
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer's, with FSDP as PPO needs it."""
+        super().create_accelerator_and_postprocess()
+        distributed.set_up(self, self.args)
+
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
+        plain: Any = super()._prepare_for_training  # type: ignore[misc]
+        arguments = (max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = distributed.prepare(self, lambda: plain(*arguments))
+        if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
+            # Its engine has loaded the weights, so _load_from_checkpoint is not called.
+            folder = Path(resume_from_checkpoint)
+            state.load_controllers(folder, self.kl_control, self.score_deviation)
+        return prepared
+
+    def policy_weights(self) -> dict[str, Tensor] | None:
+        """See :func:`pipeline.ppo.upkeep.distributed.policy_weights`."""
+        return distributed.policy_weights(self)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As the Trainer's; under FSDP2 the policy is gathered and process 0 writes it whole."""
+        if not self.is_fsdp_enabled:
+            return super().save_model(output_dir, _internal_call)
+        weights = self.policy_weights() or {}
+        self._save(output_dir, {f"policy.{name}": value for name, value in weights.items()})
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_fsdp_enabled:
+            distributed.save_optimizer_and_scheduler(self, output_dir)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            controllers = (self.kl_control, self.score_deviation)
+            state.save(folder, self.actor_critic, self.tokenizer, *controllers, state_dict)
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        folder = Path(resume_from_checkpoint)
+        require_whole(folder)
+        state.load(folder, self.actor_critic, self.kl_control, self.score_deviation)
+
+    def _load_best_model(self) -> None:
+        assert self.state.best_model_checkpoint is not None
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class Hooks(CompleteMarker):
+    """Calls the trainer back; marks checkpoints; moves stops and saves to a rollout's end."""
+
+    HELD = ("should_evaluate", "should_save", "should_training_stop")
+
+    def __init__(self, trainer: BaseTrainer) -> None:
+        super().__init__()
+        self._trainer = trainer
+        self._held: set[str] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Begin the journal where the run goes on."""
+        super().on_train_begin(args, state, control)
+        self._held.clear()
+        if state.is_world_process_zero:
+            self._trainer.journal.begin(state.global_step)
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        """Order the prompts."""
+        self._trainer.choose_epoch()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Begin a minibatch."""
+        self._trainer.begin_minibatch()
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Decide what the optimizer is to apply."""
+        self._trainer.gate_gradients()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Beyond ``kl_stop``: save, and end the run."""
+        super().on_step_end(args, state, control)
+        self._trainer.performance.stop()
+        if self._trainer.guards.wants_to_stop:
+            control.should_save = control.should_training_stop = True
+
+    def hold(self, args: Any, state: Any, control: Any) -> None:
+        """Put off to the end of the rollout what would not resume from within it.
+
+        The trainer calls it when every callback has had its say on the step.
+        """
+        self._held.update(flag for flag in self.HELD if getattr(control, flag))
+        due = state.global_step % args.steps_per_rollout == 0
+        for flag in self._held:
+            setattr(control, flag, due)
+        if due:
+            self._held.clear()
