@@ -166,11 +166,14 @@ def page(rooms: Arrows) -> str:
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw the rooms of the code and their imports.")
     parser.add_argument("--print", action="store_true", help="print them and write nothing")
-    text = page(room_arrows(module_arrows()))
-    if parser.parse_args(words).print:
-        print(text, end="")
+    only_print = parser.parse_args(words).print
+    rooms = room_arrows(module_arrows())
+    if unknown := sorted(rooms.keys() - set(ORDER)):
+        parser.error(f"{', '.join(unknown)}: give it a place in ORDER")
+    if only_print:
+        print(page(rooms), end="")
     else:
-        PAGE.write_text(text, encoding="utf-8")
+        PAGE.write_text(page(rooms), encoding="utf-8")
 
 
 if __name__ == "__main__":
