@@ -47,10 +47,10 @@ from pipeline.config import ModelSection
 from pipeline.data import embedded
 from pipeline.lm.models import base_of, load_base, make_trainable
 from pipeline.output import quiet
+from pipeline.output.memory import peak_memory
 from pipeline.output.terminal import progress
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.ppo.rollout import Rollout
-from pipeline.provenance import peak_memory
 
 HERE = Path(__file__).resolve()
 SIDES = {

@@ -7,13 +7,10 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from pipeline.config import OVER_SFT, Experiment, stages
 
@@ -198,14 +195,3 @@ def _git() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changed": changed}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def peak_memory() -> float:
-    """The most memory that this process had resident so far, in GiB."""
-    status = Path("/proc/self/status")  # unlike getrusage's, never its parent's before it began
-    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.is_file() else None
-    if peak is not None:
-        return int(peak[1]) / 2**20
-    memory = psutil.Process().memory_info()
-    # Windows keeps the peak; where nobody does (macOS), what is resident now stands for it.
-    return getattr(memory, "peak_wset", memory.rss) / 2**30

@@ -30,12 +30,12 @@ from pipeline.errors import UserError
 from pipeline.output import quiet
 from pipeline.output.console import is_main_process, say, wait_for_every_rank
 from pipeline.output.files import read_json, write_json
+from pipeline.output.memory import peak_memory
 from pipeline.provenance import (
     downstream,
     fingerprint,
     first_difference,
     origin,
-    peak_memory,
     stage_inputs,
     upstream,
 )

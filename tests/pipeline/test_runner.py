@@ -369,7 +369,7 @@ def test_free_memory_collects_cycles() -> None:
 def test_peak_memory_is_this_process_own(root: Path) -> None:
     """A child of a large process begins small; it then keeps its highest, not its present one."""
     code = (
-        "from pipeline.provenance import peak_memory\n"
+        "from pipeline.output.memory import peak_memory\n"
         "before = peak_memory()\n"
         "block = bytearray(b'x') * 2**28\n"
         "del block\n"

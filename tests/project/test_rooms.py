@@ -15,10 +15,8 @@ STILL: set[tuple[str, str]] = {
     ("classic_rl.tabular.experiments", "classic_rl.tabular.command"),
     ("classic_rl.tabular.settings", "classic_rl.tabular.command"),
     ("classic_rl.tabular.experiments", "classic_rl.deep"),
-    ("pipeline.config.arguments", "pipeline.ppo"),
-    ("pipeline.ppo.upkeep.phases", "pipeline.provenance"),
     ("pipeline.report.inspection", "pipeline.cli"),
-    ("pipeline.certify", "pipeline.cli"),
+    ("pipeline.certify.command", "pipeline.cli"),
 }
 
 

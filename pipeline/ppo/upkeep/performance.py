@@ -7,8 +7,8 @@ import time
 import torch
 
 from pipeline.lm.scoring import TokenBatch
+from pipeline.output.memory import peak_memory
 from pipeline.ppo.upkeep.metrics import Gather
-from pipeline.provenance import peak_memory
 
 PHASES: tuple[str, ...] = ("generate", "reward", "score", "update")
 """One runs at a time, or none. ``score`` is log-probabilities, reference and values."""
