@@ -38,7 +38,6 @@ from classic_rl.pictures.plots import curves
 from classic_rl.results import prepare_folder, write_bytes
 from classic_rl.tabular.evaluation import policy_evaluation
 from classic_rl.tabular.planning import (
-    action_values,
     modified_policy_iteration,
     policy_iteration,
     value_iteration,
@@ -64,15 +63,10 @@ def evaluation() -> Figure:
 def improvement() -> Figure:
     """Policy iteration on the 3×4 world."""
     grid, mdp = _three_by_four(-0.04)
-    policy = np.zeros(mdp.n_states, dtype=int)
-    panels = []
-    for k in range(6):
-        values = policy_evaluation(mdp, policy)
-        panels.append((f"policy {k}", values, policy))
-        better = action_values(mdp, values).argmax(axis=1)
-        if (better == policy).all():
-            break
-        policy = better
+    panels: list[Any] = []
+    policy_iteration(
+        mdp, on_policy=lambda k, policy, values: panels.append((f"policy {k - 1}", values, policy))
+    )
     print(f"  {len(panels)} policies, the last one best")
     return value_strip(grid, panels, title="Policy iteration")
 
