@@ -23,9 +23,10 @@ import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from classic_rl.deep import training  # noqa: E402
-from classic_rl.deep.configuration import configure, slug, with_checkpoints  # noqa: E402
+from classic_rl.deep.configuration import configure, with_checkpoints  # noqa: E402
 from classic_rl.deep.policies import ActorCritic  # noqa: E402
 from classic_rl.errors import ProblemError  # noqa: E402
+from classic_rl.folders import slug  # noqa: E402
 from classic_rl.gradient_variance import ESTIMATORS, UNBIASED, GradientNoise  # noqa: E402
 from classic_rl.gradient_variance import measure as measure_noise  # noqa: E402
 from classic_rl.pictures import plots  # noqa: E402
