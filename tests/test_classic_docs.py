@@ -72,7 +72,7 @@ def test_links_and_pictures_exist(page: Path) -> None:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+    monkeypatch.syspath_prepend(ROOT / "docs" / "make")
     return importlib.import_module("classic_figures")
 
 
@@ -82,7 +82,7 @@ def test_every_picture_is_small_and_made_by_the_script(figures: ModuleType) -> N
     assert sorted(shown) == sorted(figures.FIGURES)
     sizes = [(folder / name).stat().st_size for name in shown]
     assert max(sizes) < 300 * 1024 and sum(sizes) < 1.2 * 1024 * 1024
-    named = re.findall(r"python scripts/classic_figures.py ([\w.-]+)`", page)
+    named = re.findall(r"python docs/make/classic_figures.py ([\w.-]+)`", page)
     assert named and set(named) <= set(shown)
 
 

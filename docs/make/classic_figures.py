@@ -1,8 +1,8 @@
 """Every picture of docs/classic-rl/tabular.md, each from its fixed seeds.
 
-    python scripts/classic_figures.py                        # all of them, about a minute
-    python scripts/classic_figures.py sweep.png q-table.gif  # some
-    python scripts/classic_figures.py --list
+    python docs/make/classic_figures.py                        # all of them, about a minute
+    python docs/make/classic_figures.py sweep.png q-table.gif  # some
+    python docs/make/classic_figures.py --list
 
 Beside each picture it prints the numbers that the text quotes. Here are the pictures of planning;
 those of learning are in `classic_learning_figures`.
@@ -45,7 +45,7 @@ from classic_rl.tabular.planning import (
 from classic_rl.tabular.soft import soft_value_iteration
 from classic_rl.tabular.textbook import example_3_5
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images" / "classic"
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images" / "classic"
 
 
 def evaluation() -> Figure:

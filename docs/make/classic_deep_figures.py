@@ -1,8 +1,8 @@
 """The pictures of docs/classic-rl/deep.md, each with a name of its own.
 
-    python scripts/classic_deep_figures.py dqn-ablation
-    python scripts/classic_deep_figures.py clip-range --seeds 0 1 2
-    python scripts/classic_deep_figures.py dqn-ablation --resume   # after an interruption
+    python docs/make/classic_deep_figures.py dqn-ablation
+    python docs/make/classic_deep_figures.py clip-range --seeds 0 1 2
+    python docs/make/classic_deep_figures.py dqn-ablation --resume   # after an interruption
 
 Each trains what it shows, prints the figures behind it and writes docs/images/classic/deep-*.png.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
