@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from classic_rl.errors import ProblemError
 from classic_rl.tabular import command as tabular
+from classic_rl.tabular.names import COMMANDS as TABULAR
 
 PROG = "python -m classic_rl"
 INTERRUPTED = 130
@@ -43,7 +44,7 @@ def _dispatch(words: list[str]) -> int:
     if not words:
         raise ProblemError(f"no algorithm given; `{PROG} --help` lists them")
     name = words[0]
-    if name in tabular.COMMANDS:
+    if name in TABULAR:
         return tabular.main(words, PROG)
     from classic_rl.deep import command
 
@@ -52,7 +53,7 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if name in command.COMMANDS:
         return command.main(words, PROG)
-    known = [*tabular.COMMANDS, *command.COMMANDS]
+    known = [*TABULAR, *command.COMMANDS]
     near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; `{PROG} --help` lists them"
     raise ProblemError(f"{name}: no such algorithm{hint}")
@@ -62,7 +63,7 @@ def overview(deep: Mapping[str, str]) -> str:
     """All commands, a line each. ``deep``: those that need torch."""
     lines = [f"usage: {PROG} <algorithm> [--env ID] [options]", ""]
     lines += ["Reinforcement learning from scratch.", ""]
-    for head, commands in (("tabular", tabular.COMMANDS), ("deep", deep)):
+    for head, commands in (("tabular", TABULAR), ("deep", deep)):
         lines += [f"{head}:", *(f"  {name:<27}{what}" for name, what in commands.items()), ""]
     lines += ["examples:", *(f"  {PROG} {example}" for example in EXAMPLES), ""]
     lines += [f"`{PROG} <algorithm> --help` explains its options."]

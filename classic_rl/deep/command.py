@@ -15,30 +15,23 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from classic_rl.algorithms import ALGORITHMS
 from classic_rl.errors import ProblemError
+from classic_rl.folders import RUNS, slug
+from classic_rl.parser import Parser
 
 if TYPE_CHECKING:
     from classic_rl.deep.run import RunConfig
     from classic_rl.deep.trackers import TrackerName
 
-RUNS = Path("runs/classic")
 EPISODES = 100  # of an evaluation
 Handler = Callable[[argparse.Namespace], int]
 COMMANDS = {name: algorithm.about for name, algorithm in ALGORITHMS.items()} | {
     "evaluate": "play episodes with a trained policy and count the returns",
     "watch": "an episode of a trained policy as an animation and a picture strip",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a ProblemError."""
-        raise ProblemError(f"{message}; `{self.prog} --help` explains")
 
 
 def main(argv: Sequence[str], prog: str = "python -m classic_rl") -> int:
@@ -102,7 +95,7 @@ def _add_training(parser: argparse.ArgumentParser, algorithm: str) -> None:
 def train(arguments: argparse.Namespace) -> int:
     """Train one algorithm, with one seed or several."""
     track, seeds, overrides = _words(arguments)
-    from classic_rl.deep.configuration import configure, slug, to_yaml, with_checkpoints
+    from classic_rl.deep.configuration import configure, to_yaml, with_checkpoints
 
     flags = {"total_steps": arguments.steps, "seed": seeds[0] if seeds else None}
     config = with_checkpoints(

@@ -6,7 +6,6 @@ Later wins: the defaults of the config dataclass, ``configs/classic/<algorithm>-
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from classic_rl.algorithms import find_algorithm
 from classic_rl.deep.settings import fit, read_settings
 from classic_rl.errors import ProblemError
+from classic_rl.folders import slug
 from classic_rl.results import write_bytes
 
 if TYPE_CHECKING:
@@ -96,11 +96,6 @@ def config_path(algorithm: str, env_id: str) -> Path | None:
     """The tuned settings for an environment, where there are some."""
     path = FOLDER / f"{algorithm}-{slug(env_id)}.yaml"
     return path if path.is_file() else None
-
-
-def slug(env_id: str) -> str:
-    """An environment's id as a part of a file name: ``ALE/Pong-v5`` is ``ALE-Pong-v5``."""
-    return re.sub(r"[^\w.-]+", "-", env_id)
 
 
 def parse_override(override: str) -> tuple[str, Any]:

@@ -177,13 +177,14 @@ def heat_map(
     norm = Normalize(low, high if high > low else low + 1.0)
     colours = LinearSegmentedColormap.from_list("sweep", ["#ffffff", "#b5d3ee", "#0a559a"])
     axes.imshow(table, cmap=colours, norm=norm, aspect="auto")
-    best = np.nanargmax(table) if finite.size else -1
+    # What is equal up to rounding is equally good: which one rounding favours is no result.
+    best = table >= high - 1e-9 * (1.0 + abs(high))
     for index in range(table.size):
         row, column = divmod(index, n_columns)
         dark = norm(table[row, column]) > 0.6
         axes.text(
             column, row, short(table[row, column]), ha="center", va="center", fontsize=9,
-            color=PAPER if dark else INK, fontweight="bold" if index == best else "normal",
+            color=PAPER if dark else INK, fontweight="bold" if best[row, column] else "normal",
         )  # fmt: skip
     axes.set_xticks(range(n_columns), columns[1])
     axes.set_yticks(range(n_rows), rows[1])

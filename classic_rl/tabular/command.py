@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from classic_rl.errors import ProblemError
+from classic_rl.folders import RUNS
+from classic_rl.parser import Parser
+from classic_rl.tabular.names import COMMANDS, CONTROL, PLANNING, PREDICTION, SWEPT
 from classic_rl.tabular.tuned import (
     MONTE_CARLO_ALPHA,
     PREDICTION_ALPHA,
@@ -22,35 +25,6 @@ from classic_rl.tabular.tuned import (
     Rate,
     listing,
 )
-
-PLANNING = {
-    "value-iteration": "exact optimum: V ← max_a [r + γPV]",
-    "policy-iteration": "exact optimum: evaluate, improve, repeat",
-    "modified-policy-iteration": "exact optimum: improve, a few sweeps of evaluation, repeat",
-    "policy-evaluation": "exact values of a given policy",
-    "soft-value-iteration": "exact optimum of reward − β · KL to a reference policy",
-}
-PREDICTION = {
-    "monte-carlo-prediction": "values of a policy from whole episodes",
-    "td": "values of a policy by TD(0), n-step TD or TD(λ)",
-}
-CONTROL = {
-    "monte-carlo-control": "control from whole episodes",
-    "sarsa": "on-policy TD control",
-    "expected-sarsa": "SARSA with the expectation over the next action",
-    "q-learning": "off-policy TD control",
-    "double-q-learning": "Q-learning without its upward bias, by two tables",
-}
-COMMANDS = PLANNING | PREDICTION | CONTROL
-SWEPT = ("alpha", "gamma", "epsilon")
-RUNS = Path("runs/classic")
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ProblemError(f"{message}; `{self.prog} --help` explains the options")
 
 
 def main(argv: Sequence[str], prog: str = "python -m classic_rl") -> int:
@@ -71,7 +45,7 @@ def main(argv: Sequence[str], prog: str = "python -m classic_rl") -> int:
 
 def parser(name: str, prog: str) -> argparse.ArgumentParser:
     """The options of a command."""
-    made = _Parser(
+    made = Parser(
         prog=f"{prog} {name}",
         description=f"{COMMANDS[name][:1].upper()}{COMMANDS[name][1:]}.",
         epilog=_epilog(name),

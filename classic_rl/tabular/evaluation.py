@@ -23,6 +23,9 @@ from classic_rl.tabular.backup import Backup, discounted, iterate
 
 # Factorising is taken as cheap up to about this many operations (a second or two on one core).
 CHEAP_OPERATIONS = 4e9
+# Action values this close to the best one, in parts of it plus 1, are equal to it: rounding
+# errors are smaller.
+TIE = 1e-10
 
 
 def action_values(mdp: MDP, values: np.ndarray) -> np.ndarray:
@@ -33,8 +36,14 @@ def action_values(mdp: MDP, values: np.ndarray) -> np.ndarray:
 
 
 def greedy(action_values: np.ndarray) -> np.ndarray:
-    """``(S,)``: the best action of each state; of equally good ones, the lowest index."""
-    return np.asarray(action_values).argmax(axis=1)
+    """``(S,)``: the best action of each state; of equally good ones, the lowest index.
+
+    Actions that are worth the same may differ in the last digits, and how they do depends on the
+    processor. Up to `TIE` they count as equal, so that the policy is the same on all of them.
+    """
+    q = np.asarray(action_values)
+    best = q.max(axis=1, keepdims=True)
+    return (q >= best - TIE * (1.0 + np.abs(best))).argmax(axis=1)
 
 
 def policy_evaluation(

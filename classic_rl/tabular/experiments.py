@@ -5,32 +5,32 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from scipy.sparse.csgraph import breadth_first_order
 
-from classic_rl.deep.configuration import slug
 from classic_rl.errors import ProblemError
+from classic_rl.folders import RUNS, slug
 from classic_rl.mdp import MDP
 from classic_rl.progress import Progress
 from classic_rl.results import prepare_folder
 from classic_rl.tabular import control, prediction, report
-from classic_rl.tabular.command import CONTROL, PLANNING, RUNS
 from classic_rl.tabular.evaluation import (
     finite_horizon_values,
     policy_evaluation,
     under_policy,
 )
 from classic_rl.tabular.experience import Learned, Prediction
+from classic_rl.tabular.names import CONTROL, PLANNING
 from classic_rl.tabular.planning import (
     Solution,
     modified_policy_iteration,
     policy_iteration,
     value_iteration,
 )
-from classic_rl.tabular.rollouts import evaluate
+from classic_rl.tabular.rollouts import Played, evaluate
 from classic_rl.tabular.settings import Learning, Problem, learning, open_problem
 from classic_rl.tabular.soft import SoftSolution, soft_value_iteration
 
@@ -45,20 +45,6 @@ LEARNERS: dict[str, Callable[..., Learned]] = {
     "q-learning": control.q_learning,
     "double-q-learning": control.double_q_learning,
 }
-
-
-@dataclass(frozen=True)
-class Played:
-    """How a policy does within the time limit.
-
-    Attributes:
-        mean, std: of the sampled episodes' undiscounted returns.
-        exact: the expected return, None without a model.
-    """
-
-    mean: float
-    std: float
-    exact: float | None
 
 
 def run(arguments: argparse.Namespace) -> None:

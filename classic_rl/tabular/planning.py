@@ -125,6 +125,7 @@ def policy_iteration(
     tolerance: float = 1e-8,
     max_sweeps: int = 1_000,
     method: Literal["auto", "direct", "iterative"] = "auto",
+    on_policy: Callable[[int, np.ndarray, np.ndarray], None] | None = None,
 ) -> Solution:
     """Policy iteration: evaluate π, make it greedy, until no action is better than π's.
 
@@ -135,6 +136,8 @@ def policy_iteration(
     Args:
         tolerance: the Bellman residual to reach. max_sweeps: the most improvements.
         method: how policies are evaluated, see `policy_evaluation`.
+        on_policy: called with (k, π_k, V_k), int ``(S,)`` and float ``(S,)``, after each
+            evaluation k = 1, 2, …; the last π_k is the best one.
 
     Raises:
         ProblemError: as `policy_evaluation`, and after ``max_sweeps`` improvements.
@@ -152,6 +155,8 @@ def policy_iteration(
         values = policy_evaluation(
             mdp, policy, method=method, tolerance=tolerance * finer / 8, initial=values
         )
+        if on_policy is not None:
+            on_policy(k, policy, values)
         q = action_values(mdp, values)
         kept = q[everything, policy]
         best = greedy(q)
@@ -192,7 +197,7 @@ def modified_policy_iteration(
     change = previous = np.inf
     for k in range(1, max_sweeps + 1):
         q = action_values(mdp, values)
-        policy = greedy(q)
+        policy = q.argmax(axis=1)  # ties may fall either way here: they leave TV the same
         improved = q[states, policy]  # TV
         difference = improved - values
         low, high = float(difference.min()), float(difference.max())
@@ -234,7 +239,5 @@ def _gauss_seidel(mdp: MDP) -> Callable[[np.ndarray, np.ndarray], None]:
 
 def _solution(mdp: MDP, values: np.ndarray, policy: np.ndarray | None, sweeps: int) -> Solution:
     q = action_values(mdp, values)
-    chosen = greedy(q)
-    best = q[np.arange(len(chosen)), chosen]
-    residual = float(np.abs(best - values).max())
-    return Solution(values, q, chosen if policy is None else policy, sweeps, residual)
+    residual = float(np.abs(q.max(axis=1) - values).max())
+    return Solution(values, q, greedy(q) if policy is None else policy, sweeps, residual)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,11 +21,9 @@ from classic_rl.results import versions, write_bytes, write_figure, write_json
 from classic_rl.tabular.curves import learning_curve, selection, snapshots_by_steps
 from classic_rl.tabular.evaluation import policy_evaluation
 from classic_rl.tabular.experience import Learned, Prediction
+from classic_rl.tabular.rollouts import Played
 from classic_rl.tabular.settings import Problem
 from classic_rl.tabular.soft import SoftSolution
-
-if TYPE_CHECKING:
-    from classic_rl.tabular.experiments import Played
 
 LISTED = 16  # completions of a TokenMDP, or states without a grid, that are printed at most
 LATEST = 100  # training episodes that the table's mean is over

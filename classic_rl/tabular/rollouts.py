@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from classic_rl.tabular.experience import Run
 from classic_rl.tabular.sampling import Environment
+
+
+@dataclass(frozen=True)
+class Played:
+    """How a policy does within the time limit.
+
+    Attributes:
+        mean, std: of the sampled episodes' undiscounted returns.
+        exact: the expected return, None without a model.
+    """
+
+    mean: float
+    std: float
+    exact: float | None
 
 
 def evaluate(

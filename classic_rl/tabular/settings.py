@@ -14,8 +14,8 @@ from classic_rl.envs import environments
 from classic_rl.errors import ProblemError
 from classic_rl.mdp import MDP, from_gymnasium
 from classic_rl.schedules import Linear, Schedule, checked
-from classic_rl.tabular.command import CONTROL, PLANNING
 from classic_rl.tabular.exploration import UCB, EpsilonGreedy, Explore, Greedy, Softmax
+from classic_rl.tabular.names import CONTROL, PLANNING
 from classic_rl.tabular.sampling import make_world
 from classic_rl.tabular.tuned import (
     MONTE_CARLO_ALPHA,

@@ -26,7 +26,7 @@ QUOTED = re.findall(r"^`([\w/.]+\.py)`:\n```python\n(.*?)^```", TEXT, re.MULTILI
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The two scripts as modules."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+    monkeypatch.syspath_prepend(ROOT / "docs" / "make")
     names = {"results": "classic_results", "figures": "classic_deep_figures"}
     return SimpleNamespace(**{k: importlib.import_module(name) for k, name in names.items()})
 
@@ -77,13 +77,13 @@ def test_commands_are_understood(
 ) -> None:
     """Everything but the work itself is done: words, settings, environment."""
     _, *words = shlex.split(line)
-    if words[0] == "scripts/classic_results.py":
+    if words[0] == "docs/make/classic_results.py":
         monkeypatch.setattr(scripts.results, "measure", lambda name, *_: {"name": name})
         monkeypatch.setattr(scripts.results, "page", str)
         monkeypatch.setattr(scripts.results, "_line", str.format)
         assert scripts.results.main([*words[1:], "--out", str(tmp_path)]) == 0
         assert set(json.loads((tmp_path / "results.json").read_text())["rows"]) == set(words[1:])
-    elif words[0] == "scripts/classic_deep_figures.py":
+    elif words[0] == "docs/make/classic_deep_figures.py":
         monkeypatch.setitem(scripts.figures.FIGURES, words[1], lambda job: None)
         assert scripts.figures.main(words[1:]) == 0
     else:

@@ -12,6 +12,7 @@ import pytest
 
 from classic_rl import cli
 from classic_rl.tabular import command
+from classic_rl.tabular.names import COMMANDS
 from tests.checkout import ROOT
 
 DOCS = ROOT / "docs" / "classic-rl"
@@ -71,7 +72,7 @@ def test_links_and_pictures_exist(page: Path) -> None:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+    monkeypatch.syspath_prepend(ROOT / "docs" / "make")
     return importlib.import_module("classic_figures")
 
 
@@ -81,7 +82,7 @@ def test_every_picture_is_small_and_made_by_the_script(figures: ModuleType) -> N
     assert sorted(shown) == sorted(figures.FIGURES)
     sizes = [(folder / name).stat().st_size for name in shown]
     assert max(sizes) < 300 * 1024 and sum(sizes) < 1.2 * 1024 * 1024
-    named = re.findall(r"python scripts/classic_figures.py ([\w.-]+)`", page)
+    named = re.findall(r"python docs/make/classic_figures.py ([\w.-]+)`", page)
     assert named and set(named) <= set(shown)
 
 
@@ -102,7 +103,7 @@ def test_the_script_draws_what_it_is_asked_for(
 
 
 def test_every_algorithm_is_tried_on_the_page() -> None:
-    assert {line.split()[0] for line in commands()} >= set(command.COMMANDS)
+    assert {line.split()[0] for line in commands()} >= set(COMMANDS)
 
 
 @pytest.mark.parametrize("line", commands())

@@ -14,13 +14,13 @@ from classic_rl.deep.configuration import (
     config_path,
     configure,
     parse_override,
-    slug,
     to_yaml,
     with_checkpoints,
     write_yaml,
 )
 from classic_rl.envs import environments
 from classic_rl.errors import ProblemError
+from classic_rl.folders import slug
 from classic_rl.ppo import PPOConfig
 
 SHIPPED = sorted(FOLDER.glob("*.yaml"))

@@ -217,6 +217,13 @@ def test_the_best_of_a_sweep_is_bold_and_a_missing_one_a_dash() -> None:
     figure = heat_map(table, ("α", ["1", "2"]), ("γ", ["3", "4"]), title="T")
     texts = {text.get_text(): text.get_fontweight() for text in figure.axes[0].texts}
     assert texts == {"0.10": "normal", "–": "normal", "0.73": "bold", "0.50": "normal"}
+
+
+def test_settings_that_are_equal_up_to_rounding_are_all_bold() -> None:
+    table = np.array([[0.7, 0.7 + 1e-14], [0.69, 0.1]])
+    figure = heat_map(table, ("α", ["1", "2"]), ("γ", ["3", "4"]), title="T")
+    weights = [text.get_fontweight() for text in figure.axes[0].texts]
+    assert weights == ["bold", "bold", "normal", "normal"]
     drawn(figure)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
+from classic_rl.envs import GridWorld
 from classic_rl.errors import ProblemError
 from classic_rl.mdp import MDP, from_arrays, from_function, from_gymnasium
 from classic_rl.tabular.evaluation import proper_policy
@@ -134,6 +135,30 @@ def test_best_policies_on_frozen_lake_with_a_time_limit():
     assert lake.start @ finite_horizon_values(lake, None, 100) == pytest.approx(0.7442, abs=5e-5)
     # Without a limit it is 14/17, by solving the linear system in fractions.
     assert lake.start @ policy_iteration(lake).values == pytest.approx(14 / 17)
+
+
+def test_rounding_does_not_choose_between_equal_actions():
+    q = np.array([[1.0, 1.0 + 1e-13], [1.0 + 1e-13, 1.0], [1.0, 1.0 + 1e-6]])
+    assert greedy(q).tolist() == [0, 0, 1]
+
+
+def test_policy_iteration_shows_its_policies_and_keeps_equal_actions():
+    mdp = GridWorld("3x4", slip=0.2, step_reward=-0.04).mdp(0.9, "state")
+    policies: list[np.ndarray] = []
+    values: list[np.ndarray] = []
+
+    def keep(k: int, policy: np.ndarray, worth: np.ndarray) -> None:
+        assert k == len(policies) + 1
+        policies.append(policy)
+        values.append(worth)
+
+    best = policy_iteration(mdp, on_policy=keep)
+    assert len(policies) == best.sweeps == 6
+    assert policies[-1].tolist() == best.policy.tolist()
+    for policy, worth, better in zip(policies, values, policies[1:], strict=False):
+        q = action_values(mdp, worth)
+        changed = np.flatnonzero(policy != better)
+        assert (q[changed, better[changed]] > q[changed, policy[changed]] + 1e-3).all()
 
 
 def test_a_terminal_is_worth_its_own_reward():

@@ -1,8 +1,8 @@
 """Every picture of docs/classic-rl/tabular.md, each from its fixed seeds.
 
-    python scripts/classic_figures.py                        # all of them, about a minute
-    python scripts/classic_figures.py sweep.png q-table.gif  # some
-    python scripts/classic_figures.py --list
+    python docs/make/classic_figures.py                        # all of them, about a minute
+    python docs/make/classic_figures.py sweep.png q-table.gif  # some
+    python docs/make/classic_figures.py --list
 
 Beside each picture it prints the numbers that the text quotes. Here are the pictures of planning;
 those of learning are in `classic_learning_figures`.
@@ -38,7 +38,6 @@ from classic_rl.pictures.plots import curves
 from classic_rl.results import prepare_folder, write_bytes
 from classic_rl.tabular.evaluation import policy_evaluation
 from classic_rl.tabular.planning import (
-    action_values,
     modified_policy_iteration,
     policy_iteration,
     value_iteration,
@@ -46,7 +45,7 @@ from classic_rl.tabular.planning import (
 from classic_rl.tabular.soft import soft_value_iteration
 from classic_rl.tabular.textbook import example_3_5
 
-FOLDER = Path(__file__).resolve().parents[1] / "docs" / "images" / "classic"
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "images" / "classic"
 
 
 def evaluation() -> Figure:
@@ -64,17 +63,10 @@ def evaluation() -> Figure:
 def improvement() -> Figure:
     """Policy iteration on the 3×4 world."""
     grid, mdp = _three_by_four(-0.04)
-    policy = np.zeros(mdp.n_states, dtype=int)
-    panels = []
-    for k in range(6):
-        values = policy_evaluation(mdp, policy)
-        panels.append((f"policy {k}", values, policy))
-        best = best_actions(action_values(mdp, values))
-        # An equal action does not replace the present one: rounding would choose between them.
-        better = best[np.arange(len(policy)), policy] == 0
-        if not better.any():
-            break
-        policy = np.where(better, best.argmax(axis=1), policy)
+    panels: list[Any] = []
+    policy_iteration(
+        mdp, on_policy=lambda k, policy, values: panels.append((f"policy {k - 1}", values, policy))
+    )
     print(f"  {len(panels)} policies, the last one best")
     return value_strip(grid, panels, title="Policy iteration")
 

@@ -1,8 +1,8 @@
 """The results table of classic_rl's deep algorithms, one row at a time.
 
-    python scripts/classic_results.py ppo-cartpole dqn-cartpole   # these rows
-    python scripts/classic_results.py                             # all of them
-    python scripts/classic_results.py --resume                    # what an interruption left
+    python docs/make/classic_results.py ppo-cartpole dqn-cartpole   # these rows
+    python docs/make/classic_results.py                             # all of them
+    python docs/make/classic_results.py --resume                    # what an interruption left
 
 A row trains seeds 0 to 4 as ``python -m classic_rl`` does with the settings in ``configs/classic``,
 plays 100 fresh episodes greedily with each, and writes docs/classic-rl/results.json and results.md
@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
@@ -145,7 +145,7 @@ def page(rows: Mapping[str, dict]) -> str:
     lines = [
         "# Results",
         "",
-        "Made by `python scripts/classic_results.py`, each row also by itself. Every seed is",
+        "Made by `python docs/make/classic_results.py`, each row also by itself. Every seed is",
         "trained with the settings in `configs/classic`, as `python -m classic_rl` does, and then",
         f"plays {EPISODES} fresh episodes greedily; a seed's score is their mean return. The",
         "TokenMDP's score is how near the policy is to the exact optimum under its KL penalty: 0",

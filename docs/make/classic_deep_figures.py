@@ -1,8 +1,8 @@
 """The pictures of docs/classic-rl/deep.md, each with a name of its own.
 
-    python scripts/classic_deep_figures.py dqn-ablation
-    python scripts/classic_deep_figures.py clip-range --seeds 0 1 2
-    python scripts/classic_deep_figures.py dqn-ablation --resume   # after an interruption
+    python docs/make/classic_deep_figures.py dqn-ablation
+    python docs/make/classic_deep_figures.py clip-range --seeds 0 1 2
+    python docs/make/classic_deep_figures.py dqn-ablation --resume   # after an interruption
 
 Each trains what it shows, prints the figures behind it and writes docs/images/classic/deep-*.png.
 """
@@ -16,16 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from classic_rl.deep import training  # noqa: E402
-from classic_rl.deep.configuration import configure, slug, with_checkpoints  # noqa: E402
+from classic_rl.deep.configuration import configure, with_checkpoints  # noqa: E402
 from classic_rl.deep.policies import ActorCritic  # noqa: E402
 from classic_rl.errors import ProblemError  # noqa: E402
+from classic_rl.folders import slug  # noqa: E402
 from classic_rl.gradient_variance import ESTIMATORS, UNBIASED, GradientNoise  # noqa: E402
 from classic_rl.gradient_variance import measure as measure_noise  # noqa: E402
 from classic_rl.pictures import plots  # noqa: E402

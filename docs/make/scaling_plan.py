@@ -1,7 +1,7 @@
 """Prints the tables of docs/scaling.md: memory, traffic and time of PPO at 1B, 8B and 70B.
 
-    python scripts/scaling_plan.py                 # the tables
-    python scripts/scaling_plan.py --write         # and puts them into docs/scaling.md
+    python docs/make/scaling_plan.py                 # the tables
+    python docs/make/scaling_plan.py --write         # and puts them into docs/scaling.md
 
 Everything is calculated from the formulas in docs/scaling.md and public peak figures; nothing here
 is measured.
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
 BEGIN, END = "<!-- scaling_plan.py: begin -->", "<!-- scaling_plan.py: end -->"
 GB = 1e9
 
