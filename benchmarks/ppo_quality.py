@@ -35,9 +35,9 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
+from common.files import read_json, write_json
 from pipeline.config import load_experiment
 from pipeline.output import quiet
-from pipeline.output.files import read_json, write_json
 from pipeline.output.terminal import progress
 from pipeline.provenance import content_hash
 

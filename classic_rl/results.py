@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import io
 import json
-import math
-import os
 import platform
 import tempfile
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from classic_rl.errors import ProblemError
+from common import files
+from common.words import json_able
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,21 +47,16 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
         ProblemError: where the file cannot be written; the old one is then untouched.
     """
     path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(data)
-        os.replace(beside, path)
+        files.write_bytes(path, data)
     except OSError as error:
         raise _unwritable(path, error) from error
-    finally:
-        with suppress(OSError):  # there is nothing beside after the renaming
-            beside.unlink()
     return path
 
 
 def write_json(path: str | Path, content: Any) -> Path:
     """Write ``content`` as indented JSON. Arrays become lists, numbers that JSON lacks null."""
-    text = json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(json_able(content), indent=2, ensure_ascii=False, allow_nan=False)
     return write_bytes(path, (text + "\n").encode())
 
 
@@ -78,22 +70,6 @@ def write_figure(path: str | Path, figure: Figure, dpi: int = 200) -> Path:
 def versions() -> dict[str, str]:
     """The versions that a result depends on: Python's and each package's."""
     return {"python": platform.python_version()} | {p: metadata.version(p) for p in PACKAGES}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _unwritable(path: Path, error: OSError) -> ProblemError:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from common.parser import Parser
 from pipeline.config import stages
 from pipeline.errors import UserError
 from pipeline.output import quiet
@@ -63,14 +64,6 @@ def _epilog() -> str:
     )
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
-        raise UserError(f"{message}; `{self.prog} --help` shows how")
-
-
 def _version() -> str:
     """The installed version, or "checkout" when run from one that is not installed."""
     try:
@@ -82,6 +75,7 @@ def _version() -> str:
 def _parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     parser = Parser(
+        raises=UserError,
         prog="rlhf",
         description="SFT, reward model, PPO, DPO and their honest comparison.",
         epilog=_epilog(),

@@ -24,12 +24,13 @@ from typing import Any, Literal
 
 import filelock
 
+from common.files import read_json, write_json
+from common.words import clock
 from pipeline.config import Experiment
 from pipeline.config.stages import find_stage, stage_names
 from pipeline.errors import UserError
 from pipeline.output import quiet
 from pipeline.output.console import is_main_process, say, wait_for_every_rank
-from pipeline.output.files import read_json, write_json
 from pipeline.output.memory import peak_memory
 from pipeline.provenance import (
     downstream,
@@ -61,16 +62,6 @@ def stage_function(stage: str) -> StageFunction:
     """Import a stage, or the report, and return its ``run``."""
     module = REPORT if stage == "report" else find_stage(stage).module
     return importlib.import_module(module).run
-
-
-def clock(seconds: float) -> str:
-    """Seconds as people say them: 45 s, 3 min 05 s, 2 h 07 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.0f} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 # --- Deciding -----------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from classic_rl.algorithms import ALGORITHMS
 from classic_rl.errors import ProblemError
 from classic_rl.folders import RUNS, slug
-from classic_rl.parser import Parser
+from common.parser import Parser
 
 if TYPE_CHECKING:
     from classic_rl.deep.run import RunConfig
@@ -41,7 +41,9 @@ def main(argv: Sequence[str], prog: str = "python -m classic_rl") -> int:
         ProblemError: for every mistake of a user's.
     """
     name, *words = argv
-    parser = Parser(prog=f"{prog} {name}", description=COMMANDS[name].capitalize() + ".")
+    parser = Parser(
+        raises=ProblemError, prog=f"{prog} {name}", description=COMMANDS[name].capitalize() + "."
+    )
     handler = _add(parser, name)
     return handler(parser.parse_intermixed_args(words))
 

@@ -16,6 +16,7 @@ from classic_rl.deep.settings import fit, read_settings
 from classic_rl.errors import ProblemError
 from classic_rl.folders import slug
 from classic_rl.results import write_bytes
+from common.yamlfile import parse_override
 
 if TYPE_CHECKING:
     from classic_rl.deep.run import RunConfig
@@ -49,7 +50,8 @@ def configure(
     from classic_rl.envs import environments  # gymnasium takes a while
 
     cls = find_algorithm(algorithm).config_class()
-    named = [value for key, value in map(parse_override, overrides) if key == "env_id"]
+    pairs = [parse_override(override, ProblemError) for override in overrides]
+    named = [value for key, value in pairs if key == "env_id"]
     env_id = named[-1] if named and isinstance(named[-1], str) else env_id
     chosen = {} if env_id is None else {"env_id": environments.find(env_id).id}
     path = path or config_path(algorithm, chosen.get("env_id", cls.env_id))
@@ -60,9 +62,8 @@ def configure(
     ):
         values |= fit(cls, source, place)
         origin |= dict.fromkeys(source, place)
-    for override in overrides:
+    for override, (key, value) in zip(overrides, pairs, strict=True):
         place = f"override {override}"
-        key, value = parse_override(override)
         name, dot, argument = key.partition(".")
         if dot and name != "env_kwargs":
             raise ProblemError(f"{place}: only env_kwargs has parts")
@@ -96,24 +97,6 @@ def config_path(algorithm: str, env_id: str) -> Path | None:
     """The tuned settings for an environment, where there are some."""
     path = FOLDER / f"{algorithm}-{slug(env_id)}.yaml"
     return path if path.is_file() else None
-
-
-def parse_override(override: str) -> tuple[str, Any]:
-    """The key and the value of ``key=value``; the value is YAML.
-
-    Raises:
-        ProblemError: for another form.
-    """
-    import yaml
-
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise ProblemError(f"{override}: expected key=value, such as learning_rate=1e-3")
-    try:
-        return key.strip(), yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or "not readable"
-        raise ProblemError(f"override {override}: the value is not YAML ({problem})") from error
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import math
@@ -44,18 +43,10 @@ def load_config(cls: type[Config], path: str | Path, **overrides: Any) -> Config
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
-    """The ``name: value`` lines of a YAML file; a ProblemError names the file."""
-    import yaml  # only where a file is read
+    """The ``name: value`` lines of a YAML file; a ProblemError names file and line."""
+    from common.yamlfile import read_yaml  # only where a file is read
 
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ProblemError(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ProblemError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, Mapping):
-        raise ProblemError(f"{path}: must be a list of `name: value` lines")
-    return dict(content)
+    return read_yaml(Path(path), ProblemError)
 
 
 def config_from(cls: type[Config], values: Mapping[str, Any], origin: str) -> Config:
@@ -97,10 +88,10 @@ def _fit(value: Any, wanted: Any, where: str) -> Any:
             if isinstance(value, (list, tuple)) and all(type(item) is inner for item in value):
                 return tuple(value)
         elif kind is float:
-            if isinstance(value, (int, float, str)) and not isinstance(value, bool):
-                with contextlib.suppress(ValueError):  # YAML reads 1e-3 as text
-                    if math.isfinite(number := float(value)):
-                        return number
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                number = float(value)
+                if math.isfinite(number):
+                    return number
         elif isinstance(value, origin or kind) and isinstance(value, bool) == (kind is bool):
             return value
     raise ProblemError(f"{where}: {value!r} is not {_name(wanted)}")

@@ -20,6 +20,7 @@ from classic_rl.deep.run import CHECKPOINT_FILE, RESULT_FILE, Result, RunConfig
 from classic_rl.deep.trackers import Tracker, TrackerName
 from classic_rl.pictures import plots
 from classic_rl.results import prepare_folder, write_figure, write_json
+from common.words import clock
 
 CONFIG_FILE = "config.yaml"
 EVALUATION_FILE = "evaluation.json"
@@ -196,7 +197,7 @@ class LiveLine:
         if steps > self.first:
             rate = (steps - self.first) / (now - self.began)
             left = max(self.total - steps, 0) / rate
-            parts += [f"{rate:,.0f} steps/s", f"{duration(left)} left"]
+            parts += [f"{rate:,.0f} steps/s", f"{clock(left)} left"]
         line = f"{self.label} · " + " · ".join(parts)
         if self.terminal:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
@@ -207,16 +208,6 @@ class LiveLine:
         """Take the line away."""
         if self.terminal:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``48 s``, ``3:05 min`` or ``2:10 h``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60}:{whole % 60:02} min"
-    return f"{whole // 3600}:{whole % 3600 // 60:02} h"
 
 
 def table(trained: Sequence[Trained]) -> str:

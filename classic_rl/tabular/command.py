@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 
 from classic_rl.errors import ProblemError
 from classic_rl.folders import RUNS
-from classic_rl.parser import Parser
 from classic_rl.tabular.names import COMMANDS, CONTROL, PLANNING, PREDICTION, SWEPT
 from classic_rl.tabular.tuned import (
     MONTE_CARLO_ALPHA,
@@ -25,6 +24,7 @@ from classic_rl.tabular.tuned import (
     Rate,
     listing,
 )
+from common.parser import Parser
 
 
 def main(argv: Sequence[str], prog: str = "python -m classic_rl") -> int:
@@ -46,6 +46,7 @@ def main(argv: Sequence[str], prog: str = "python -m classic_rl") -> int:
 def parser(name: str, prog: str) -> argparse.ArgumentParser:
     """The options of a command."""
     made = Parser(
+        raises=ProblemError,
         prog=f"{prog} {name}",
         description=f"{COMMANDS[name][:1].upper()}{COMMANDS[name][1:]}.",
         epilog=_epilog(name),

@@ -26,6 +26,7 @@ HALLS = ("classic_rl", "pipeline")  # packages of rooms; their own __init__ is n
 ORDER: list[str] = [
     "common",
     "classic_rl.errors",
+    "classic_rl.folders",
     "classic_rl.progress",
     "classic_rl.schedules",
     "classic_rl.results",

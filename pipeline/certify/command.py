@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.parser import Parser
 from pipeline.errors import UserError
 
 METHODS = ("ppo", "dpo", "ipo", "kto", "rloo", "grpo", "grpo-k3")
@@ -14,9 +15,9 @@ LEAST_KL, MOST_KL = 0.5, 2.0
 
 
 def _parser() -> argparse.ArgumentParser:
-    from pipeline.cli import Parser
 
     parser = Parser(
+        raises=UserError,
         prog="rlhf certify",
         description="Train each method on language models small enough to list every completion, "
         "and hold it against the exact optimum. Finished runs are kept and reused.",
@@ -78,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _study(name: str, methods: Sequence, arguments: argparse.Namespace) -> None:
     from classic_rl.results import write_bytes
+    from common.files import write_json
     from pipeline.certify import figures, study
     from pipeline.output.console import say
-    from pipeline.output.files import write_json
     from pipeline.report.plotting import png
 
     seeds, folder = list(dict.fromkeys(arguments.seeds)), arguments.output

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
+from common.files import read_json, write_json
 from pipeline.certify.methods import EPOCHS, Method
 from pipeline.certify.problem import Problem, distance
 from pipeline.certify.sources import digest
 from pipeline.errors import UserError
 from pipeline.output.console import say
-from pipeline.output.files import read_json, write_json
 from pipeline.output.terminal import Meter
 
 Result = dict[str, Any]

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from common.yamlfile import parse_override, read_yaml
 from pipeline.bounds import Count
 from pipeline.config.arguments import ArgumentProblem, check_arguments, describe, shown, unknown_key
 from pipeline.config.stages import trained
-from pipeline.config.yamlfile import apply_override, read_yaml
 from pipeline.errors import UserError
 
 OVER_SFT = "sft"
@@ -273,6 +273,24 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
         )
 
 
+def _apply(tree: dict[str, Any], override: str) -> str:
+    """Set `key.sub=value` in ``tree`` and return the dotted key.
+
+    A section that the tree gives as null or not at all is made.
+    """
+    key, value = parse_override(override, UserError)
+    *sections, last = key.split(".")
+    place = tree
+    for depth, part in enumerate(sections, start=1):
+        if place.get(part) is None:
+            place[part] = {}
+        if not isinstance(place[part], dict):
+            raise UserError(f"override {override!r}: {'.'.join(sections[:depth])} is no section")
+        place = place[part]
+    place[last] = value
+    return key
+
+
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read and check an experiment.
 
@@ -280,8 +298,8 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     the file or override, the key, what was expected, the nearest valid key. Trainer arguments are
     checked against their dataclass, which imports torch.
     """
-    tree = read_yaml(Path(path))
-    set_by = {apply_override(tree, override): override for override in overrides}
+    tree = read_yaml(Path(path), UserError)
+    set_by = {_apply(tree, override): override for override in overrides}
 
     def complain(key: str, problem: str) -> UserError:
         override = next((o for k, o in set_by.items() if k == key or key.startswith(k + ".")), None)

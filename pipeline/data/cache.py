@@ -24,8 +24,8 @@ from pathlib import Path
 import filelock
 import platformdirs
 
+from common import files
 from pipeline.errors import UserError
-from pipeline.output import files
 
 _MANIFEST = "manifest.json"
 # Raised whenever what `unpack` makes of an archive changes: older cache folders are made anew.

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.words import first_line
 from pipeline.errors import UserError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
@@ -177,7 +178,7 @@ def _read_parquet(path: Path) -> list[Row]:
     try:
         values = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, OSError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise UserError(f"{path}: cannot be read as parquet: {reason}") from error
     return [Row(f"{path}, row {number}", value) for number, value in enumerate(values, start=1)]
 
@@ -235,16 +236,12 @@ def _load(load: Callable[[], Any], where: str, mend: str = "") -> Any:
     # Not found, gated, offline, a script, an unknown split or configuration: `datasets` and
     # `huggingface_hub` raise more than a dozen unrelated types for what the user can mend.
     except Exception as error:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{where}: cannot be loaded ({reason}){mend}") from error
 
 
 def _dataset_rows(name: str, dataset: Any) -> list[Row]:
     return [Row(f"{name}, row {number}", row) for number, row in enumerate(dataset, start=1)]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0][:200]
 
 
 @contextmanager

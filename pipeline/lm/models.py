@@ -18,11 +18,11 @@ from transformers import (
     set_seed,
 )
 
+from common.files import new_folder
 from pipeline.config import ModelSection
 from pipeline.data import embedded, toy
 from pipeline.errors import UserError
 from pipeline.lm.hardware import best_device, compute_dtype
-from pipeline.output.files import new_folder
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
 

@@ -19,9 +19,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from common.files import read_json, write_json
 from pipeline.errors import UserError
 from pipeline.output.console import say, wait_for_every_rank
-from pipeline.output.files import read_json, write_json
 
 MARKER = "complete.json"
 _BLOCK = 1 << 20  # bytes read at once

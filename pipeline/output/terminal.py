@@ -5,7 +5,6 @@ Everything goes to stderr, so that what a command prints as its result can be pi
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from common.words import json_able
 from pipeline.output.console import is_main_process, say
 
 T = TypeVar("T")
@@ -119,17 +119,6 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def plain(value: Any) -> Any:
-    """Return tensors and numpy values as plain numbers and lists, what is not finite as None."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
 def printable(cell: Any) -> str:
     """Return one line for a cell: generated text may hold newlines and terminal control codes."""
     text = f"{cell:.3g}" if isinstance(cell, float) else str(cell)
@@ -204,7 +193,7 @@ def key_numbers(logs: dict[str, Any]) -> str:
     """Return ``logs``' key numbers as one line, e.g. ``score 1.84  kl 0.72``; may be empty."""
     parts = []
     for name, short in KEY_NUMBERS.items():
-        value = plain(logs[name]) if name in logs else None
+        value = json_able(logs[name]) if name in logs else None
         if isinstance(value, int | float):
             parts.append(f"{short} {value:.3g}")
         elif name in logs:

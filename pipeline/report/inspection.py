@@ -20,10 +20,10 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from pipeline.cli import Parser
+from common import files
+from common.parser import Parser
 from pipeline.compare.wording import number, percent, signed
 from pipeline.errors import UserError
-from pipeline.output import files
 from pipeline.ppo.upkeep import journal
 from pipeline.report.templating import template
 from pipeline.stages.tracking import read_metrics
@@ -137,7 +137,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="rlhf inspect", description="Show a PPO rollout token by token.")
+    parser = Parser(
+        raises=UserError, prog="rlhf inspect", description="Show a PPO rollout token by token."
+    )
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="an experiment's folder, e.g. runs/quickstart"
     )

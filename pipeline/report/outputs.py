@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common import files
 from pipeline.config import Experiment
 from pipeline.config.stages import stage_names
 from pipeline.errors import UserError
-from pipeline.output import files
 from pipeline.stages.tracking import read_metrics
 
 

@@ -12,16 +12,16 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common import files
+from common.words import clock
 from pipeline.compare import columns
 from pipeline.compare.methods import present
 from pipeline.compare.wording import beta_text, number, percent
 from pipeline.config import Experiment
-from pipeline.output import files
 from pipeline.report import verdict
 from pipeline.report.outputs import Outputs, load
 from pipeline.report.pictures import TRAINING, pictures
 from pipeline.report.templating import template
-from pipeline.runner import clock
 
 SAMPLES = 12
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import json
-import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from common.files import read_json, write_json, write_text
+from common.words import json_able
 from pipeline.compare import best_of_n, columns, frontier, methods
 from pipeline.compare.evaluate import (
     Evaluation,
@@ -36,7 +37,6 @@ from pipeline.data.splits import load_data
 from pipeline.errors import UserError
 from pipeline.lm.hardware import compute_dtype
 from pipeline.lm.models import load_checkpoint
-from pipeline.output.files import read_json, write_json, write_text
 from pipeline.output.terminal import is_main_process, say
 from pipeline.stages import tracking
 from pipeline.stages.reward import gold_reward, judge_is_proxy, proxy_reward
@@ -191,7 +191,7 @@ def compare(
         "judge_is_proxy": judge_is_proxy(experiment),
         "ppo_minus_dpo": _difference(objectives, room, *bootstrap),
     }
-    return _finite(results), _finite(details)
+    return json_able(results), json_able(details)
 
 
 def _optimum(rewards: Array, best: Array, beta: float, resamples: int, seed: int) -> dict[str, Any]:
@@ -242,17 +242,6 @@ def samples(evaluations: dict[str, Evaluation], n: int) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _finite(value: Any) -> Any:
-    """The value as JSON can hold it: what is not finite becomes None."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 # --- Telling ------------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.files import write_text
 from pipeline.config import Experiment
 from pipeline.data.splits import load_data
 from pipeline.lm.generation import Completion, sample
 from pipeline.lm.models import load_checkpoint
-from pipeline.output.files import write_text
 from pipeline.stages.reward import proxy_reward
 
 

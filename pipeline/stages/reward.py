@@ -30,6 +30,7 @@ from transformers import (
     set_seed,
 )
 
+from common.files import new_folder, write_json
 from pipeline.config import OVER_SFT, Experiment, ModelSection
 from pipeline.data import embedded
 from pipeline.data.records import RatedText
@@ -40,7 +41,6 @@ from pipeline.lm.hardware import best_device, compute_dtype, one_device
 from pipeline.lm.models import lora_config
 from pipeline.output.checkpoints import CompleteMarker
 from pipeline.output.console import say
-from pipeline.output.files import new_folder, write_json
 from pipeline.stages import tracking
 from pipeline.stages.training import resume
 from reward_models import RewardError, RewardFunction, load_reward, measure

@@ -30,8 +30,9 @@ from urllib.parse import urlsplit
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations.integration_utils import WandbCallback
 
-from pipeline.output import files
-from pipeline.output.terminal import Terminal, is_main_process, plain, printable, progress, say
+from common import files
+from common.words import json_able
+from pipeline.output.terminal import Terminal, is_main_process, printable, progress, say
 
 if TYPE_CHECKING:
     from pipeline.config import Experiment
@@ -296,7 +297,7 @@ class MetricsFile(TrainerCallback):
         """Append one line."""
         if not state.is_world_process_zero or not logs:
             return
-        metrics = {name: plain(value) for name, value in logs.items() if name != "total_flos"}
+        metrics = {name: json_able(value) for name, value in logs.items() if name != "total_flos"}
         row = {"step": state.global_step, "epoch": state.epoch, "time": round(time.time(), 3)}
         line = json.dumps(row | metrics, ensure_ascii=False, allow_nan=False, default=str)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -321,7 +322,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _cell(value: Any) -> Any:
-    value = plain(value)
+    value = json_able(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -17,13 +17,13 @@ from transformers import (
     TrainingArguments,
 )
 
+from common.files import read_json
 from pipeline.config import Experiment
 from pipeline.errors import UserError
 from pipeline.lm.hardware import compute_dtype, one_device, trainer_precision
 from pipeline.lm.models import load_pretrained, make_trainable, prepare
 from pipeline.output.checkpoints import CompleteMarker, last_complete, remove_after
 from pipeline.output.console import is_main_process
-from pipeline.output.files import read_json
 from pipeline.stages import tracking
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)

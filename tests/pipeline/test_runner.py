@@ -432,7 +432,3 @@ def test_the_table_is_sound() -> None:
         assert set(stage.needs) <= set(before)
         assert {"seed"} <= set(stage.reads) <= set(Experiment.model_fields)
         assert callable(runner.stage_function(stage.name))
-
-
-def test_clock() -> None:
-    assert [runner.clock(s) for s in (3.2, 185, 7620)] == ["3 s", "3 min 05 s", "2 h 07 min"]

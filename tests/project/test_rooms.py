@@ -10,15 +10,6 @@ import pytest
 
 from tests.checkout import ROOT
 
-# Arrows that should not be there and still are: (module, what it imports, and all within).
-STILL: set[tuple[str, str]] = {
-    ("classic_rl.tabular.experiments", "classic_rl.tabular.command"),
-    ("classic_rl.tabular.settings", "classic_rl.tabular.command"),
-    ("classic_rl.tabular.experiments", "classic_rl.deep"),
-    ("pipeline.report.inspection", "pipeline.cli"),
-    ("pipeline.certify.command", "pipeline.cli"),
-}
-
 
 def load() -> ModuleType:
     """docs/make/rooms.py, which is in no package."""
@@ -31,18 +22,6 @@ def load() -> ModuleType:
 
 rooms = load()
 ALL = rooms.module_arrows()
-
-
-def without(exceptions: set[tuple[str, str]]) -> dict[str, set[str]]:
-    """All arrows but these."""
-    return {
-        name: {other for other in others if not still(name, other, exceptions)}
-        for name, others in ALL.items()
-    }
-
-
-def still(name: str, other: str, exceptions: set[tuple[str, str]]) -> bool:
-    return any(name == a and f"{other}.".startswith(f"{b}.") for a, b in exceptions)
 
 
 def wrong(arrows: dict[str, set[str]]) -> list[object]:
@@ -59,13 +38,7 @@ def test_every_room_has_its_place() -> None:
 
 
 def test_imports_go_one_way() -> None:
-    assert wrong(without(STILL)) == []
-
-
-@pytest.mark.parametrize("exception", sorted(STILL))
-def test_an_exception_is_needed(exception: tuple[str, str]) -> None:
-    """Put back alone, it is still wrong; if not, its line above goes."""
-    assert wrong(without(STILL - {exception}))
+    assert wrong(ALL) == []
 
 
 def test_the_drawing_is_up_to_date() -> None:

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.files import write_json
 from pipeline.errors import FailedReward, UserError
 from pipeline.lm.generation import Completion
 from pipeline.output.checkpoints import MARKER, checkpoints
 from pipeline.output.console import is_main_process, say
-from pipeline.output.files import write_json
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.rollout import Rollout
 from reward_models import RewardCall, RewardError, checked, may_pass

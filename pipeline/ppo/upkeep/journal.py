@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from pipeline.output.files import write_text
+from common.files import write_text
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.rollout import Rollout
 

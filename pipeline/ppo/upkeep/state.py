@@ -14,9 +14,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedTokenizerBase
 
+from common.files import read_json, write_json
 from pipeline.errors import UserError
 from pipeline.lm.models import base_of
-from pipeline.output.files import read_json, write_json
 from pipeline.ppo.actor_critic import ActorCritic
 from pipeline.ppo.control import KLController, RunningDeviation
 

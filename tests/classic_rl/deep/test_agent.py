@@ -190,8 +190,8 @@ def test_bad_settings(settings: dict, message: str) -> None:
         ("hidden: 64", "hidden: 64 is not a list of whole numbers"),
         ("activation: gelu", "activation: 'gelu' is not one of tanh, relu"),
         ("n_envs: 0", "c.yaml: n_envs: 0 must be at least 1"),
-        ("- 1", "must be a list of `name: value` lines"),
-        ("a: [", "not YAML"),
+        ("- 1", "expected `key: value` lines"),
+        ("a: [", ":1:5: "),
     ],
 )
 def test_bad_config_files(text: str, message: str, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from classic_rl import cli
 from classic_rl.algorithms import ALGORITHMS
 from classic_rl.deep import agent, networks, training
 from classic_rl.deep.policies import ActorCritic
-from classic_rl.deep.training import LiveLine, duration, learning_curve
+from classic_rl.deep.training import LiveLine, learning_curve
 from classic_rl.deep.watch import film, write_film
 from classic_rl.envs import environments
 from tests.checkout import ROOT
@@ -319,12 +319,6 @@ def test_the_live_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         "",
         "ppo CartPole-v1 seed 0 · 4,000/10,000 steps",
         "ppo CartPole-v1 seed 0 · 6,000/10,000 steps · return 123.4 · 2,000 steps/s · 2 s left",
-    ]
-
-
-def test_durations() -> None:
-    assert [duration(s) for s in (0.4, 59.4, 59.6, 185, 3600, 7800)] == [
-        *("0 s", "59 s", "1:00 min", "3:05 min", "1:00 h", "2:10 h")
     ]
 
 

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from common.files import read_json
 from pipeline.config import Experiment, load_experiment
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
-from pipeline.output.files import read_json
 from pipeline.stages import reward, tracking
 from tests.nursery import Nursery
 

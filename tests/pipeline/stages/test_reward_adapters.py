@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from common.files import read_json
 from pipeline.config import Experiment, load_experiment
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
-from pipeline.output.files import read_json
 from pipeline.stages import ppo, reward, sft
 from pipeline.stages.training import load_trainable_sft
 from reward_models import RewardError, RewardFunction, load_reward

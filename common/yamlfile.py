@@ -8,8 +8,6 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import UserError
-
 
 class _Loader(yaml.SafeLoader):
     """YAML with the 1.2 core schema's scalars; a key given twice is an error."""
@@ -71,51 +69,42 @@ def _one_line(error: yaml.YAMLError) -> str:
     return f"{mark.line + 1}:{mark.column + 1}: {problem}" if mark else problem
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping with text keys; UserError names file and line."""
+def read_yaml(path: Path, raises: type[Exception]) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping.
+
+    Raises:
+        ``raises``, with one line that names file and line.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; --config takes a YAML file") from None
+        raise raises(f"{path}: no such file; --config takes a YAML file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+        raise raises(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        raise raises(f"{path}: cannot be read: {error.strerror}") from None
     try:
         tree = _parse(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path}:{_one_line(error)}") from None
+        raise raises(f"{path}:{_one_line(error)}") from None
     if tree is None:
-        raise UserError(f"{path}: the file is empty; start from one in configs/")
+        raise raises(f"{path}: the file is empty; start from one in configs/")
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: expected `key: value` lines, found {type(tree).__name__}")
+        raise raises(f"{path}: expected `key: value` lines, found {type(tree).__name__}")
     return tree
 
 
-def apply_override(tree: dict[str, Any], override: str) -> str:
-    """Set `key.sub=value` in ``tree`` (the value is YAML) and return the dotted key.
+def parse_override(override: str, raises: type[Exception]) -> tuple[str, Any]:
+    """Return the key and the value of ``key=value``; the value is YAML.
 
-    A section that the tree gives as null or not at all is made. UserError when the form is wrong.
+    Raises:
+        ``raises``, when the form is wrong or a part of a dotted key is empty.
     """
     key, equals, value = override.partition("=")
     key = key.strip()
-    parts = key.split(".")
-    if not equals or not all(parts):
-        raise UserError(
-            f"override {override!r}: expected key=value, such as ppo.learning_rate=1e-5"
-        )
+    if not equals or not all(key.split(".")):
+        raise raises(f"override {override!r}: expected key=value, such as seed=1")
     try:
-        parsed = _parse(value)
+        return key, _parse(value)
     except yaml.YAMLError as error:
-        raise UserError(
-            f"override {override!r}: the value is not YAML: {_one_line(error)}"
-        ) from None
-    place = tree
-    for depth, part in enumerate(parts[:-1], start=1):
-        if place.get(part) is None:
-            place[part] = {}
-        if not isinstance(place[part], dict):
-            raise UserError(f"override {override!r}: {'.'.join(parts[:depth])} is no section")
-        place = place[part]
-    place[parts[-1]] = parsed
-    return key
+        raise raises(f"override {override!r}: the value is not YAML: {_one_line(error)}") from None
