@@ -208,7 +208,7 @@ def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Restorable(Protocol):
-    """An optimiser, as far as checkpoints go."""
+    """An optimiser or running statistics, as far as checkpoints go."""
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs."""
@@ -228,27 +228,50 @@ class Collects(Protocol):
         """Begin anew from ``seed`` alone."""
 
 
-def learner_state(
-    policy: Policy, optimizers: Mapping[str, Restorable], collector: Collects
+def updates(
+    run: Run, policy: Policy, learning: Mapping[str, Restorable], collector: Collects
+) -> Iterator[float]:
+    """The loop of an on-policy run: a turn is one update, until all steps are taken.
+
+    It goes on from the checkpoint where ``run`` resumes, and checkpoints between two turns.
+
+    Args:
+        learning: what else a resumed run needs, such as the optimiser, by a name of each.
+        collector: its ``steps`` grow in the caller's turn.
+
+    Yields:
+        the share of the run that is left: 1 at first, towards 0.
+    """
+    _restore_learner(run, policy, learning, collector)
+    total = run.config.total_steps
+    while collector.steps < total:
+        if run.checkpoint_due(collector.steps):
+            run.checkpoint(*_learner_state(policy, learning, collector))
+            collector.restart(run.segment_seed())
+        yield 1.0 - collector.steps / total
+
+
+def _learner_state(
+    policy: Policy, learning: Mapping[str, Restorable], collector: Collects
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state for `Run.checkpoint`; ``optimizers`` by a name of each."""
+    """Tensors and state for `Run.checkpoint`."""
     tensors = with_prefix("policy", agent.policy_tensors(policy))
-    for name, optimizer in optimizers.items():
-        tensors |= with_prefix(name, optimizer.state())
+    for name, part in learning.items():
+        tensors |= with_prefix(name, part.state())
     return tensors, {"steps": collector.steps, "episodes": asdict(collector.episodes)}
 
 
-def restore_learner(
-    run: Run, policy: Policy, optimizers: Mapping[str, Restorable], collector: Collects
+def _restore_learner(
+    run: Run, policy: Policy, learning: Mapping[str, Restorable], collector: Collects
 ) -> None:
-    """Undo `learner_state` where ``run`` resumes, and restart the collector for what follows."""
+    """Undo `_learner_state` where ``run`` resumes, and restart the collector for what follows."""
     restored = run.restore()
     if restored is None:
         return
     tensors, state = restored
     agent.restore_policy(policy, below("policy", tensors), str(run.path))
-    for name, optimizer in optimizers.items():
-        optimizer.restore(below(name, tensors))
+    for name, part in learning.items():
+        part.restore(below(name, tensors))
     collector.steps, collector.episodes = state["steps"], Episodes(**state["episodes"])
     collector.restart(run.segment_seed())
 
