@@ -44,9 +44,9 @@ from torch import Tensor
 from torch.nn.functional import huber_loss, mse_loss
 
 from classic_rl.deep.adam import Adam
-from classic_rl.deep.agent import policy_tensors, restore_policy
 from classic_rl.deep.networks import Activation, clip_gradient, flatten_parameters
 from classic_rl.deep.policies import QNetwork
+from classic_rl.deep.policy_file import policy_tensors, restore_policy
 from classic_rl.deep.replay import Replay, Transitions
 from classic_rl.deep.rollout import Episodes, Stepper
 from classic_rl.deep.run import OnLog, Result, Run, RunConfig, below, torch_threads, with_prefix

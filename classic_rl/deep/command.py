@@ -200,10 +200,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def watch(arguments: argparse.Namespace) -> int:
     """Write an episode as an animation and a picture strip."""
-    from classic_rl.deep import agent, training
+    from classic_rl.deep import training
+    from classic_rl.deep.policy_file import load_policy
     from classic_rl.deep.watch import film, write_film
 
-    policy, env_id, env_kwargs = agent.load_policy(arguments.folder)
+    policy, env_id, env_kwargs = load_policy(arguments.folder)
     seed = training.EVALUATION_SEED if arguments.seed is None else arguments.seed
     shown = film(policy, env_id, env_kwargs, seed)
     for path in write_film(shown, arguments.out or arguments.folder):

@@ -22,8 +22,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from classic_rl.deep import agent
 from classic_rl.deep.policies import Policy
+from classic_rl.deep.policy_file import (
+    POLICY_FILE,
+    policy_tensors,
+    restore_policy,
+    save_policy,
+)
 from classic_rl.deep.rollout import Episodes
 from classic_rl.deep.settings import check_range
 from classic_rl.errors import ProblemError
@@ -83,7 +88,7 @@ class Result:
         """Write the policy and ``result.json`` into the folder ``out``."""
         folder = prepare_folder(out)
         config = self.config
-        agent.save_policy(self.policy, folder / agent.POLICY_FILE, config.env_id, config.env_kwargs)
+        save_policy(self.policy, folder / POLICY_FILE, config.env_id, config.env_kwargs)
         content = {
             "algorithm": self.algorithm,
             "config": asdict(config),
@@ -255,7 +260,7 @@ def _learner_state(
     policy: Policy, learning: Mapping[str, Restorable], collector: Collects
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and state for `Run.checkpoint`."""
-    tensors = with_prefix("policy", agent.policy_tensors(policy))
+    tensors = with_prefix("policy", policy_tensors(policy))
     for name, part in learning.items():
         tensors |= with_prefix(name, part.state())
     return tensors, {"steps": collector.steps, "episodes": asdict(collector.episodes)}
@@ -269,7 +274,7 @@ def _restore_learner(
     if restored is None:
         return
     tensors, state = restored
-    agent.restore_policy(policy, below("policy", tensors), str(run.path))
+    restore_policy(policy, below("policy", tensors), str(run.path))
     for name, part in learning.items():
         part.restore(below(name, tensors))
     collector.steps, collector.episodes = state["steps"], Episodes(**state["episodes"])

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from classic_rl.deep import training  # noqa: E402
 from classic_rl.deep.configuration import configure, with_checkpoints  # noqa: E402
 from classic_rl.deep.policies import ActorCritic  # noqa: E402
+from classic_rl.deep.policy_file import load_policy  # noqa: E402
 from classic_rl.errors import ProblemError  # noqa: E402
 from classic_rl.folders import slug  # noqa: E402
 from classic_rl.gradient_variance import ESTIMATORS, UNBIASED, GradientNoise  # noqa: E402
@@ -152,7 +153,7 @@ def gradient_variance(job: Job) -> None:
     """Noise and bias of the gradient estimators, for a fresh policy and one half trained."""
     early = replace(job, steps=job.steps or 10_000, seeds=job.seeds[:1])
     [trained] = early.train({"10,000 steps": ("reinforce", "CartPole-v1", [])})["10,000 steps"]
-    half, _, _ = training.agent.load_policy(trained.folder)
+    half, _, _ = load_policy(trained.folder)
     assert isinstance(half, ActorCritic)
     fresh = ActorCritic(half.observation_space, half.action_space)
     batches = 200 if job.steps is None else 4

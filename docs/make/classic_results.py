@@ -25,10 +25,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
-from classic_rl.deep import agent, reference, training  # noqa: E402
+from classic_rl.deep import reference, training  # noqa: E402
 from classic_rl.deep.configuration import configure, with_checkpoints  # noqa: E402
 from classic_rl.deep.policies import ActorCritic  # noqa: E402
+from classic_rl.deep.policy_file import load_policy  # noqa: E402
 from classic_rl.deep.run import RunConfig  # noqa: E402
 from classic_rl.envs import (  # noqa: E402
     FixedCycle,
@@ -105,14 +107,14 @@ def measure(name: str, seeds: Sequence[int], episodes: int, runs: Path, resume: 
         "met": met,
         "episodes": episodes,
         "seeds": done,
-        "versions": versions() | {"torch": agent.torch.__version__},
+        "versions": versions() | {"torch": torch.__version__},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 
 
 def optimality(run: training.Trained) -> float:
     """How near a policy is to the exact optimum under its KL penalty: 1 is there."""
-    policy, env_id, env_kwargs = agent.load_policy(run.folder)
+    policy, env_id, env_kwargs = load_policy(run.folder)
     assert isinstance(policy, ActorCritic)
     env: Any = environments.make(env_id, env_kwargs).unwrapped
     return reference.optimality(env, reference.tabulate(policy), run.config.kl_coef)  # type: ignore[attr-defined]
@@ -126,7 +128,7 @@ def controllers(config: RunConfig, episodes: int) -> dict[str, float]:
 
 
 def play(config: RunConfig, control: Callable[[np.ndarray], int], episodes: int) -> float:
-    """Mean return of a controller, episode i reset as `agent.evaluate` does."""
+    """Mean return of a controller, episode i reset as in `classic_rl.deep.evaluation`."""
     env = environments.make(config.env_id, config.env_kwargs)
     total = 0.0
     for episode in range(episodes):
