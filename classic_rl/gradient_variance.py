@@ -133,8 +133,8 @@ def measure(
     gradients, entropies, fits = [], [], []
     for _ in range(batches):
         rollout = player.play(policy)
-        found, entropy, fit = _gradients(policy, actor, rollout, estimators, gamma)
-        gradients.append(found)
+        estimates, entropy, fit = _gradients(policy, actor, rollout, estimators, gamma)
+        gradients.append(estimates)
         entropies.append(entropy)
         fits.append(fit)
     player.close()
@@ -193,7 +193,7 @@ def _gradients(
     assert actor.grad is not None
     outputs, _ = policy(rollout.observations[real])
     logps, entropies = policy.log_probs(outputs, rollout.actions[real])
-    found = []
+    estimates = []
     for weighing in estimators.values():
         weights, _ = score_weights(
             rollout,
@@ -206,10 +206,10 @@ def _gradients(
         surrogate = -policy_gradient(logps, weights[real]).sum() / real.shape[1]
         actor.grad.zero_()
         surrogate.backward(retain_graph=True)
-        found.append(actor.grad.numpy().copy())
+        estimates.append(actor.grad.numpy().copy())
     _, returns = score_weights(rollout, "gpomdp", "none", gamma=gamma)
     fit = explained_variance(rollout.values[real], returns[real])
-    return np.stack(found), entropies.mean().item(), float(fit)
+    return np.stack(estimates), entropies.mean().item(), float(fit)
 
 
 def _summary(

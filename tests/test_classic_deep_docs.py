@@ -148,7 +148,7 @@ def test_the_committed_table_is_what_the_script_writes(scripts: SimpleNamespace)
     assert set(rows) == set(scripts.results.ROWS)
     assert (folder / "results.md").read_text(encoding="utf-8") == scripts.results.page(rows)
     for name, row in rows.items():
-        assert [found["seed"] for found in row["seeds"]] == list(scripts.results.SEEDS)
+        assert [one["seed"] for one in row["seeds"]] == list(scripts.results.SEEDS)
         assert row["episodes"] == scripts.results.EPISODES
         assert row["met"], f"{name} misses what it must reach"
 

@@ -189,10 +189,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     seed = training.EVALUATION_SEED if arguments.seed is None else arguments.seed
     measured = training.evaluate(arguments.folder, arguments.episodes, seed)
-    found = training.summary(measured.returns)
+    scores = training.summary(measured.returns)
     print(
-        f"{len(measured.returns)} episodes: return {found['mean']:.1f} ± {found['std']:.1f},"
-        f" from {found['low']:.1f} to {found['high']:.1f},"
+        f"{len(measured.returns)} episodes: return {scores['mean']:.1f} ± {scores['std']:.1f},"
+        f" from {scores['low']:.1f} to {scores['high']:.1f},"
         f" {measured.lengths.mean():.1f} steps an episode"
     )
     return 0

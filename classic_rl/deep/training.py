@@ -224,12 +224,12 @@ def table(trained: Sequence[Trained]) -> str:
     head = f"{'seed':>4} {'steps':>11} {'seconds':>8} {'steps/s':>8} {'training':>9}"
     lines = [f"{head}  {'evaluation':>18} {'lowest':>8}"]
     for run in trained:
-        found = summary(run.returns)
-        spread = f"{found['mean']:.1f} ± {found['std']:.1f}"
+        scores = summary(run.returns)
+        spread = f"{scores['mean']:.1f} ± {scores['std']:.1f}"
         lines.append(
             f"{run.config.seed:>4} {run.steps:>11,} {run.seconds:>8.1f}"
             f" {run.steps / run.seconds:>8,.0f} {run.training_return:>9.1f}"
-            f"  {spread:>18} {found['low']:>8.1f}"
+            f"  {spread:>18} {scores['low']:>8.1f}"
         )
     if len(trained) > 1:
         means = [run.returns.mean() for run in trained]

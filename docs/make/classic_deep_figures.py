@@ -59,12 +59,12 @@ class Job:
     def train(self, variants: Mapping[str, tuple[str, str, Sequence[str]]]) -> Runs:
         """Train every variant (algorithm, environment, overrides) with every seed; print a table
         of their greedy evaluations."""
-        found: Runs = {}
+        trained: Runs = {}
         for name, (algorithm, env_id, overrides) in variants.items():
             flags = {} if self.steps is None else {"total_steps": self.steps}
             base = configure(algorithm, env_id, flags=flags, overrides=overrides)
             folder = self.runs / self.figure / slug(name)
-            found[name] = [
+            trained[name] = [
                 training.train(
                     algorithm,
                     with_checkpoints(replace(base, seed=seed)),
@@ -74,10 +74,10 @@ class Job:
                 )
                 for seed in self.seeds
             ]
-            greedy = [run.returns.mean() for run in found[name]]
+            greedy = [run.returns.mean() for run in trained[name]]
             each = " ".join(f"{value:.0f}" for value in greedy)
             print(f"{name}: greedy {np.mean(greedy):.1f} ({each})", flush=True)
-        return found
+        return trained
 
     def write(self, figure: Figure, name: str | None = None) -> None:
         """Write ``deep-<name>.png``."""
