@@ -63,7 +63,7 @@ ESTIMATORS: Mapping[str, Weighing] = {
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """What `measure` found; arrays ``(K,)`` in the order of the K ``names``.
+    """The result of `measure`; arrays ``(K,)`` in the order of the K ``names``.
 
     Args:
         variance: trace of the covariance of a gradient from ``n_episodes`` episodes.
@@ -90,7 +90,7 @@ class GradientNoise:
     def relative(self) -> np.ndarray:
         """Variance over the squared norm of the unbiased mean ``(K,)``: noise to signal.
 
-        NaN where no gradient was found above the noise, as that of a perfect policy is 0.
+        NaN where the gradient is below the noise; the gradient of a perfect policy is 0.
         """
         signal = self.squared_norm[self.names.index(UNBIASED)]
         return self.variance / (signal if signal > 0 else np.nan)

@@ -281,7 +281,7 @@ def check_estimator(estimator: Estimator, baseline: Baseline, n_episodes: int) -
 
 
 class EpisodePlayer:
-    """Plays whole episodes, one in each of N environments of its own.
+    """Play whole episodes, one in each of N environments.
 
     A vector environment would begin new episodes in place of those that ended early, and stopping
     at a fixed number of steps would prefer short episodes: both bias what is learned from.

@@ -5,7 +5,7 @@
     python -m classic_rl evaluate runs/classic/ppo-LunarLander-v3-seed3
     python -m classic_rl watch runs/classic/ppo-LunarLander-v3-seed3
 
-Nothing heavy is imported before the command's words are understood.
+torch is imported only after the words of the command are read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(argv: Sequence[str], prog: str = "python -m classic_rl") -> int:
     """Run one of `COMMANDS`, the first word of ``argv``; return the exit status.
 
     Raises:
-        ProblemError: for every mistake of a user's.
+        ProblemError: for every mistake of the user.
     """
     name, *words = argv
     parser = Parser(prog=f"{prog} {name}", description=COMMANDS[name].capitalize() + ".")

@@ -196,7 +196,7 @@ class Run:
         return tensors, about["state"]
 
     def result(self, policy: Policy, episodes: Episodes, steps: int) -> Result:
-        """The finished run."""
+        """The result of the finished run."""
         seconds = time.perf_counter() - self.began
         return Result(policy, self.config, self.algorithm, self.curve, episodes, steps, seconds)
 

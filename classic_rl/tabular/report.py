@@ -30,7 +30,7 @@ LATEST = 100  # training episodes that the table's mean is over
 
 
 class Report:
-    """Gathers what a run found, printing as it comes; `finish` writes results.json."""
+    """Print the results of a run as they come, draw its pictures; `finish` writes results.json."""
 
     def __init__(self, arguments: argparse.Namespace, problem: Problem, folder: Path) -> None:
         self.algorithm, self.seeds = arguments.algorithm, arguments.seeds
