@@ -35,7 +35,7 @@ import numpy as np
 import torch
 
 from classic_rl import ppo
-from classic_rl.deep.agent import evaluate
+from classic_rl.deep.evaluation import evaluate
 from classic_rl.deep.policies import Acted, ActorCritic
 from classic_rl.deep.run import RunConfig
 from classic_rl.deep.settings import load_config

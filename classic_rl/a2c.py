@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,15 +25,7 @@ from classic_rl.deep.adam import Adam
 from classic_rl.deep.networks import Activation, clip_gradient, flatten_parameters
 from classic_rl.deep.policies import ActorCritic
 from classic_rl.deep.rollout import Collector, Rollout
-from classic_rl.deep.run import (
-    OnLog,
-    Result,
-    Run,
-    RunConfig,
-    learner_state,
-    restore_learner,
-    torch_threads,
-)
+from classic_rl.deep.run import OnLog, Result, Run, RunConfig, torch_threads, updates
 from classic_rl.deep.settings import check_range
 from classic_rl.envs.environments import make_vector
 from classic_rl.errors import ProblemError
@@ -108,17 +99,11 @@ def _train(config: A2CConfig, run: Run) -> Result:
     rule = RMSProp if config.optimizer == "rmsprop" else Adam
     optimizer = rule(parameters, config.learning_rate, eps=1e-5)
     collector = Collector(envs, policy, config.n_steps, run.segment_seed())
-    restore_learner(run, policy, {"both": optimizer}, collector)
-    while collector.steps < config.total_steps:
-        if run.checkpoint_due(collector.steps):
-            run.checkpoint(*learner_state(policy, {"both": optimizer}, collector))
-            collector.restart(run.segment_seed())
-        left = 1.0 - collector.steps / config.total_steps
+    for left in updates(run, policy, {"both": optimizer}, collector):
         if config.anneal:
             optimizer.learning_rate = config.learning_rate * left
         metrics = update(policy, optimizer, collector.collect(), config)
-        recent = collector.episodes.returns[-100:]
-        run.log(collector.steps, episode_return=float(np.mean(recent or [np.nan])), **metrics)
+        run.log(collector.steps, episode_return=collector.episodes.recent_return(), **metrics)
     envs.close()
     return run.result(policy, collector.episodes, collector.steps)
 

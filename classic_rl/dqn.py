@@ -44,9 +44,9 @@ from torch import Tensor
 from torch.nn.functional import huber_loss, mse_loss
 
 from classic_rl.deep.adam import Adam
-from classic_rl.deep.agent import policy_tensors, restore_policy
 from classic_rl.deep.networks import Activation, clip_gradient, flatten_parameters
 from classic_rl.deep.policies import QNetwork
+from classic_rl.deep.policy_file import policy_tensors, restore_policy
 from classic_rl.deep.replay import Replay, Transitions
 from classic_rl.deep.rollout import Episodes, Stepper
 from classic_rl.deep.run import OnLog, Result, Run, RunConfig, below, torch_threads, with_prefix
@@ -167,7 +167,9 @@ def _train(config: DQNConfig, run: Run) -> Result:
                 batch = replay.latest(max(config.update_every, config.n_envs))
             metrics = learner.update(batch)
         if metrics and stepper.steps * LOGS >= config.total_steps * len(run.curve["steps"]):
-            _log(run, stepper, epsilon=rate, **{name: float(m) for name, m in metrics.items()})
+            means = {name: float(metric) for name, metric in metrics.items()}
+            recent = stepper.episodes.recent_return()
+            run.log(stepper.steps, episode_return=recent, epsilon=rate, **means)
     envs.close()
     return run.result(policy, stepper.episodes, stepper.steps)
 
@@ -256,11 +258,6 @@ class Learner:
         self.optimizer.restore(below("optimizer", tensors))
         self.replay.restore({name: t.numpy() for name, t in below("replay", tensors).items()})
         self.updates = updates
-
-
-def _log(run: Run, stepper: Stepper, **metrics: float) -> None:
-    recent = stepper.episodes.returns[-100:]
-    run.log(stepper.steps, episode_return=float(np.mean(recent or [np.nan])), **metrics)
 
 
 def _state(learner: Learner, stepper: Stepper) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -63,7 +63,7 @@ ESTIMATORS: Mapping[str, Weighing] = {
 
 @dataclass(frozen=True)
 class GradientNoise:
-    """What `measure` found; arrays ``(K,)`` in the order of the K ``names``.
+    """The result of `measure`; arrays ``(K,)`` in the order of the K ``names``.
 
     Args:
         variance: trace of the covariance of a gradient from ``n_episodes`` episodes.
@@ -90,7 +90,7 @@ class GradientNoise:
     def relative(self) -> np.ndarray:
         """Variance over the squared norm of the unbiased mean ``(K,)``: noise to signal.
 
-        NaN where no gradient was found above the noise, as that of a perfect policy is 0.
+        NaN where the gradient is below the noise; the gradient of a perfect policy is 0.
         """
         signal = self.squared_norm[self.names.index(UNBIASED)]
         return self.variance / (signal if signal > 0 else np.nan)
@@ -133,8 +133,8 @@ def measure(
     gradients, entropies, fits = [], [], []
     for _ in range(batches):
         rollout = player.play(policy)
-        found, entropy, fit = _gradients(policy, actor, rollout, estimators, gamma)
-        gradients.append(found)
+        estimates, entropy, fit = _gradients(policy, actor, rollout, estimators, gamma)
+        gradients.append(estimates)
         entropies.append(entropy)
         fits.append(fit)
     player.close()
@@ -193,7 +193,7 @@ def _gradients(
     assert actor.grad is not None
     outputs, _ = policy(rollout.observations[real])
     logps, entropies = policy.log_probs(outputs, rollout.actions[real])
-    found = []
+    estimates = []
     for weighing in estimators.values():
         weights, _ = score_weights(
             rollout,
@@ -206,10 +206,10 @@ def _gradients(
         surrogate = -policy_gradient(logps, weights[real]).sum() / real.shape[1]
         actor.grad.zero_()
         surrogate.backward(retain_graph=True)
-        found.append(actor.grad.numpy().copy())
+        estimates.append(actor.grad.numpy().copy())
     _, returns = score_weights(rollout, "gpomdp", "none", gamma=gamma)
     fit = explained_variance(rollout.values[real], returns[real])
-    return np.stack(found), entropies.mean().item(), float(fit)
+    return np.stack(estimates), entropies.mean().item(), float(fit)
 
 
 def _summary(

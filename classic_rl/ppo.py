@@ -30,15 +30,7 @@ from classic_rl.deep.normalization import RewardScaler
 from classic_rl.deep.policies import ActorCritic
 from classic_rl.deep.reference import reference_of
 from classic_rl.deep.rollout import Collector, Rollout
-from classic_rl.deep.run import (
-    OnLog,
-    Result,
-    Run,
-    RunConfig,
-    learner_state,
-    restore_learner,
-    torch_threads,
-)
+from classic_rl.deep.run import OnLog, Result, Run, RunConfig, torch_threads, updates
 from classic_rl.deep.settings import check_range
 from classic_rl.envs.environments import make_vector
 from classic_rl.errors import ProblemError
@@ -138,12 +130,7 @@ def _train(config: PPOConfig, run: Run) -> Result:
     scaler = RewardScaler(config.n_envs, config.gamma) if config.normalize_rewards else None
     collector = Collector(envs, policy, config.n_steps, run.segment_seed(), scaler)
     kept = {"optimizer": optimizer} | ({"rewards": scaler} if scaler is not None else {})
-    restore_learner(run, policy, kept, collector)
-    while collector.steps < config.total_steps:
-        if run.checkpoint_due(collector.steps):
-            run.checkpoint(*learner_state(policy, kept, collector))
-            collector.restart(run.segment_seed())
-        left = 1.0 - collector.steps / config.total_steps
+    for left in updates(run, policy, kept, collector):
         optimizer.learning_rate = config.learning_rate * (left if config.anneal else 1.0)  # 4
         cliprange = config.cliprange * (left if config.anneal_cliprange else 1.0)
         rollout = collector.collect()
@@ -151,8 +138,7 @@ def _train(config: PPOConfig, run: Run) -> Result:
             ref_logps = reference.logps(rollout.observations, rollout.actions)
             rollout.rewards -= config.kl_coef * kl_estimate(rollout.logps, ref_logps)
         metrics = update(policy, optimizer, rollout, config, cliprange, collector.rng)
-        recent = collector.episodes.returns[-100:]
-        run.log(collector.steps, episode_return=float(np.mean(recent or [np.nan])), **metrics)
+        run.log(collector.steps, episode_return=collector.episodes.recent_return(), **metrics)
     envs.close()
     return run.result(policy, collector.episodes, collector.steps)
 

@@ -27,15 +27,7 @@ from classic_rl.deep.adam import Adam
 from classic_rl.deep.networks import Activation, flatten_parameters
 from classic_rl.deep.policies import ActorCritic
 from classic_rl.deep.rollout import Episodes, Rollout
-from classic_rl.deep.run import (
-    OnLog,
-    Result,
-    Run,
-    RunConfig,
-    learner_state,
-    restore_learner,
-    torch_threads,
-)
+from classic_rl.deep.run import OnLog, Result, Run, RunConfig, torch_threads, updates
 from classic_rl.deep.settings import check_range
 from classic_rl.envs.environments import make_for_networks
 from classic_rl.errors import ProblemError
@@ -114,17 +106,11 @@ def _train(config: ReinforceConfig, run: Run) -> Result:
         "critic": Adam(critic_parameters(policy), config.value_learning_rate),
     }
     player.restart(run.segment_seed())
-    restore_learner(run, policy, optimizers, player)
-    while player.steps < config.total_steps:
-        if run.checkpoint_due(player.steps):
-            run.checkpoint(*learner_state(policy, optimizers, player))
-            player.restart(run.segment_seed())
-        left = 1.0 - player.steps / config.total_steps
+    for left in updates(run, policy, optimizers, player):
         if config.anneal:
             optimizers["actor"].learning_rate = config.learning_rate * left
         metrics = update(policy, optimizers, player.play(policy), config, player.rng)
-        recent = player.episodes.returns[-100:]
-        run.log(player.steps, episode_return=float(np.mean(recent)), **metrics)
+        run.log(player.steps, episode_return=player.episodes.recent_return(), **metrics)
     player.close()
     return run.result(policy, player.episodes, player.steps)
 
@@ -295,7 +281,7 @@ def check_estimator(estimator: Estimator, baseline: Baseline, n_episodes: int) -
 
 
 class EpisodePlayer:
-    """Plays whole episodes, one in each of N environments of its own.
+    """Play whole episodes, one in each of N environments.
 
     A vector environment would begin new episodes in place of those that ended early, and stopping
     at a fixed number of steps would prefer short episodes: both bias what is learned from.

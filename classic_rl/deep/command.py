@@ -5,7 +5,7 @@
     python -m classic_rl evaluate runs/classic/ppo-LunarLander-v3-seed3
     python -m classic_rl watch runs/classic/ppo-LunarLander-v3-seed3
 
-Nothing heavy is imported before the command's words are understood.
+torch is imported only after the words of the command are read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(argv: Sequence[str], prog: str = "python -m classic_rl") -> int:
     """Run one of `COMMANDS`, the first word of ``argv``; return the exit status.
 
     Raises:
-        ProblemError: for every mistake of a user's.
+        ProblemError: for every mistake of the user.
     """
     name, *words = argv
     parser = Parser(
@@ -191,10 +191,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
     seed = training.EVALUATION_SEED if arguments.seed is None else arguments.seed
     measured = training.evaluate(arguments.folder, arguments.episodes, seed)
-    found = training.summary(measured.returns)
+    scores = training.summary(measured.returns)
     print(
-        f"{len(measured.returns)} episodes: return {found['mean']:.1f} ± {found['std']:.1f},"
-        f" from {found['low']:.1f} to {found['high']:.1f},"
+        f"{len(measured.returns)} episodes: return {scores['mean']:.1f} ± {scores['std']:.1f},"
+        f" from {scores['low']:.1f} to {scores['high']:.1f},"
         f" {measured.lengths.mean():.1f} steps an episode"
     )
     return 0
@@ -202,10 +202,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def watch(arguments: argparse.Namespace) -> int:
     """Write an episode as an animation and a picture strip."""
-    from classic_rl.deep import agent, training
+    from classic_rl.deep import training
+    from classic_rl.deep.policy_file import load_policy
     from classic_rl.deep.watch import film, write_film
 
-    policy, env_id, env_kwargs = agent.load_policy(arguments.folder)
+    policy, env_id, env_kwargs = load_policy(arguments.folder)
     seed = training.EVALUATION_SEED if arguments.seed is None else arguments.seed
     shown = film(policy, env_id, env_kwargs, seed)
     for path in write_film(shown, arguments.out or arguments.folder):

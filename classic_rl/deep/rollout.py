@@ -41,6 +41,10 @@ class Episodes:
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
+    def recent_return(self) -> float:
+        """The mean return of the last 100; NaN before the first."""
+        return float(np.mean(self.returns[-100:] or [np.nan]))
+
 
 class Stepper:
     """Steps a vector environment and keeps count of its episodes.

@@ -22,8 +22,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from classic_rl.deep import agent
 from classic_rl.deep.policies import Policy
+from classic_rl.deep.policy_file import (
+    POLICY_FILE,
+    policy_tensors,
+    restore_policy,
+    save_policy,
+)
 from classic_rl.deep.rollout import Episodes
 from classic_rl.deep.settings import check_range
 from classic_rl.errors import ProblemError
@@ -83,7 +88,7 @@ class Result:
         """Write the policy and ``result.json`` into the folder ``out``."""
         folder = prepare_folder(out)
         config = self.config
-        agent.save_policy(self.policy, folder / agent.POLICY_FILE, config.env_id, config.env_kwargs)
+        save_policy(self.policy, folder / POLICY_FILE, config.env_id, config.env_kwargs)
         content = {
             "algorithm": self.algorithm,
             "config": asdict(config),
@@ -191,7 +196,7 @@ class Run:
         return tensors, about["state"]
 
     def result(self, policy: Policy, episodes: Episodes, steps: int) -> Result:
-        """The finished run."""
+        """The result of the finished run."""
         seconds = time.perf_counter() - self.began
         return Result(policy, self.config, self.algorithm, self.curve, episodes, steps, seconds)
 
@@ -208,7 +213,7 @@ def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Restorable(Protocol):
-    """An optimiser, as far as checkpoints go."""
+    """An optimiser or running statistics, as far as checkpoints go."""
 
     def state(self) -> dict[str, Tensor]:
         """Everything a resumed run needs."""
@@ -228,27 +233,50 @@ class Collects(Protocol):
         """Begin anew from ``seed`` alone."""
 
 
-def learner_state(
-    policy: Policy, optimizers: Mapping[str, Restorable], collector: Collects
+def updates(
+    run: Run, policy: Policy, learning: Mapping[str, Restorable], collector: Collects
+) -> Iterator[float]:
+    """The loop of an on-policy run: a turn is one update, until all steps are taken.
+
+    It goes on from the checkpoint where ``run`` resumes, and checkpoints between two turns.
+
+    Args:
+        learning: what else a resumed run needs, such as the optimiser, by a name of each.
+        collector: its ``steps`` grow in the caller's turn.
+
+    Yields:
+        the share of the run that is left: 1 at first, towards 0.
+    """
+    _restore_learner(run, policy, learning, collector)
+    total = run.config.total_steps
+    while collector.steps < total:
+        if run.checkpoint_due(collector.steps):
+            run.checkpoint(*_learner_state(policy, learning, collector))
+            collector.restart(run.segment_seed())
+        yield 1.0 - collector.steps / total
+
+
+def _learner_state(
+    policy: Policy, learning: Mapping[str, Restorable], collector: Collects
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and state for `Run.checkpoint`; ``optimizers`` by a name of each."""
-    tensors = with_prefix("policy", agent.policy_tensors(policy))
-    for name, optimizer in optimizers.items():
-        tensors |= with_prefix(name, optimizer.state())
+    """Tensors and state for `Run.checkpoint`."""
+    tensors = with_prefix("policy", policy_tensors(policy))
+    for name, part in learning.items():
+        tensors |= with_prefix(name, part.state())
     return tensors, {"steps": collector.steps, "episodes": asdict(collector.episodes)}
 
 
-def restore_learner(
-    run: Run, policy: Policy, optimizers: Mapping[str, Restorable], collector: Collects
+def _restore_learner(
+    run: Run, policy: Policy, learning: Mapping[str, Restorable], collector: Collects
 ) -> None:
-    """Undo `learner_state` where ``run`` resumes, and restart the collector for what follows."""
+    """Undo `_learner_state` where ``run`` resumes, and restart the collector for what follows."""
     restored = run.restore()
     if restored is None:
         return
     tensors, state = restored
-    agent.restore_policy(policy, below("policy", tensors), str(run.path))
-    for name, optimizer in optimizers.items():
-        optimizer.restore(below(name, tensors))
+    restore_policy(policy, below("policy", tensors), str(run.path))
+    for name, part in learning.items():
+        part.restore(below(name, tensors))
     collector.steps, collector.episodes = state["steps"], Episodes(**state["episodes"])
     collector.restart(run.segment_seed())
 

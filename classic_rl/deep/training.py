@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from classic_rl.algorithms import find_algorithm
-from classic_rl.deep import agent
+from classic_rl.deep import evaluation, policy_file
 from classic_rl.deep.configuration import write_yaml
 from classic_rl.deep.run import CHECKPOINT_FILE, RESULT_FILE, Result, RunConfig
 from classic_rl.deep.trackers import Tracker, TrackerName
@@ -92,11 +92,11 @@ def train(
 
 def evaluate(
     folder: str | Path, episodes: int = 100, seed: int = EVALUATION_SEED
-) -> agent.Evaluation:
+) -> evaluation.Evaluation:
     """Play a trained policy greedily and write the folder's ``evaluation.json``."""
     folder = Path(folder)
-    policy, env_id, env_kwargs = agent.load_policy(folder)
-    measured = agent.evaluate(policy, env_id, episodes, seed, env_kwargs=env_kwargs)
+    policy, env_id, env_kwargs = policy_file.load_policy(folder)
+    measured = evaluation.evaluate(policy, env_id, episodes, seed, env_kwargs=env_kwargs)
     content = {"env_id": env_id, "episodes": episodes, "seed": seed, **summary(measured.returns)}
     target = folder if folder.is_dir() else folder.parent
     write_json(target / EVALUATION_FILE, content | asdict(measured))
@@ -150,7 +150,7 @@ def _train(
 def _replace(folder: Path, began: float, resume: bool) -> None:
     """Remove what an earlier run left in the folder, whatever is older than ``began``."""
     kept = {CHECKPOINT_FILE} if resume else set()
-    for name in {RESULT_FILE, CHECKPOINT_FILE, EVALUATION_FILE, agent.POLICY_FILE} - kept:
+    for name in {RESULT_FILE, CHECKPOINT_FILE, EVALUATION_FILE, policy_file.POLICY_FILE} - kept:
         path = folder / name
         if path.exists() and path.stat().st_mtime < began:
             path.unlink()
@@ -164,7 +164,7 @@ def _finished(algorithm: str, config: RunConfig, folder: Path) -> dict[str, Any]
         return None
     wanted = json.loads(json.dumps(asdict(config)))
     same = content.get("algorithm") == algorithm and content.get("config") == wanted
-    return content if same and (folder / agent.POLICY_FILE).is_file() else None
+    return content if same and (folder / policy_file.POLICY_FILE).is_file() else None
 
 
 class LiveLine:
@@ -215,12 +215,12 @@ def table(trained: Sequence[Trained]) -> str:
     head = f"{'seed':>4} {'steps':>11} {'seconds':>8} {'steps/s':>8} {'training':>9}"
     lines = [f"{head}  {'evaluation':>18} {'lowest':>8}"]
     for run in trained:
-        found = summary(run.returns)
-        spread = f"{found['mean']:.1f} ± {found['std']:.1f}"
+        scores = summary(run.returns)
+        spread = f"{scores['mean']:.1f} ± {scores['std']:.1f}"
         lines.append(
             f"{run.config.seed:>4} {run.steps:>11,} {run.seconds:>8.1f}"
             f" {run.steps / run.seconds:>8,.0f} {run.training_return:>9.1f}"
-            f"  {spread:>18} {found['low']:>8.1f}"
+            f"  {spread:>18} {scores['low']:>8.1f}"
         )
     if len(trained) > 1:
         means = [run.returns.mean() for run in trained]

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from classic_rl.deep import agent
+from classic_rl.deep.evaluation import check_spaces
 from classic_rl.deep.policies import Policy
 from classic_rl.envs import environments
 from classic_rl.errors import ProblemError
@@ -54,7 +54,7 @@ def film(policy: Policy, env_id: str, env_kwargs: Mapping[str, Any], seed: int) 
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame looks for a screen else
     env = environments.make_for_networks(env_id, {**env_kwargs, "render_mode": "rgb_array"})
-    agent.check_spaces(policy, env, env_id)
+    check_spaces(policy, env, env_id)
     steps = len(_play(policy, env, seed))
     every = -(-(steps + 1) // GIF_FRAMES)
     wanted = {*range(0, steps + 1, every), *_strip_moments(steps)}

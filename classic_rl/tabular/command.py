@@ -1,7 +1,7 @@
-"""The tabular half of ``python -m classic_rl``: its commands, their options and what they mean.
+"""The tabular half of ``python -m classic_rl``: the options of its commands.
 
-Only the words are handled here; `classic_rl.tabular.experiments` does the work and is imported,
-with numpy, gymnasium and matplotlib, after the words are understood.
+This module reads the words of the command line. `classic_rl.tabular.experiments` does the work; it
+needs numpy, gymnasium and matplotlib, and is imported only when the words are correct.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def _add_learning(made: argparse.ArgumentParser, name: str) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """What the parser cannot see: settings that need or exclude each other."""
+    """Check what the parser cannot: settings that need or exclude each other."""
     names = [name for name, _ in arguments.env_arg]
     if len(set(names)) < len(names):
         raise ProblemError(f"--env-arg: {max(names, key=names.count)} is there twice")

@@ -149,12 +149,12 @@ def under_policy(mdp: MDP, policy: np.ndarray) -> tuple[sp.csr_array, np.ndarray
 
 
 def check_probabilities(table: np.ndarray, name: str) -> None:
-    """Raises a ProblemError unless each row is a distribution."""
+    """Raise a ProblemError unless each row is a distribution."""
     good = (table >= 0).all(axis=1) & (np.abs(table.sum(axis=1) - 1) <= 1e-8)
     if not good.all():
         state = int(np.flatnonzero(~good)[0])
         raise ProblemError(
-            f"{name}: the row of state {state} is no distribution: it sums to "
+            f"{name}: the row of state {state} is not a distribution: it sums to "
             f"{table[state].sum():.6g}, its least entry is {table[state].min():.6g}"
         )
 

@@ -75,7 +75,7 @@ def _plan(arguments: argparse.Namespace, problem: Problem, paper: report.Report)
     if name == "policy-evaluation":
         policy = given_policy(problem, arguments.policy)
         values = policy_evaluation(mdp, policy)
-        found = {"residual": _residual(mdp, policy, values)}
+        facts = {"residual": _residual(mdp, policy, values)}
     else:
         solved = _solve(arguments, problem, sweeps)
         values, policy = solved.values, solved.policy
@@ -88,11 +88,11 @@ def _plan(arguments: argparse.Namespace, problem: Problem, paper: report.Report)
                     "with gamma = 1 going round for ever at no cost is worth more here than any "
                     "way to an end: lower gamma, or take policy-iteration for the best that ends"
                 )
-        found = {"sweeps": solved.sweeps, "residual": solved.residual}
+        facts = {"sweeps": solved.sweeps, "residual": solved.residual}
         if isinstance(solved, SoftSolution):
             paper.soft(mdp, solved, reference_policy(problem), arguments.beta)
     played = [play(arguments, problem, policy, seed) for seed in arguments.seeds]
-    paper.plan(values, policy, found, sweeps)
+    paper.plan(values, policy, facts, sweeps)
     paper.played(played, optimum(problem))
 
 
@@ -168,19 +168,21 @@ def _predict(arguments: argparse.Namespace, problem: Problem, paper: report.Repo
     paper.begin(settings)
     record = max((how.steps or how.episodes or 1) // SNAPSHOTS, 1)
     many = arguments.seeds
-    found = []
+    predictions = []
     with Progress(f"{arguments.algorithm}, {report.plural(len(many), 'seed')}", len(many)) as bar:
         for seed in many:
             options |= {"seed": seed, "max_steps": problem.limit, "record": record}
-            found.append(method(problem.mdp or problem.env, policy, on_progress=bar, **options))
+            predictions.append(
+                method(problem.mdp or problem.env, policy, on_progress=bar, **options)
+            )
             bar.next()
     exact = errors = None
     if problem.mdp is not None:
         exact = policy_evaluation(problem.mdp, policy)
         seen = reached(problem.mdp, policy)
-        snapshots = [[values for _, values in one.snapshots] for one in found]
+        snapshots = [[values for _, values in one.snapshots] for one in predictions]
         errors = np.sqrt(((np.array(snapshots) - exact)[:, :, seen] ** 2).mean(axis=2))
-    paper.prediction(found, policy, exact, errors, how.episodes is not None)
+    paper.prediction(predictions, policy, exact, errors, how.episodes is not None)
 
 
 def _sweep(arguments: argparse.Namespace, problem: Problem, paper: report.Report) -> None:

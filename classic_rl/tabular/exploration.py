@@ -23,7 +23,7 @@ Row = Sequence[float]
 
 
 class Explore(Protocol):
-    """Chooses an action; see the module."""
+    """Choose an action; see the module."""
 
     def __call__(self, q_row: Row, state: int, step: int, uniform: float, /) -> int: ...
 

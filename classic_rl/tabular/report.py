@@ -30,7 +30,7 @@ LATEST = 100  # training episodes that the table's mean is over
 
 
 class Report:
-    """Gathers what a run found, printing as it comes; `finish` writes results.json."""
+    """Print the results of a run as they come, draw its pictures; `finish` writes results.json."""
 
     def __init__(self, arguments: argparse.Namespace, problem: Problem, folder: Path) -> None:
         self.algorithm, self.seeds = arguments.algorithm, arguments.seeds
@@ -55,13 +55,13 @@ class Report:
         self,
         values: np.ndarray,
         policy: np.ndarray,
-        found: dict[str, Any],
+        facts: dict[str, Any],
         sweeps: Sequence[tuple[str, np.ndarray]],
     ) -> None:
         """An exact solution: values ``(S,)``, a policy, the first sweeps' values."""
-        self.results |= found | {"values": values, "policy": policy}
+        self.results |= facts | {"values": values, "policy": policy}
         self._table("values and policy", values, policy)
-        numbers = ", ".join(f"{name} {number:.3g}" for name, number in found.items())
+        numbers = ", ".join(f"{name} {number:.3g}" for name, number in facts.items())
         print(f"\nvalue of the start {float(self.problem.model.start @ values):.6g}; {numbers}")
         if not self.grid:
             return
@@ -110,16 +110,16 @@ class Report:
 
     def prediction(
         self,
-        found: Sequence[Prediction],
+        predictions: Sequence[Prediction],
         policy: np.ndarray,
         exact: np.ndarray | None,
         errors: np.ndarray | None,
         by_episodes: bool,
     ) -> None:
         """Learned values; ``errors`` ``(seeds, snapshots)``: RMS distance from ``exact``."""
-        self.results["values"] = [one.values for one in found]
+        self.results["values"] = [one.values for one in predictions]
         arrows = policy if policy.ndim == 1 else None
-        self._table(f"values, seed {self.seeds[0]}", found[0].values, arrows)
+        self._table(f"values, seed {self.seeds[0]}", predictions[0].values, arrows)
         if exact is not None and errors is not None:
             self._table("exact values", exact, arrows)
             last = errors[:, -1]
@@ -127,7 +127,7 @@ class Report:
             for seed, error in zip(self.seeds, last, strict=True):
                 print(f"  seed {seed}: {error:.4g}")
             self.results |= {"exact": exact, "rms_error": last}
-            x = np.array([done for done, _ in found[0].snapshots])
+            x = np.array([done for done, _ in predictions[0].snapshots])
             self._picture(
                 "error.png",
                 lambda: plots.curves(
@@ -140,7 +140,7 @@ class Report:
             )
         if self.grid:
             grid = self.grid
-            panels = [(f"learned, seed {self.seeds[0]}", found[0].values, policy)]
+            panels = [(f"learned, seed {self.seeds[0]}", predictions[0].values, policy)]
             panels += [("exact", exact, policy)] if exact is not None else []
             self._picture(
                 "values.png", lambda: grid_plots.value_strip(grid, panels, title=self.title)
@@ -230,9 +230,9 @@ class Report:
         for name, policy in parts.items():
             reward = float(mdp.start @ policy_evaluation(mdp, policy))
             kl = float(mdp.start @ policy_evaluation(_kl_rewards(mdp, policy, reference), policy))
-            found = {"reward": reward, "kl": kl, "objective": reward - beta * kl}
-            self.results[name] = found
-            print(f"{name:<13}" + "".join(f"{number:>12.6f}" for number in found.values()))
+            worth = {"reward": reward, "kl": kl, "objective": reward - beta * kl}
+            self.results[name] = worth
+            print(f"{name:<13}" + "".join(f"{number:>12.6f}" for number in worth.values()))
         env = self.problem.env.unwrapped
         if not isinstance(env, TokenMDP) or mdp.gamma != 1:
             return

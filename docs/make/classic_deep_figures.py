@@ -25,6 +25,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from classic_rl.deep import training  # noqa: E402
 from classic_rl.deep.configuration import configure, with_checkpoints  # noqa: E402
 from classic_rl.deep.policies import ActorCritic  # noqa: E402
+from classic_rl.deep.policy_file import load_policy  # noqa: E402
 from classic_rl.errors import ProblemError  # noqa: E402
 from classic_rl.folders import slug  # noqa: E402
 from classic_rl.gradient_variance import ESTIMATORS, UNBIASED, GradientNoise  # noqa: E402
@@ -58,12 +59,12 @@ class Job:
     def train(self, variants: Mapping[str, tuple[str, str, Sequence[str]]]) -> Runs:
         """Train every variant (algorithm, environment, overrides) with every seed; print a table
         of their greedy evaluations."""
-        found: Runs = {}
+        trained: Runs = {}
         for name, (algorithm, env_id, overrides) in variants.items():
             flags = {} if self.steps is None else {"total_steps": self.steps}
             base = configure(algorithm, env_id, flags=flags, overrides=overrides)
             folder = self.runs / self.figure / slug(name)
-            found[name] = [
+            trained[name] = [
                 training.train(
                     algorithm,
                     with_checkpoints(replace(base, seed=seed)),
@@ -73,10 +74,10 @@ class Job:
                 )
                 for seed in self.seeds
             ]
-            greedy = [run.returns.mean() for run in found[name]]
+            greedy = [run.returns.mean() for run in trained[name]]
             each = " ".join(f"{value:.0f}" for value in greedy)
             print(f"{name}: greedy {np.mean(greedy):.1f} ({each})", flush=True)
-        return found
+        return trained
 
     def write(self, figure: Figure, name: str | None = None) -> None:
         """Write ``deep-<name>.png``."""
@@ -152,7 +153,7 @@ def gradient_variance(job: Job) -> None:
     """Noise and bias of the gradient estimators, for a fresh policy and one half trained."""
     early = replace(job, steps=job.steps or 10_000, seeds=job.seeds[:1])
     [trained] = early.train({"10,000 steps": ("reinforce", "CartPole-v1", [])})["10,000 steps"]
-    half, _, _ = training.agent.load_policy(trained.folder)
+    half, _, _ = load_policy(trained.folder)
     assert isinstance(half, ActorCritic)
     fresh = ActorCritic(half.observation_space, half.action_space)
     batches = 200 if job.steps is None else 4

@@ -248,9 +248,9 @@ def traffic() -> bytes:
 
 def grid(env: gym.Env) -> Grid:
     """The grid of an environment that has one."""
-    found = grid_of(env)
-    assert found is not None
-    return found
+    cells = grid_of(env)
+    assert cells is not None
+    return cells
 
 
 def _success(mdp: MDP, policy: np.ndarray) -> float:

@@ -25,10 +25,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
 
-from classic_rl.deep import agent, reference, training  # noqa: E402
+from classic_rl.deep import reference, training  # noqa: E402
 from classic_rl.deep.configuration import configure, with_checkpoints  # noqa: E402
 from classic_rl.deep.policies import ActorCritic  # noqa: E402
+from classic_rl.deep.policy_file import load_policy  # noqa: E402
 from classic_rl.deep.run import RunConfig  # noqa: E402
 from classic_rl.envs import (  # noqa: E402
     FixedCycle,
@@ -89,10 +91,10 @@ def measure(name: str, seeds: Sequence[int], episodes: int, runs: Path, resume: 
         )
         score = optimality(run) if row.measured == "optimality" else float(run.returns.mean())
         print(f"{name} seed {seed}: {score:.4g} ({run.seconds:.1f} s)", file=sys.stderr)
-        found = {"seed": seed, "steps": run.steps, "seconds": run.seconds, "score": score}
-        done.append(found | training.summary(run.returns))
+        one = {"seed": seed, "steps": run.steps, "seconds": run.seconds, "score": score}
+        done.append(one | training.summary(run.returns))
     others = controllers(base, episodes) if row.above_controllers else {}
-    scores = [found["score"] for found in done]
+    scores = [one["score"] for one in done]
     met = row.every is None or min(scores) >= row.every
     met = met and (row.mean is None or float(np.mean(scores)) >= row.mean)
     met = met and all(min(scores) > score for score in others.values())
@@ -105,14 +107,14 @@ def measure(name: str, seeds: Sequence[int], episodes: int, runs: Path, resume: 
         "met": met,
         "episodes": episodes,
         "seeds": done,
-        "versions": versions() | {"torch": agent.torch.__version__},
+        "versions": versions() | {"torch": torch.__version__},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 
 
 def optimality(run: training.Trained) -> float:
     """How near a policy is to the exact optimum under its KL penalty: 1 is there."""
-    policy, env_id, env_kwargs = agent.load_policy(run.folder)
+    policy, env_id, env_kwargs = load_policy(run.folder)
     assert isinstance(policy, ActorCritic)
     env: Any = environments.make(env_id, env_kwargs).unwrapped
     return reference.optimality(env, reference.tabulate(policy), run.config.kl_coef)  # type: ignore[attr-defined]
@@ -126,7 +128,7 @@ def controllers(config: RunConfig, episodes: int) -> dict[str, float]:
 
 
 def play(config: RunConfig, control: Callable[[np.ndarray], int], episodes: int) -> float:
-    """Mean return of a controller, episode i reset as `agent.evaluate` does."""
+    """Mean return of a controller, episode i reset as in `classic_rl.deep.evaluation`."""
     env = environments.make(config.env_id, config.env_kwargs)
     total = 0.0
     for episode in range(episodes):
@@ -159,7 +161,7 @@ def page(rows: Mapping[str, dict]) -> str:
     lines += ["", "The same trainings by hand:", ""]
     for name in names:
         row = rows[name]
-        seeds = " ".join(str(found["seed"]) for found in row["seeds"])
+        seeds = " ".join(str(one["seed"]) for one in row["seeds"])
         short = f"python -m classic_rl {row['algorithm']} --env {row['env_id']} --seeds {seeds}"
         lines.append(f"- `{name}`: `{short}`")
     return "\n".join(lines) + "\n"
@@ -167,13 +169,13 @@ def page(rows: Mapping[str, dict]) -> str:
 
 def _line(name: str, row: Mapping[str, Any]) -> str:
     digits = 3 if row["measured"] == "optimality" else 1
-    scores = [found["score"] for found in row["seeds"]]
+    scores = [one["score"] for one in row["seeds"]]
     every, mean = row["wanted"]["every"], row["wanted"]["mean"]
     wanted = [f"every ≥ {every:g}"] if every is not None else []
     wanted += [f"mean ≥ {mean:g}"] if mean is not None else []
     wanted += [f"every ≥ {other} ({score:.1f})" for other, score in row["controllers"].items()]
-    steps = max(found["steps"] for found in row["seeds"])
-    seconds = np.median([found["seconds"] for found in row["seeds"]])
+    steps = max(one["steps"] for one in row["seeds"])
+    seconds = np.median([one["seconds"] for one in row["seeds"]])
     cells = [
         name,
         row["env_id"],

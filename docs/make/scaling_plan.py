@@ -298,8 +298,8 @@ def memory_table() -> str:
 
 
 def _fit(plan: Plan, split: bool, sampling: bool) -> str:
-    found = plan.processes(split, sampling)
-    return "never" if found is None else str(found)
+    processes = plan.processes(split, sampling)
+    return "never" if processes is None else str(processes)
 
 
 def cards_table() -> str:

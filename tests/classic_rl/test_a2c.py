@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from classic_rl.a2c import A2CConfig, train
-from classic_rl.deep.agent import evaluate, load_policy
+from classic_rl.deep.evaluation import evaluate
+from classic_rl.deep.policy_file import load_policy
 from classic_rl.deep.settings import load_config
 from classic_rl.errors import ProblemError
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from classic_rl.deep.agent import evaluate, load_policy
 from classic_rl.deep.configuration import configure
+from classic_rl.deep.evaluation import evaluate
 from classic_rl.deep.policies import QNetwork
+from classic_rl.deep.policy_file import load_policy
 from classic_rl.deep.replay import Transitions
 from classic_rl.deep.run import CHECKPOINT_FILE, Result
 from classic_rl.dqn import DQNConfig, Learner, train

@@ -51,11 +51,11 @@ def objective(mdp: MDP, logits: np.ndarray) -> float:
 
 def paths(mdp: MDP, policy: np.ndarray) -> list[tuple[float, Path]]:
     """Every episode from state 0 with its probability."""
-    found: list[tuple[float, Path]] = []
+    episodes: list[tuple[float, Path]] = []
 
     def walk(state: int, probability: float, path: Path) -> None:
         if mdp.terminal[state]:
-            found.append((probability, path))
+            episodes.append((probability, path))
             return
         for action in range(mdp.n_actions):
             for p, following, reward in mdp.outcomes(state, action):
@@ -63,8 +63,8 @@ def paths(mdp: MDP, policy: np.ndarray) -> list[tuple[float, Path]]:
                 walk(following, probability * policy[state, action] * p, [*path, step])
 
     walk(0, 1.0, [])
-    assert sum(p for p, _ in found) == pytest.approx(1, abs=1e-12)
-    return found
+    assert sum(p for p, _ in episodes) == pytest.approx(1, abs=1e-12)
+    return episodes
 
 
 def as_rollout(episodes: list[Path], values: np.ndarray) -> Rollout:
@@ -136,8 +136,8 @@ def test_unbiased_with_any_baseline(estimator: str, baseline: str) -> None:
     """The expectation over every episode is the exact gradient; the values are arbitrary."""
     mdp = tree(1)
     policy, values = random_policy(mdp, 1), np.random.default_rng(2).normal(size=mdp.n_states)
-    found = expectation(mdp, policy, estimator, baseline, values=values)
-    np.testing.assert_allclose(found, exact_policy_gradient(mdp, policy), atol=1e-10)
+    gradient = expectation(mdp, policy, estimator, baseline, values=values)
+    np.testing.assert_allclose(gradient, exact_policy_gradient(mdp, policy), atol=1e-10)
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
@@ -145,8 +145,8 @@ def test_gae_is_unbiased_with_exact_values_and_for_lambda_1(lam: float) -> None:
     mdp = tree(3)
     policy = random_policy(mdp, 3)
     exact, values = exact_policy_gradient(mdp, policy), policy_evaluation(mdp, policy)
-    found = expectation(mdp, policy, "gae", "value", values=values, lam=lam)
-    np.testing.assert_allclose(found, exact, atol=1e-10)
+    gradient = expectation(mdp, policy, "gae", "value", values=values, lam=lam)
+    np.testing.assert_allclose(gradient, exact, atol=1e-10)
     wrong = expectation(mdp, policy, "gae", "value", values=values + np.arange(5), lam=lam)
     assert np.allclose(wrong, exact, atol=1e-10) == (lam == 1.0)
 

@@ -12,7 +12,7 @@ import torch
 
 from classic_rl import ppo
 from classic_rl.deep.adam import Adam
-from classic_rl.deep.agent import evaluate
+from classic_rl.deep.evaluation import evaluate
 from classic_rl.deep.networks import Tanh, clip_gradient, flatten_parameters, mlp
 from classic_rl.deep.policies import ActorCritic
 from classic_rl.deep.reference import Reference, objective, optimality, tabulate

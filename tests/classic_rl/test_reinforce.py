@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from classic_rl.deep.agent import evaluate, load_policy
+from classic_rl.deep.evaluation import evaluate
 from classic_rl.deep.policies import ActorCritic
+from classic_rl.deep.policy_file import load_policy
 from classic_rl.deep.rollout import Rollout
 from classic_rl.deep.settings import load_config
 from classic_rl.envs.environments import make_for_networks

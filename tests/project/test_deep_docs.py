@@ -12,7 +12,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from classic_rl import cli
-from classic_rl.deep import agent, command
+from classic_rl.deep import command
+from classic_rl.deep.policy_file import POLICY_FILE
 from tests.checkout import ROOT
 
 PAGE = ROOT / "docs" / "classic-rl" / "deep.md"
@@ -100,7 +101,7 @@ def test_the_example_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ]
     code = code.replace("100_000", "2_000").replace("episodes=100", "episodes=2")
     exec(compile(code, str(PAGE), "exec"), {})
-    assert (tmp_path / "runs/mine" / agent.POLICY_FILE).is_file()
+    assert (tmp_path / "runs/mine" / POLICY_FILE).is_file()
 
 
 @pytest.mark.parametrize("figure", ["learning-curves", "clip-range", "gradient-variance"])
@@ -147,7 +148,7 @@ def test_the_committed_table_is_what_the_script_writes(scripts: SimpleNamespace)
     assert set(rows) == set(scripts.results.ROWS)
     assert (folder / "results.md").read_text(encoding="utf-8") == scripts.results.page(rows)
     for name, row in rows.items():
-        assert [found["seed"] for found in row["seeds"]] == list(scripts.results.SEEDS)
+        assert [one["seed"] for one in row["seeds"]] == list(scripts.results.SEEDS)
         assert row["episodes"] == scripts.results.EPISODES
         assert row["met"], f"{name} misses what it must reach"
 

@@ -31,8 +31,8 @@ def commands() -> list[str]:
         for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.M | re.S)
         for line in block.splitlines()
     ]
-    found = re.findall(r"^(?:\$ )?python -m classic_rl (.+)$", "\n".join(lines), re.M)
-    return list(dict.fromkeys(found))
+    words = re.findall(r"^(?:\$ )?python -m classic_rl (.+)$", "\n".join(lines), re.M)
+    return list(dict.fromkeys(words))
 
 
 def quoted() -> list[tuple[str, str]]:

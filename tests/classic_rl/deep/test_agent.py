@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from classic_rl import ppo
-from classic_rl.deep.agent import evaluate, load_policy, save_policy
+from classic_rl.deep.evaluation import evaluate
 from classic_rl.deep.policies import ActorCritic, QNetwork
+from classic_rl.deep.policy_file import load_policy, save_policy
 from classic_rl.deep.settings import config_from, load_config
 from classic_rl.envs import environments
 from classic_rl.errors import ProblemError

@@ -16,8 +16,10 @@ from PIL import Image, ImageSequence
 
 from classic_rl import cli
 from classic_rl.algorithms import ALGORITHMS
-from classic_rl.deep import agent, networks, training
+from classic_rl.deep import networks, training
+from classic_rl.deep.evaluation import evaluate
 from classic_rl.deep.policies import ActorCritic
+from classic_rl.deep.policy_file import load_policy
 from classic_rl.deep.training import LiveLine, learning_curve
 from classic_rl.deep.watch import film, write_film
 from classic_rl.envs import environments
@@ -232,7 +234,7 @@ def test_long_episodes_are_thinned_out(tmp_path: Path) -> None:
     shown = film(policy, "Pendulum-v1", {}, seed=0)
     assert (shown.steps, shown.every) == (200, 2)
     assert sorted(shown.frames) == [*range(0, 201, 2)]
-    again = agent.evaluate(policy, "Pendulum-v1", 1, seed=0)
+    again = evaluate(policy, "Pendulum-v1", 1, seed=0)
     assert shown.episode_return == pytest.approx(again.returns[0])
     gif, _ = write_film(shown, tmp_path)
     with Image.open(gif) as picture:
@@ -335,8 +337,8 @@ def test_policies_of_images_are_saved(algorithm: str, tmp_path: Path) -> None:
     words = ["--env", "MinAtar/Seaquest-v1", "--out", str(tmp_path), "--episodes", "2"]
     small = ["total_steps=200", "checkpoint_every=100", "hidden=[16]", *more[algorithm]]
     assert cli.main([algorithm, *words, *small]) == 0
-    policy, env_id, kwargs = agent.load_policy(tmp_path)
-    again = agent.evaluate(policy, env_id, 2, training.EVALUATION_SEED, env_kwargs=kwargs)
+    policy, env_id, kwargs = load_policy(tmp_path)
+    again = evaluate(policy, env_id, 2, training.EVALUATION_SEED, env_kwargs=kwargs)
     assert again.returns.tolist() == read(tmp_path, "evaluation.json")["returns"]
 
 

@@ -83,8 +83,8 @@ def test_short_ids_find_their_file() -> None:
     ],
 )
 def test_overrides_have_yaml_values(override: str, key: str, value: object) -> None:
-    found = getattr(configure("ppo", overrides=[override]), key)
-    assert found == value and type(found) is type(value)
+    setting = getattr(configure("ppo", overrides=[override]), key)
+    assert setting == value and type(setting) is type(value)
 
 
 def test_arguments_of_the_environment_add_up() -> None:

@@ -120,8 +120,8 @@ def scaled_by(factor: float) -> Callable[..., Any]:
     """Advantages times ``factor``, returns as they are."""
 
     def change(*columns: Any, **settings: Any) -> Any:
-        found, returns = advantages.gae(*columns, **settings)
-        return factor * found, returns
+        estimates, returns = advantages.gae(*columns, **settings)
+        return factor * estimates, returns
 
     return change
 

@@ -53,12 +53,12 @@ def test_soft_value_iteration_is_the_closed_form_optimum(shape, beta: float) -> 
     env = random_token_mdp(*shape[:2], seed=shape[3], eos=shape[2])
     solution = soft_value_iteration(env.mdp(), env.reference, beta)
     probabilities, objective = env.optimum(beta)
-    found = np.exp(env.sequence_logps(solution.policy))
-    np.testing.assert_allclose(found, probabilities, atol=1e-10, rtol=0)
+    chances = np.exp(env.sequence_logps(solution.policy))
+    np.testing.assert_allclose(chances, probabilities, atol=1e-10, rtol=0)
     assert solution.objective == pytest.approx(objective, abs=1e-10)
     # J of that policy from its definition: E[r] - β KL(π* || π_ref).
     logps, reference = env.sequence_logps(solution.policy), env.sequence_logps(env.reference)
-    gained = found @ env.sequence_rewards - beta * (found @ (logps - reference))
+    gained = chances @ env.sequence_rewards - beta * (chances @ (logps - reference))
     assert gained == pytest.approx(objective, abs=1e-10)
 
 

@@ -47,12 +47,12 @@ def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_planning(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """GridWorld 3x4, gamma 0.9: the optimum that Russell & Norvig's world is known for."""
     made = run(f"{name} --env GridWorld3x4 --gamma 0.9 --eval-episodes 20", tmp_path)
-    found = made["results"]
+    results = made["results"]
     # R(s) + gamma V(s) are the textbook's utilities; step reward 0 leaves gamma V(s).
-    utilities = 0.9 * np.array(found["values"])
+    utilities = 0.9 * np.array(results["values"])
     assert utilities[[0, 1, 2]] == pytest.approx([0.64, 0.74, 0.85], abs=0.011)
-    assert found["policy"][:3] == [2, 2, 2]
-    assert found["residual"] < 1e-8
+    assert results["policy"][:3] == [2, 2, 2]
+    assert results["residual"] < 1e-8
     printed = capsys.readouterr().out
     assert "0.94→" in printed and "#" in printed
     assert ("sweeps.png" in made["pictures"]) == (name == "value-iteration")
@@ -352,8 +352,8 @@ def test_a_terminal_without_arrows(tmp_path: Path) -> None:
 def test_moving_mean() -> None:
     """Episodes end at 2, 4 and 9 with returns 1, 3 and 7; the window is 3 wide."""
     ends, returns = np.array([2, 4, 9]), np.array([1.0, 3.0, 7.0])
-    found = moving_mean(ends, returns, np.array([1.0, 2.0, 4.0, 8.0, 9.0]), 3)
-    np.testing.assert_allclose(found, [np.nan, 1, 2, 3, 7])
+    means = moving_mean(ends, returns, np.array([1.0, 2.0, 4.0, 8.0, 9.0]), 3)
+    np.testing.assert_allclose(means, [np.nan, 1, 2, 3, 7])
 
 
 def test_progress_bar_on_a_terminal(

@@ -176,9 +176,8 @@ def test_deepspeed_configs_load(root: Path, stage: int) -> None:
 
 def test_the_scaling_plan_quotes_its_script(root: Path) -> None:
     text = (root / "docs" / "scaling.md").read_text(encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(
-        "plan", root / "docs" / "make" / "scaling_plan.py"
-    )
+    script = root / "docs" / "make" / "scaling_plan.py"
+    spec = importlib.util.spec_from_file_location("plan", script)
     assert spec is not None and spec.loader is not None
     plan = sys.modules["plan"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(plan)
