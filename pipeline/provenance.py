@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common.words import flatten
 from pipeline.config import OVER_SFT, Experiment, stages
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "rlhf-pipeline")
@@ -125,17 +126,6 @@ def downstream(experiment: Experiment, stage: str) -> list[str]:
         if reached.intersection(needs):
             reached.add(name)
     return [name for name in known if name in reached and name != stage]
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from classic_rl.algorithms import find_algorithm
 from classic_rl.deep import evaluation, policy_file
 from classic_rl.deep.configuration import write_yaml
 from classic_rl.deep.run import CHECKPOINT_FILE, RESULT_FILE, Result, RunConfig
-from classic_rl.deep.trackers import Tracker, TrackerName
+from classic_rl.deep.trackers import TrackerName, open_tracker
 from classic_rl.pictures import plots
 from classic_rl.results import prepare_folder, write_figure, write_json
 from common.words import clock
@@ -122,7 +122,9 @@ def _train(
     tracker = None
     if track is not None:
         settings = asdict(config)
-        tracker = Tracker(track, folder, group=group, run=label, config=settings, resume=resume)
+        tracker = open_tracker(
+            track, folder, group=group, run=label, config=settings, resume=resume
+        )
     live = LiveLine(label, config.total_steps)
     complete = begun = False
     began = time.time()
@@ -144,7 +146,7 @@ def _train(
     finally:
         live.clear()
         if tracker is not None:
-            tracker.finish(complete)
+            tracker.finish(failed=not complete)
 
 
 def _replace(folder: Path, began: float, resume: bool) -> None:

@@ -34,7 +34,8 @@ def reward_kl(results: Mapping[str, Any], details: Mapping[str, Any], ppo: Rows)
     trained = _trajectory(axes, ppo, right)
     lowest = min([y for _, y in placed.values()] + trained)
     highest = max([y for _, y in placed.values()] + trained + ceiling)
-    axes.set_ylim(lowest - 0.06 * (highest - lowest), highest + 0.02 * (highest - lowest))
+    spread = highest - lowest or 1.0
+    axes.set_ylim(lowest - 0.06 * spread, highest + 0.02 * spread)
     for method, (x, y) in placed.items():
         _point(axes, method, x, y)
         if method.stage is None:  # its KL is an upper bound: it lies here or further left

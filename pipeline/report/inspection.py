@@ -24,9 +24,9 @@ from common import files
 from common.parser import Parser
 from pipeline.compare.wording import number, percent, signed
 from pipeline.errors import UserError
+from pipeline.output.metrics_file import read_metrics
 from pipeline.ppo.upkeep import journal
 from pipeline.report.templating import template
-from pipeline.stages.tracking import read_metrics
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from common import files
 from pipeline.config import Experiment
 from pipeline.config.stages import stage_names
 from pipeline.errors import UserError
-from pipeline.stages.tracking import read_metrics
+from pipeline.output.metrics_file import read_metrics
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,14 @@ from pipeline.data.splits import load_data
 from pipeline.errors import UserError
 from pipeline.lm.hardware import compute_dtype
 from pipeline.lm.models import load_checkpoint
-from pipeline.output.terminal import is_main_process, say
+from pipeline.output.console import is_main_process, say
+from pipeline.output.metrics_file import read_metrics
+from pipeline.report import figures
 from pipeline.stages import tracking
 from pipeline.stages.reward import gold_reward, judge_is_proxy, proxy_reward
 
 
+@tracking.tracked("compare")
 def run(experiment: Experiment) -> None:
     """Measure every policy that is there and write the comparison.
 
@@ -51,19 +54,17 @@ def run(experiment: Experiment) -> None:
     if not is_main_process():
         return
     folder = experiment.stage_dir("compare")
-    tracking.setup(experiment, "compare")
-    try:
-        evaluations = measure(experiment)
-        results, details = compare(experiment, evaluations)
-        rows = samples(evaluations, experiment.compare.best_of_n)
-        lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
-        write_text(folder / "samples.jsonl", "".join(lines))
-        write_json(folder / "details.json", details)
-        write_json(folder / "results.json", results)
-        texts = [{"prompt": row["prompt"], **row["completions"]} for row in rows]
-        tracking.log_samples(experiment, "compare", 0, texts)
-    finally:
-        tracking.finish()
+    evaluations = measure(experiment)
+    results, details = compare(experiment, evaluations)
+    rows = samples(evaluations, experiment.compare.best_of_n)
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    write_text(folder / "samples.jsonl", "".join(lines))
+    write_json(folder / "details.json", details)
+    write_json(folder / "results.json", results)
+    texts = [{"prompt": row["prompt"], **row["completions"]} for row in rows]
+    tracking.log_samples(experiment, "compare", 0, texts)
+    history = read_metrics(experiment.stage_dir("ppo") / "metrics.jsonl")
+    tracking.log_comparison(results, figures.reward_kl(results, details, history))
     show(results, details)
 
 

@@ -36,9 +36,9 @@ def preference_dataset(experiment: Experiment) -> Dataset:
     return Dataset.from_list([{key: pair[key] for key in _TOKENS} for pair in pairs])
 
 
+@tracking.tracked("dpo")
 def run(experiment: Experiment) -> None:
     """Train on preference pairs and write ``dpo/model``."""
-    tracking.setup(experiment, "dpo")
     pairs = preference_dataset(experiment)
     arguments = stage_arguments(
         experiment, "dpo", DPOConfig, gradient_checkpointing=False, beta=experiment.beta
@@ -60,4 +60,3 @@ def run(experiment: Experiment) -> None:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         folder = experiment.stage_dir("dpo") / "model"
         save_policy(policy, tokenizer, folder, compute_dtype(experiment.model))
-    tracking.finish()

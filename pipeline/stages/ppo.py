@@ -15,10 +15,10 @@ from pipeline.stages.reward import proxy_reward
 from pipeline.stages.training import fit, load_trainable_sft, stage_arguments
 
 
+@tracking.tracked("ppo")
 def run(experiment: Experiment) -> None:
     """Train on ``data.train_prompts`` and write ``ppo/model``."""
     data = load_data(experiment)
-    tracking.setup(experiment, "ppo")
     generation = experiment.generation
     arguments = stage_arguments(
         experiment,
@@ -56,4 +56,3 @@ def run(experiment: Experiment) -> None:
             policy.load_state_dict(weights, strict=False)
         folder = experiment.stage_dir("ppo") / "model"
         save_policy(policy, tokenizer, folder, compute_dtype(experiment.model))
-    tracking.finish()

@@ -40,7 +40,7 @@ from pipeline.errors import FailedReward, UserError
 from pipeline.lm.hardware import best_device, compute_dtype, one_device
 from pipeline.lm.models import lora_config
 from pipeline.output.checkpoints import CompleteMarker
-from pipeline.output.console import say
+from pipeline.output.console import is_main_process, say
 from pipeline.stages import tracking
 from pipeline.stages.training import resume
 from reward_models import RewardError, RewardFunction, load_reward, measure
@@ -68,6 +68,7 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+@tracking.tracked("reward")
 def run(experiment: Experiment) -> None:
     """Train what is to be trained, then measure both; an interrupted run resumes in either half.
 
@@ -75,18 +76,14 @@ def run(experiment: Experiment) -> None:
         UserError: The data, the encoder, or a reward that is not trained here is unusable.
     """
     data = load_data(experiment)
-    tracking.setup(experiment, "reward")
-    try:
-        for part in PARTS:
-            if _spec(experiment, part) == TRAINED_HERE and not _is_trained(experiment, part):
-                texts = data.proxy if part == "proxy" else data.gold
-                _train(experiment, part, texts, data.classifier_test)
-        if tracking.is_main_process():
-            metrics = _measure(experiment, data)
-            write_json(experiment.stage_dir("reward") / "metrics.json", metrics)
-            _tell(metrics)
-    finally:
-        tracking.finish()
+    for part in PARTS:
+        if _spec(experiment, part) == TRAINED_HERE and not _is_trained(experiment, part):
+            texts = data.proxy if part == "proxy" else data.gold
+            _train(experiment, part, texts, data.classifier_test)
+    if is_main_process():
+        metrics = _measure(experiment, data)
+        write_json(experiment.stage_dir("reward") / "metrics.json", metrics)
+        _tell(metrics)
 
 
 def proxy_reward(experiment: Experiment, policy: nn.Module | None = None) -> RewardFunction:

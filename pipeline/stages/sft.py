@@ -14,10 +14,10 @@ from pipeline.stages.training import fit, stage_arguments
 from pipeline.stages.trl_compat import fit_tiles_to
 
 
+@tracking.tracked("sft")
 def run(experiment: Experiment) -> None:
     """Train on ``data.demonstrations`` and write ``sft/model``."""
     data = load_data(experiment)
-    tracking.setup(experiment, "sft")
     arguments = stage_arguments(
         experiment, "sft", SFTConfig, gradient_checkpointing=False, dataset_text_field="text"
     )
@@ -34,4 +34,3 @@ def run(experiment: Experiment) -> None:
         policy = trainer.accelerator.unwrap_model(trainer.model)
         folder = experiment.stage_dir("sft") / "model"
         save_policy(policy, tokenizer, folder, compute_dtype(experiment.model))
-    tracking.finish()

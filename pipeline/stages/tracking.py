@@ -1,94 +1,127 @@
-"""What a run tells while it works: Weights & Biases, a JSONL of every metric, and the terminal.
+"""What a run tells while it works: trackers, a JSONL of every metric, and the terminal.
 
 Use, in a stage::
 
-    tracking.setup(experiment, "ppo")
-    trainer = PPOTrainer(args=PPOConfig(report_to=tracking.report_to(experiment), ...),
-                         callbacks=tracking.callbacks(experiment, "ppo"), ...)
-    tracking.quieten(trainer)
-    trainer.train()
-    tracking.finish()
+    @tracking.tracked("ppo")
+    def run(experiment):
+        trainer = PPOTrainer(args=PPOConfig(report_to=tracking.report_to(experiment), ...),
+                             callbacks=tracking.callbacks(experiment, "ppo"), ...)
+        tracking.quieten(trainer)
+        trainer.train()
 
-Weights & Biases is a guest: without an account it logs offline, and nothing it does can ask a
-question, hold a run up or end it. One group is one experiment, one run is one stage; a resumed
-stage goes on in its own run. Metric names are TRL's (``objective/kl``, ``policy/clipfrac_avg``).
+One group is one experiment, one run is one stage; a resumed stage goes on in its own run, and one
+that fails is shown as failed. Metric names are TRL's (``objective/kl``, ``policy/clipfrac_avg``).
+The Trainer's callbacks send the curves; settings, samples and the comparison come from here.
 """
 
 from __future__ import annotations
 
-import json
-import netrc
 import os
-import secrets
-import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.integrations.integration_utils import WandbCallback
 
-from common import files
-from common.words import json_able
-from pipeline.output.terminal import Terminal, is_main_process, printable, progress, say
+from common.tracking import TensorBoard, Tracker, WeightsAndBiases, run_id
+from common.words import flatten, json_able
+from pipeline.output.console import is_main_process, say
+from pipeline.output.metrics_file import MetricsFile
+from pipeline.output.terminal import Terminal, printable
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pipeline.config import Experiment
 
-__all__ = [
-    "callbacks",
-    "finish",
-    "is_main_process",
-    "log_samples",
-    "progress",
-    "quieten",
-    "read_metrics",
-    "report_to",
-    "setup",
-]
+Stage = Callable[["Experiment"], None]
+STEP = "train/global_step"  # as the Trainer's W&B callback calls it
 
-# Seconds. An account whose server does not answer must not hold a run up.
-ONLINE_TIMEOUT = 20.0
-FINISH_TIMEOUT = 60.0
+# Of the stage that runs now, by their names in `tracking.report_to`.
+_trackers: dict[str, Tracker] = {}
 
-_wandb_failed = False
-_warned = False
+
+def tracked(stage: str) -> Callable[[Stage], Stage]:
+    """Decorate a stage's ``run``: its trackers start before it and end with it, however it ends."""
+
+    def decorate(run: Stage) -> Stage:
+        @wraps(run)
+        def tracked_run(experiment: Experiment) -> None:
+            setup(experiment, stage)
+            try:
+                run(experiment)
+            except BaseException:
+                finish(failed=True)
+                raise
+            finish()
+
+        return tracked_run
+
+    return decorate
 
 
 def setup(experiment: Experiment, stage: str) -> None:
-    """Start ``stage``'s run where ``tracking.report_to`` asks for Weights & Biases.
+    """Start ``stage``'s run with each tracker that ``tracking.report_to`` asks for.
 
-    The run is in the group ``experiment.name``; its files are in ``output_dir/wandb``; its id is
-    kept in the stage's folder, so that a resumed stage goes on in the same run. Never raises and
-    never asks: on any trouble one warning line is printed and the run goes on untracked.
+    W&B's files are in ``output_dir/wandb``, its run's id is kept in the stage's folder, so that a
+    resumed stage goes on in the same run; TensorBoard's are in ``<stage>/tensorboard``. Never
+    raises and never asks: on any trouble one warning line is printed and the run goes on untracked.
     """
-    global _wandb_failed, _warned
-    _wandb_failed, _warned = False, False
-    _quiet_environment()
-    if not _wants_wandb(experiment) or not is_main_process():
+    # TRL's trainers send telemetry and W&B prints a banner unless they are told not to.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    _trackers.clear()
+    if not is_main_process():
         return
-    try:
-        _start_wandb(experiment, stage)
-    except Exception as error:  # whatever a guest does wrong, the run goes on
-        _wandb_failed = True
-        _warn(error)
+    config = experiment.model_dump(mode="json")
+    if _wants(experiment, "wandb"):
+        start = partial(_weights_and_biases, experiment, stage, config)
+        _trackers["wandb"] = Tracker("Weights & Biases", start, say)
+    if _wants(experiment, "tensorboard"):
+        folder = experiment.stage_dir(stage) / "tensorboard"
+        start = partial(TensorBoard, folder, f"{stage}/config", flatten(config), resume=True)
+        _trackers["tensorboard"] = Tracker("TensorBoard", start, say)
+
+
+def _weights_and_biases(
+    experiment: Experiment, stage: str, config: dict[str, Any]
+) -> WeightsAndBiases:
+    run = {
+        "project": experiment.tracking.project,
+        "group": experiment.name,
+        "job_type": stage,
+        "name": f"{experiment.name}-{stage}",
+        "id": run_id(experiment.stage_dir(stage) / "wandb.json"),
+    }
+    settings = {"experiment": config}
+    folder = experiment.output_dir
+    return WeightsAndBiases(folder, settings, run, axis=STEP, shared=True, say=say)
+
+
+def _wants(experiment: Experiment, name: str) -> bool:
+    return any(asked in (name, "all") for asked in experiment.tracking.report_to)
 
 
 def report_to(experiment: Experiment) -> list[str]:
     """Return what to pass as ``TrainingArguments.report_to``: the configured list, less a W&B
     that could not be started."""
     wanted = list(experiment.tracking.report_to)
-    if _wandb_failed:
+    if _is_lost("wandb"):
         wanted = [name for name in wanted if name not in ("wandb", "all")]
     return wanted or ["none"]
 
 
-def finish() -> None:
-    """End the current W&B run; does nothing when there is none. Never raises."""
-    if _run() is not None:
-        _guarded(sys.modules["wandb"].finish)
+def _is_lost(name: str) -> bool:
+    """Whether a tracker was asked for and could not be started."""
+    return name in _trackers and _trackers[name].backend is None
+
+
+def finish(failed: bool = False) -> None:
+    """End the current runs; does nothing when there are none. Never raises."""
+    for tracker in _trackers.values():
+        tracker.finish(failed)
+    _trackers.clear()
 
 
 def log_samples(
@@ -102,151 +135,56 @@ def log_samples(
     limit = experiment.tracking.log_samples
     if not rows or limit <= 0 or not is_main_process():
         return
-    columns: list[Any] = list(rows[0])
-    cells: list[Any] = [[_cell(row.get(column)) for column in columns] for row in rows[:limit]]
-    for line in cells[: min(show, limit)]:
-        parts = (printable(cell) for cell in line)
-        say(f"  {stage} {step} · " + " │ ".join(parts))
-    if _run() is None:
-        return
+    for row in rows[: min(show, limit)]:
+        cells = (printable(json_able(row.get(column))) for column in rows[0])
+        say(f"  {stage} {step} · " + " │ ".join(cells))
+    for tracker in _trackers.values():
+        tracker.table(f"{stage}/samples", rows[:limit], step)
 
-    def send() -> None:
-        import wandb
 
-        table = wandb.Table(columns=columns, data=cells, allow_mixed_types=True)
-        wandb.log({f"{stage}/samples": table, "train/global_step": step})
-
-    _guarded(send)
+def log_comparison(results: dict[str, Any], figure: Figure | None) -> None:
+    """Log the comparison: a table of all methods, a number each, and the reward–KL picture."""
+    methods: dict[str, dict[str, Any]] = results["methods"]
+    numbers = {
+        f"compare/{name}/{key}": float(value)
+        for name, row in methods.items()
+        for key, value in row.items()
+        if isinstance(value, int | float)
+    }
+    for tracker in _trackers.values():
+        tracker.table("compare/methods", [{"method": n, **row} for n, row in methods.items()], 0)
+        tracker.log(0, numbers)
+        if figure is not None:
+            tracker.picture("compare/reward_kl", figure, 0)
 
 
 class GuardedWandbCallback(WandbCallback):
     """The Trainer's own W&B callback, which joins the run that `setup` started; an error in it
     costs a warning line and never the run."""
 
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self._guard = tracker.guard
+
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         """See `transformers.integrations.WandbCallback`."""
-        _guarded(super().on_train_begin, *args, **kwargs)
+        self._guard(super().on_train_begin, *args, **kwargs)
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """See `transformers.integrations.WandbCallback`."""
-        _guarded(super().on_train_end, *args, **kwargs)
+        self._guard(super().on_train_end, *args, **kwargs)
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         """See `transformers.integrations.WandbCallback`."""
-        _guarded(super().on_log, *args, **kwargs)
+        self._guard(super().on_log, *args, **kwargs)
 
     def on_save(self, *args: Any, **kwargs: Any) -> None:
         """See `transformers.integrations.WandbCallback`."""
-        _guarded(super().on_save, *args, **kwargs)
+        self._guard(super().on_save, *args, **kwargs)
 
     def on_predict(self, *args: Any, **kwargs: Any) -> None:
         """See `transformers.integrations.WandbCallback`."""
-        _guarded(super().on_predict, *args, **kwargs)
-
-
-def _wants_wandb(experiment: Experiment) -> bool:
-    return any(name in ("wandb", "all") for name in experiment.tracking.report_to)
-
-
-def _quiet_environment() -> None:
-    # TRL's trainers send telemetry and W&B prints a banner unless they are told not to.
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("WANDB_SILENT", "true")
-
-
-def _start_wandb(experiment: Experiment, stage: str) -> None:
-    import wandb
-
-    mode = os.environ.get("WANDB_MODE") or ("online" if _has_account(wandb) else "offline")
-    try:
-        _init_wandb(wandb, experiment, stage, mode)
-    except Exception as error:
-        if mode != "online":
-            raise
-        # An account, but no way to reach it: the offline files can be sent later.
-        say(f"warning: Weights & Biases: {_first_line(error)} Logging offline instead.")
-        wandb.teardown()
-        _init_wandb(wandb, experiment, stage, "offline")
-
-
-def _init_wandb(wandb: Any, experiment: Experiment, stage: str, mode: str) -> None:
-    folder = Path(experiment.output_dir).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    wandb.init(
-        project=experiment.tracking.project,
-        group=experiment.name,
-        job_type=stage,
-        name=f"{experiment.name}-{stage}",
-        id=_run_id(experiment.stage_dir(stage)),
-        resume="allow",
-        reinit="finish_previous",
-        mode=mode,
-        dir=str(folder),
-        config={"experiment": experiment.model_dump(mode="json")},
-        settings=wandb.Settings(
-            silent=True,
-            console="off",  # do not stand between the program and its own output
-            disable_git=True,  # the stage's own record has the commit
-            init_timeout=ONLINE_TIMEOUT,
-            login_timeout=ONLINE_TIMEOUT,
-            finish_timeout=FINISH_TIMEOUT,
-            # Sampling the machine every few seconds takes a core from training where cores are few.
-            x_disable_stats=mode == "offline",
-        ),
-    )
-    # As the Trainer's callback does, so that samples logged outside a Trainer share its axis.
-    wandb.define_metric("train/global_step")
-    wandb.define_metric("*", step_metric="train/global_step", step_sync=True)
-
-
-def _has_account(wandb: Any) -> bool:
-    """True when W&B would find credentials without asking: a variable, or a line in netrc."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    custom = os.environ.get("WANDB_BASE_URL")
-    urls = [custom] if custom else [wandb.Settings().base_url, "https://api.wandb.ai"]
-    names = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for name in names:
-        try:
-            found = netrc.netrc(os.path.expanduser(name))
-        except (OSError, netrc.NetrcParseError):
-            continue
-        if any(urlsplit(url).netloc in found.hosts for url in urls):
-            return True
-    return False
-
-
-def _run_id(stage_dir: Path) -> str:
-    path = stage_dir / "wandb.json"
-    if path.is_file():
-        return str(files.read_json(path)["id"])
-    run_id = secrets.token_hex(4)
-    files.write_json(path, {"id": run_id})
-    return run_id
-
-
-def _run() -> Any:
-    """The current W&B run, or None; does not import wandb to find out."""
-    return getattr(sys.modules.get("wandb"), "run", None)
-
-
-def _guarded(call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    try:
-        call(*args, **kwargs)
-    except Exception as error:  # whatever a guest does wrong, the run goes on
-        _warn(error)
-
-
-def _warn(error: Exception) -> None:
-    global _warned
-    if not _warned:  # one line a stage, not one a step
-        _warned = True
-        say(f"warning: Weights & Biases: {_first_line(error)} Going on without it.")
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if text.endswith(".") else text + "."
+        self._guard(super().on_predict, *args, **kwargs)
 
 
 def callbacks(experiment: Experiment, stage: str, part: str | None = None) -> list[TrainerCallback]:
@@ -264,65 +202,5 @@ def quieten(trainer: Any) -> None:
     """Take the Trainer's own progress bar and printer away, and guard its W&B callback."""
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    if trainer.pop_callback(WandbCallback) is not None and not _wandb_failed:
-        trainer.add_callback(GuardedWandbCallback())
-
-
-class MetricsFile(TrainerCallback):
-    """Appends every log event to ``path``: ``{"step", "epoch", "time", metric: number, ...}``.
-
-    ``time`` is in seconds since 1970. A metric that is not finite is written as null. When a run
-    resumes, the lines after the step it resumes from are dropped, so the steps in the file are
-    those of an uninterrupted run. Only the first rank writes.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """``path`` is made, with its folder, when training begins."""
-        self.path = path
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the lines up to ``state.global_step``, which is 0 unless the run resumes."""
-        if not state.is_world_process_zero:
-            return
-        kept = []
-        for row in read_metrics(self.path) if state.global_step > 0 else []:
-            # The closing summary of a run that had ended is written again at its new end.
-            if row["step"] <= state.global_step and "train_runtime" not in row:
-                kept.append(json.dumps(row, ensure_ascii=False) + "\n")
-        files.write_text(self.path, "".join(kept))
-
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """Append one line."""
-        if not state.is_world_process_zero or not logs:
-            return
-        metrics = {name: json_able(value) for name, value in logs.items() if name != "total_flos"}
-        row = {"step": state.global_step, "epoch": state.epoch, "time": round(time.time(), 3)}
-        line = json.dumps(row | metrics, ensure_ascii=False, allow_nan=False, default=str)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read what `MetricsFile` wrote; a missing file is empty, a line cut off by a kill is left
-    out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
-
-
-def _cell(value: Any) -> Any:
-    value = json_able(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return json.dumps(value, ensure_ascii=False, default=str)
+    if trainer.pop_callback(WandbCallback) is not None and "wandb" in _trackers:
+        trainer.add_callback(GuardedWandbCallback(_trackers["wandb"]))

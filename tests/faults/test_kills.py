@@ -80,7 +80,7 @@ def test_twenty_kills_change_nothing(make_run) -> None:  # noqa: ANN001
 
 def metrics(folder: Path) -> list[dict[str, float]]:
     """The run's own log."""
-    from pipeline.stages.tracking import read_metrics
+    from pipeline.output.metrics_file import read_metrics
 
     return read_metrics(folder / "ppo" / "metrics.jsonl")
 

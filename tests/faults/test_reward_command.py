@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
-from pipeline.stages.tracking import read_metrics
+from pipeline.output.metrics_file import read_metrics
 
 ROLLOUTS = 4
 REWARD = """

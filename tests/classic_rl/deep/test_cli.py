@@ -173,7 +173,7 @@ def test_the_written_config_repeats_the_run(tmp_path: Path) -> None:
         (["ppo", "--steps", "0"], "total_steps: 0 must be at least 1"),
         (["ppo", "--episodes", "0"], "--episodes 0: must be at least 1"),
         (["ppo", "--track", "mlflow"], "--track mlflow: there are wandb"),
-        (["ppo", "--config", "none.yaml"], "none.yaml: no such file or directory"),
+        (["ppo", "--config", "none.yaml"], "none.yaml: no such file; --config"),
         (["ppo", "--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["ppo", "--env-arg", "wind=1"], "unexpected keyword argument 'wind'"),
         (["evaluate", "nowhere"], "no such file; train with --out"),
@@ -263,7 +263,7 @@ def test_weights_and_biases_logs_offline(
     assert train("ppo", tmp_path, "--track") == 0
     assert "warning" not in capsys.readouterr().err
     [kept] = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
-    assert kept.stem == f"run-{(tmp_path / 'wandb-id').read_text().strip()}"
+    assert kept.stem == f"run-{read(tmp_path, 'wandb.json')['id']}"
     assert kept.stat().st_size > 1000
 
 
@@ -274,12 +274,12 @@ def test_a_tracker_in_trouble_costs_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from classic_rl.deep import trackers
+    from common import tracking
 
     def trouble(*_: object) -> None:
         raise RuntimeError("disk on fire\nand more")
 
-    monkeypatch.setattr(trackers.TensorBoard, moment, trouble)
+    monkeypatch.setattr(tracking.TensorBoard, moment, trouble)
     assert train("ppo", tmp_path, "--track", "tensorboard") == 0
     assert error_line(capsys) == "warning: TensorBoard: disk on fire. Going on without it."
 

@@ -16,7 +16,9 @@ import torch
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 from transformers.integrations.integration_utils import WandbCallback
 
+from common import tracking as common_tracking
 from pipeline.output import terminal
+from pipeline.output.metrics_file import MetricsFile, read_metrics
 from pipeline.stages import tracking
 
 
@@ -129,7 +131,7 @@ def test_a_wandb_that_cannot_start_costs_one_line(
         raise OSError("disk is full\nand more")
 
     exp = experiment(tmp_path, report_to=("wandb", "tensorboard"))
-    monkeypatch.setattr(tracking, "_init_wandb", broken)
+    monkeypatch.setattr(common_tracking, "_start", broken)
     tracking.setup(exp, "sft")
     assert tracking.report_to(exp) == ["tensorboard"]
     exp.tracking.report_to = ["wandb"]
@@ -160,16 +162,16 @@ def test_a_wandb_that_breaks_midway_costs_one_line(
 def test_an_account_is_seen_without_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import wandb
 
-    assert not tracking._has_account(wandb)
+    assert not common_tracking.has_account(wandb)
     path = tmp_path / "netrc"
     path.write_text("machine api.wandb.ai\n  login user\n  password x\n")
     path.chmod(0o600)
     monkeypatch.setenv("NETRC", str(path))
-    assert tracking._has_account(wandb)
+    assert common_tracking.has_account(wandb)
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
-    assert not tracking._has_account(wandb)
+    assert not common_tracking.has_account(wandb)
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    assert tracking._has_account(wandb)
+    assert common_tracking.has_account(wandb)
 
 
 def test_an_unreachable_server_means_offline(
@@ -177,7 +179,7 @@ def test_an_unreachable_server_means_offline(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens on discard
-    monkeypatch.setattr(tracking, "ONLINE_TIMEOUT", 2.0)
+    monkeypatch.setattr(common_tracking, "ONLINE_TIMEOUT", 2.0)
     exp = experiment(tmp_path)
     tracking.setup(exp, "sft")
     import wandb
@@ -211,7 +213,7 @@ def test_metrics_of_a_resumed_run_equal_those_of_an_uninterrupted_one(tmp_path: 
     exp = experiment(tmp_path, report_to=())
     path = tmp_path / "sft" / "metrics.jsonl"
     trainer(exp, save=True).train()
-    whole = tracking.read_metrics(path)
+    whole = read_metrics(path)
     assert [row["step"] for row in whole] == [1, 2, 3, 4, 4]
     assert {"step", "epoch", "time", "loss"} <= set(whole[0])
 
@@ -220,36 +222,36 @@ def test_metrics_of_a_resumed_run_equal_those_of_an_uninterrupted_one(tmp_path: 
     path.write_text("".join(lines[:3]) + lines[3][:20])
     made = trainer(exp, save=True)
     made.train(resume_from_checkpoint=str(tmp_path / "sft" / "checkpoints" / "checkpoint-2"))
-    again = tracking.read_metrics(path)
+    again = read_metrics(path)
     assert [row["step"] for row in again] == [1, 2, 3, 4, 4]
     assert [row.get("loss") for row in again] == [row.get("loss") for row in whole]
 
     # Resumed at its very end: the closing summary waits to be written again.
     state = SimpleNamespace(is_world_process_zero=True, global_step=4)
-    tracking.MetricsFile(path).on_train_begin(None, state, None)
-    assert [row["step"] for row in tracking.read_metrics(path)] == [1, 2, 3, 4]
+    MetricsFile(path).on_train_begin(None, state, None)
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 3, 4]
 
     # Started afresh: nothing of the old run is left.
     trainer(exp, steps=1).train()
-    assert [row["step"] for row in tracking.read_metrics(path)] == [1, 1]
+    assert [row["step"] for row in read_metrics(path)] == [1, 1]
 
 
 def test_metrics_hold_no_nan_and_take_tensors(tmp_path: Path) -> None:
-    target = tracking.MetricsFile(tmp_path / "sft" / "metrics.jsonl")
+    target = MetricsFile(tmp_path / "sft" / "metrics.jsonl")
     state = SimpleNamespace(is_world_process_zero=True, global_step=3, epoch=0.5)
     logs = {"loss": float("nan"), "score": torch.tensor(1.5), "many": torch.tensor([1, 2])}
     target.on_log(None, state, None, logs=logs)
-    (row,) = tracking.read_metrics(target.path)
+    (row,) = read_metrics(target.path)
     assert (row["loss"], row["score"], row["many"], row["step"]) == (None, 1.5, [1, 2], 3)
     state.is_world_process_zero = False
     target.on_log(None, state, None, logs=logs)
-    assert len(tracking.read_metrics(target.path)) == 1
+    assert len(read_metrics(target.path)) == 1
 
 
 def test_parts_of_a_stage_have_their_own_files(tmp_path: Path) -> None:
     exp = experiment(tmp_path)
     names = [tracking.callbacks(exp, "reward", part)[0] for part in ("proxy", "gold")]
-    assert [c.path.name for c in names if isinstance(c, tracking.MetricsFile)] == [
+    assert [c.path.name for c in names if isinstance(c, MetricsFile)] == [
         "metrics-proxy.jsonl",
         "metrics-gold.jsonl",
     ]
@@ -305,3 +307,77 @@ def test_printed_samples_hold_no_control_codes(
     tracking.log_samples(experiment(tmp_path, report_to=()), "ppo", 7, rows)
     err = capfd.readouterr().err
     assert err.splitlines() == ["  ppo 7 · a [2Jb c │ 1.23"] * 3
+
+
+def exit_codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What W&B's runs are finished with, as they are."""
+    import wandb
+
+    codes: list[int] = []
+    plain = wandb.Run.finish
+
+    def finish(run: Any, exit_code: int | None = None, **more: Any) -> None:
+        codes.append(exit_code or 0)
+        plain(run, exit_code=exit_code, **more)
+
+    monkeypatch.setattr(wandb.Run, "finish", finish)
+    return codes
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, None])
+def test_a_stage_that_fails_is_shown_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None
+) -> None:
+    codes = exit_codes(monkeypatch)
+
+    @tracking.tracked("sft")
+    def run(experiment: Any) -> None:
+        if error is not None:
+            raise error
+
+    if error is None:
+        run(experiment(tmp_path))
+    else:
+        with pytest.raises(error):
+            run(experiment(tmp_path))
+    assert codes == [0 if error is None else 1]
+
+
+def test_settings_samples_and_the_comparison_reach_tensorboard(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    exp = experiment(tmp_path, report_to=("tensorboard",))
+    tracking.setup(exp, "compare")
+    tracking.log_samples(exp, "compare", 7, [{"prompt": "a|b", "score": 1.0}])
+    figure = Figure()
+    figure.subplots().plot([0, 1])
+    methods = {"sft": {"reward": 0.5, "kl": None}, "ppo": {"reward": 2.0, "kl": float("nan")}}
+    tracking.log_comparison({"methods": methods}, figure)
+    tracking.finish()
+    events = EventAccumulator(str(tmp_path / "compare" / "tensorboard"))
+    events.Reload()
+    assert {"compare/ppo/reward", "compare/sft/reward"} == set(events.Tags()["scalars"])
+    assert [event.value for event in events.Scalars("compare/ppo/reward")] == [2.0]
+    assert events.Tags()["images"] == ["compare/reward_kl"]
+    texts = {
+        tag: b"".join(events.Tensors(tag)[0].tensor_proto.string_val).decode()
+        for tag in events.Tags()["tensors"]
+    }
+    assert "| name | small |" in texts["compare/config/text_summary"]
+    assert "| a\\|b | 1.0 |" in texts["compare/samples/text_summary"]
+    assert "| ppo | 2.0 |  |" in texts["compare/methods/text_summary"]
+
+
+def test_the_comparison_reaches_weights_and_biases(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    exp = experiment(tmp_path)
+    tracking.setup(exp, "compare")
+    run = sys.modules["wandb"].run
+    tracking.log_comparison({"methods": {"ppo": {"reward": 2.0}}}, Figure())
+    summary = dict(run.summary)
+    tracking.finish()
+    assert summary["compare/ppo/reward"] == 2.0
+    assert {"compare/methods", "compare/reward_kl"} <= set(summary)
+    assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/**/*.png"))
