@@ -1,4 +1,4 @@
-"""Progress of a long run: one line on a terminal, redrawn in place."""
+"""Progress of a long run: a bar on a terminal, and one line at its end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import sys
 import time
 from types import TracebackType
 
-BAR = 24  # characters
+from common.progress import Bar, say
+
 REDRAW = 0.1  # seconds between two redrawings
 
 
@@ -27,15 +28,15 @@ class Progress:
 
     def __init__(self, label: str, parts: int = 1) -> None:
         self.label, self.parts, self.finished = label, parts, 0
-        self.live = sys.stderr.isatty()
         self.start = self.shown = time.monotonic()
+        self._bar = Bar(label, parts) if sys.stderr.isatty() else None
 
     def __call__(self, done: int, total: int) -> None:
         """So many steps of the present part are done."""
         now = time.monotonic()
-        if self.live and now - self.shown >= REDRAW:
+        if self._bar is not None and now - self.shown >= REDRAW:
             self.shown = now
-            self._draw(min((self.finished + done / total) / self.parts, 1.0), now - self.start)
+            self._bar.update(min(self.finished + done / total, self.parts), redraw=True)
 
     def next(self) -> None:
         """A part is done."""
@@ -51,14 +52,7 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.live:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        if self._bar is not None:
+            self._bar.close(leave=False)
         if error is None:
-            print(f"{self.label}: {time.monotonic() - self.start:.1f} s", file=sys.stderr)
-
-    def _draw(self, fraction: float, spent: float) -> None:
-        filled = int(BAR * fraction)
-        left = f", {spent / fraction * (1 - fraction):.0f} s left" if fraction else ""
-        bar = "#" * filled + "." * (BAR - filled)
-        line = f"{self.label} [{bar}] {fraction:.0%}{left}"
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+            say(f"{self.label}: {time.monotonic() - self.start:.1f} s")

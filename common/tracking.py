@@ -260,4 +260,5 @@ def _cell(value: Any) -> Any:
 
 
 def _in_markdown(value: Any) -> str:
-    return " ".join(str("" if value is None else _cell(value)).split()).replace("|", "\\|")
+    cell = _cell(value)
+    return " ".join(str("" if cell is None else cell).split()).replace("|", "\\|")

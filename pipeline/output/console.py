@@ -6,7 +6,7 @@ import os
 import sys
 from datetime import timedelta
 
-from tqdm import tqdm
+from common import progress
 
 
 def is_main_process() -> bool:
@@ -17,8 +17,7 @@ def is_main_process() -> bool:
 def say(text: str) -> None:
     """Print a line on stderr, once over all processes, above any open bar."""
     if is_main_process():
-        tqdm.write(text, file=sys.stderr)
-        sys.stderr.flush()
+        progress.say(text)
 
 
 def complain(text: str) -> None:

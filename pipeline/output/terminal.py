@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from tqdm import tqdm
 from transformers import TrainerCallback
 
-from common.words import json_able
+from common.progress import Bar
+from common.words import json_able, stopwatch
 from pipeline.output.console import is_main_process, say
 
 T = TypeVar("T")
@@ -50,22 +50,14 @@ class Meter:
         self.label, self.total, self.done, self.leave = label, total, done, leave
         self._first = done
         self._start = self._shown = time.monotonic()
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=total,
-                initial=done,
-                desc=label,
-                leave=leave,
-                dynamic_ncols=True,
-                file=sys.stderr,
-            )
+        self._bar = Bar(label, total, done) if sys.stderr.isatty() else None
 
     def update(self, steps: int, show: bool = True) -> None:
         """Count ``steps`` more; ``show`` False leaves the plain line to a `line` that follows."""
         self.done += steps
         if self._bar is not None:
-            self._bar.update(steps)
+            count = f"{self.done}/{self.total}" if self.total else str(self.done)
+            self._bar.update(self.done, count)
         elif show and time.monotonic() - self._shown >= PLAIN_INTERVAL:
             self.line("")
 
@@ -83,14 +75,14 @@ class Meter:
         if made <= 0 or left <= 0:
             return f"{self.done}/{self.total}"
         seconds = (time.monotonic() - self._start) / made * left
-        return f"{self.done}/{self.total}, {clock(seconds)} left"
+        return f"{self.done}/{self.total}, {stopwatch(seconds)} left"
 
     def close(self) -> None:
         """End the bar; on a plain terminal a step that took long says how long."""
         if self._bar is not None:
-            self._bar.close()
+            self._bar.close(self.leave)
         elif self.leave and time.monotonic() - self._start >= PLAIN_INTERVAL:
-            say(f"{self.label} {self.done} done in {clock(time.monotonic() - self._start)}")
+            say(f"{self.label} {self.done} done in {stopwatch(time.monotonic() - self._start)}")
 
 
 def progress(iterable: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
@@ -110,13 +102,6 @@ def progress(iterable: Iterable[T], label: str, total: int | None = None) -> Ite
             meter.update(1)
     finally:
         meter.close()
-
-
-def clock(seconds: float) -> str:
-    """Return seconds as ``m:ss`` or ``h:mm:ss``."""
-    minutes, second = divmod(int(seconds + 0.5), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
 def printable(cell: Any) -> str:

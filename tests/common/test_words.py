@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from common.parser import Parser
-from common.words import clock, first_line, json_able
+from common.words import clock, first_line, json_able, stopwatch
 from common.yamlfile import parse_override, read_yaml
 
 
@@ -19,6 +19,7 @@ def test_clock() -> None:
     times = (0.4, 3.2, 59.4, 59.6, 185, 3600, 7620)
     shown = ["0 s", "3 s", "59 s", "1 min 00 s", "3 min 05 s", "1 h 00 min", "2 h 07 min"]
     assert [clock(seconds) for seconds in times] == shown
+    assert [stopwatch(seconds) for seconds in (59.6, 3725)] == ["1:00", "1:02:05"]
 
 
 def test_json_has_no_nan() -> None:
