@@ -10,10 +10,10 @@ from pipeline.config import Experiment
 from pipeline.data.splits import load_preferences
 from pipeline.errors import UserError
 from pipeline.lm.hardware import best_device, compute_dtype
-from pipeline.lm.models import frozen_copy, save_policy
+from pipeline.lm.models import frozen_copy
 from pipeline.stages import tracking
 from pipeline.stages.preferences import make_pairs
-from pipeline.stages.training import fit, load_trainable_sft, stage_arguments
+from pipeline.stages.training import fit, load_trainable_sft, save_trained, stage_arguments
 from pipeline.stages.trl_compat import TokenizedDPOTrainer, fit_tiles_to
 
 _TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -56,7 +56,5 @@ def run(experiment: Experiment) -> None:
         processing_class=tokenizer,
     )
     fit(trainer, experiment, "dpo")
-    if trainer.is_world_process_zero():
-        policy = trainer.accelerator.unwrap_model(trainer.model)
-        folder = experiment.stage_dir("dpo") / "model"
-        save_policy(policy, tokenizer, folder, compute_dtype(experiment.model))
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    save_trained(trainer, experiment, "dpo", policy)

@@ -6,13 +6,11 @@ from typing import Any
 
 from pipeline.config import Experiment
 from pipeline.data.splits import load_data
-from pipeline.lm.hardware import compute_dtype
-from pipeline.lm.models import save_policy
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.stages import tracking
 from pipeline.stages.reward import proxy_reward
-from pipeline.stages.training import fit, load_trainable_sft, stage_arguments
+from pipeline.stages.training import fit, load_trainable_sft, save_trained, stage_arguments
 
 
 @tracking.tracked("ppo")
@@ -50,9 +48,8 @@ def run(experiment: Experiment) -> None:
     trainer.journal.folder = experiment.stage_dir("ppo") / "rollouts"
     fit(trainer, experiment, "ppo")
     policy, weights = trainer.actor_critic.policy, trainer.policy_weights()
-    if trainer.is_world_process_zero():
-        if weights is not None:  # the trainer's policy is split over the processes
-            policy, _ = load_trainable_sft(experiment)
-            policy.load_state_dict(weights, strict=False)
-        folder = experiment.stage_dir("ppo") / "model"
-        save_policy(policy, tokenizer, folder, compute_dtype(experiment.model))
+    if weights is not None and trainer.is_world_process_zero():
+        # The trainer's policy is split over the processes.
+        policy, _ = load_trainable_sft(experiment)
+        policy.load_state_dict(weights, strict=False)
+    save_trained(trainer, experiment, "ppo", policy)

@@ -7,10 +7,10 @@ from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import Experiment
 from pipeline.data.splits import load_data
-from pipeline.lm.hardware import best_device, compute_dtype
-from pipeline.lm.models import load_base, make_trainable, save_policy
+from pipeline.lm.hardware import best_device
+from pipeline.lm.models import load_base, make_trainable
 from pipeline.stages import tracking
-from pipeline.stages.training import fit, stage_arguments
+from pipeline.stages.training import fit, save_trained, stage_arguments
 from pipeline.stages.trl_compat import fit_tiles_to
 
 
@@ -30,7 +30,5 @@ def run(experiment: Experiment) -> None:
         processing_class=tokenizer,
     )
     fit(trainer, experiment, "sft")
-    if trainer.is_world_process_zero():
-        policy = trainer.accelerator.unwrap_model(trainer.model)
-        folder = experiment.stage_dir("sft") / "model"
-        save_policy(policy, tokenizer, folder, compute_dtype(experiment.model))
+    policy = trainer.accelerator.unwrap_model(trainer.model)
+    save_trained(trainer, experiment, "sft", policy)

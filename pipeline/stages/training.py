@@ -21,7 +21,7 @@ from common.files import read_json
 from pipeline.config import Experiment
 from pipeline.errors import UserError
 from pipeline.lm.hardware import compute_dtype, one_device, trainer_precision
-from pipeline.lm.models import load_pretrained, make_trainable, prepare
+from pipeline.lm.models import load_pretrained, make_trainable, prepare, save_policy
 from pipeline.output.checkpoints import CompleteMarker, last_complete, remove_after
 from pipeline.output.console import is_main_process
 from pipeline.stages import tracking
@@ -96,6 +96,14 @@ def fit(trainer: Trainer, experiment: Experiment, stage: str) -> None:
     if not any(isinstance(c, CompleteMarker) for c in trainer.callback_handler.callbacks):
         trainer.add_callback(CompleteMarker())
     resume(trainer)
+
+
+def save_trained(trainer: Trainer, experiment: Experiment, stage: str, policy: nn.Module) -> None:
+    """Write the finished ``policy`` and its tokenizer to ``<stage>/model``, on the first process."""
+    if trainer.is_world_process_zero():
+        tokenizer: Any = trainer.processing_class
+        folder = experiment.stage_dir(stage) / "model"
+        save_policy(policy, tokenizer, folder, compute_dtype(experiment.model))
 
 
 def resume(trainer: Trainer) -> None:
