@@ -99,7 +99,7 @@ def fit(trainer: Trainer, experiment: Experiment, stage: str) -> None:
 
 
 def save_trained(trainer: Trainer, experiment: Experiment, stage: str, policy: nn.Module) -> None:
-    """Write the finished ``policy`` and its tokenizer to ``<stage>/model``, on the first process."""
+    """Write the finished ``policy`` with its tokenizer to ``<stage>/model``, on one process."""
     if trainer.is_world_process_zero():
         tokenizer: Any = trainer.processing_class
         folder = experiment.stage_dir(stage) / "model"

@@ -15,7 +15,7 @@ from common.files import read_json
 from pipeline.config import Experiment, load_experiment
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
-from pipeline.stages import ppo, reward, sft
+from pipeline.stages import ppo, reward, sft, training
 from pipeline.stages.training import load_trainable_sft
 from reward_models import RewardError, RewardFunction, load_reward
 from reward_models.adapters import ADAPTER_CONFIG, WEIGHTS, share_weights
@@ -84,7 +84,7 @@ def test_ppo_shares_the_base_and_leaves_the_reward_alone(
     texts = [text.text for text in load_data(experiment).classifier_test[:20]]
     empty = [""] * len(texts)
     before = reward.proxy_reward(experiment)(empty, texts)
-    rewards, save = reward.proxy_reward, ppo.save_policy
+    rewards, save = reward.proxy_reward, training.save_policy
 
     def proxy_reward(experiment: Experiment, policy: nn.Module) -> RewardFunction:
         made.append((policy, rewards(experiment, policy)))
@@ -96,7 +96,7 @@ def test_ppo_shares_the_base_and_leaves_the_reward_alone(
         assert made[0][1](empty, texts) != before  # so they are shared
 
     monkeypatch.setattr(ppo, "proxy_reward", proxy_reward)
-    monkeypatch.setattr(ppo, "save_policy", save_policy)
+    monkeypatch.setattr(training, "save_policy", save_policy)
     ppo.run(experiment)
     assert after == [before]
 
