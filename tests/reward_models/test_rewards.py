@@ -1,4 +1,4 @@
-"""The rewards: labels by name, own tokenizer, rules, ensembles, and the guard of any function."""
+"""The rewards: labels by name, own tokenizer, rules, ensembles, measures, training helpers."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import json
 import math
 import subprocess
 import sys
-import threading
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import BertForSequenceClassification, BertModel
 
 from pipeline.data.toy import toy_encoder, toy_language_model, toy_tokenizer
-from reward_models import RewardError, calling, checked, load_reward, measure
+from reward_models import RewardError, checked, load_reward, measure
 from reward_models.ensemble import ensemble, weighted_sum
 from reward_models.pairwise import pair_accuracy, train_pairwise
 from reward_models.rules import contains, length_window, matches, repetition_penalty
@@ -222,148 +219,6 @@ def test_what_cannot_be_loaded_is_one_line_with_the_mend(
         assert expected in message, f"{spec}: {message}"
         assert spec in message
         assert "\n" not in message
-
-
-# --- Guard --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "result",
-    [
-        [1, 2.5, True],
-        (1.0, 2.5, 1.0),
-        np.array([1.0, 2.5, 1.0], dtype=np.float32),
-        torch.tensor([1.0, 2.5, 1.0], requires_grad=True),
-        torch.tensor([[1.0], [2.5], [1.0]], dtype=torch.bfloat16),
-        [np.float32(1), torch.tensor(2.5), torch.tensor([1])],
-    ],
-)
-def test_whatever_holds_numbers_becomes_floats(result: object) -> None:
-    scores = checked(lambda prompts, completions: result)(PROMPTS, COMPLETIONS)
-    assert scores == [1.0, 2.5, 1.0]
-    assert all(type(score) is float for score in scores)
-
-
-@pytest.mark.parametrize(
-    ("result", "expected"),
-    [
-        ([1.0, 2.0], "returned 2 scores for 3 completions"),
-        ([1.0] * 4, "returned 4 scores for 3 completions"),
-        ([1.0, math.nan, 2.0], "scored completion 1 (' is dull') as nan"),
-        ([1.0, 2.0, -math.inf], "scored completion 2"),
-        ([1.0, "2.0", 3.0], "scored completion 1 (' is dull') as '2.0'"),
-        ([1.0, None, 3.0], "completion 1 (' is dull') as None"),
-        ([1.0, [2.0, 3.0], 3.0], "completion 1 (' is dull') as [2.0, 3.0]"),
-        ([1.0, 1j, 3.0], "completion 1"),
-        ([1.0, 10**400, 3.0], "completion 1 (' is dull') as inf"),
-        (torch.tensor([0.0, float("nan"), 0.0]), "completion 1"),
-        (1.0, "returned float"),
-        (torch.tensor(1.0), "returned Tensor"),
-        (None, "returned NoneType"),
-        ("abc", "returned str"),
-        ({0: 1.0, 1: 2.0, 2: 3.0}, "returned dict"),
-    ],
-)
-def test_a_wrong_result_names_function_and_completion(result: object, expected: str) -> None:
-    reward = checked(lambda prompts, completions: result, "mine.py:score")
-    with pytest.raises(RewardError) as error:
-        reward(PROMPTS, COMPLETIONS)
-    assert expected in str(error.value)
-    assert "mine.py:score" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("culprit", [0, 1, 6, 12])
-def test_a_call_that_raises_names_the_completion_that_makes_it(culprit: int) -> None:
-    def score(prompts: list[str], completions: list[str]) -> list[float]:
-        return [1 / int(text) for text in completions]
-
-    completions = ["1"] * 13
-    completions[culprit] = "0"
-    with pytest.raises(RewardError) as error:
-        checked(score)(["p"] * 13, completions)
-    message = str(error.value)
-    assert f"on completion {culprit} ('0')" in message
-    assert "score: raised ZeroDivisionError: division by zero (test_rewards.py, line" in message
-    assert isinstance(error.value.__cause__, ZeroDivisionError)
-
-
-def test_a_call_that_raises_only_on_many_says_so() -> None:
-    def score(prompts: list[str], completions: list[str]) -> list[float]:
-        if len(completions) > 5:
-            raise MemoryError("too\nmany")
-        return [0.0] * len(completions)
-
-    with pytest.raises(RewardError, match="too .*on 8 completions together") as error:
-        checked(score)(["p"] * 8, ["c"] * 8)
-    assert "\n" not in str(error.value)
-
-
-def test_the_function_gets_copies_and_the_guard_lets_interrupts_pass() -> None:
-    def greedy(prompts: list[str], completions: list[str]) -> list[float]:
-        completions.clear()
-        return [0.0] * len(prompts)
-
-    kept = list(COMPLETIONS)
-    checked(greedy)(PROMPTS, kept)
-    assert kept == COMPLETIONS
-
-    def interrupted(prompts: list[str], completions: list[str]) -> list[float]:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        checked(interrupted)(PROMPTS, COMPLETIONS)
-
-
-def test_a_call_that_may_pass_is_made_again_with_the_same_texts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    calls: list[tuple[list[str], list[str]]] = []
-    waits: list[float] = []
-    said: list[str] = []
-    monkeypatch.setattr(calling.time, "sleep", waits.append)
-
-    def score(prompts: list[str], completions: list[str]) -> list[float]:
-        calls.append((prompts, completions))
-        if len(calls) < 3:
-            raise ConnectionError("refused\nby the peer")
-        return [1.0] * len(completions)
-
-    reward = replace(checked(score), retries=2, warn=said.append)
-    assert reward(PROMPTS, COMPLETIONS) == [1.0, 1.0, 1.0]
-    assert calls == [(PROMPTS, COMPLETIONS)] * 3 and waits == [1.0, 2.0]
-    assert [line.split(" (")[0] for line in said] == ["reward score: ConnectionError: refused"] * 2
-    assert said[0].endswith("; try 2 of 3 in 1 s") and said[1].endswith("; try 3 of 3 in 2 s")
-
-
-def test_a_reward_of_rewards_says_once_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calling.time, "sleep", lambda seconds: None)
-
-    def away(prompts: list[str], completions: list[str]) -> list[float]:
-        raise TimeoutError("no answer")
-
-    both = replace(checked(ensemble([checked(away)]), "both"), retries=1, warn=lambda line: None)
-    with pytest.raises(RewardError) as error:
-        both(PROMPTS, COMPLETIONS)
-    message = str(error.value)
-    assert message.startswith(
-        "reward both: failed 2 times, at last with reward away: raised TimeoutError: no answer ("
-    )
-    assert message.count("see that what it calls answers") == 1 and "RewardError" not in message
-
-
-def test_a_call_that_hangs_ends_and_a_reward_is_wrapped_once() -> None:
-    end = threading.Event()
-
-    def score(prompts: list[str], completions: list[str]) -> list[float]:
-        end.wait(30)
-        return []
-
-    reward = replace(checked(score), timeout=0.05)
-    assert checked(reward) is reward
-    with pytest.raises(RewardError, match="raised TimeoutError: no answer in 0.05 s; see"):
-        reward(PROMPTS, COMPLETIONS)
-    end.set()
 
 
 # --- Rules and ensembles ------------------------------------------------------------------------
