@@ -167,7 +167,7 @@ def test_the_animation_has_a_frame_a_snapshot(tmp_path: Path) -> None:
     assert pauses == [200, 200, 200, 2000]
     assert pictures[1] > pictures[2] > pictures[3]  # the values become darker
     with pytest.raises(ProblemError, match="cannot be written"):
-        q_animation(grid, snapshots, tmp_path / "absent" / "q.gif")
+        q_animation(grid, snapshots, tmp_path / "q.gif" / "no-folder.gif")
 
 
 def test_the_table_as_text() -> None:
