@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 
-from common.progress import Bar, say
+from common.progress import Bar, on_terminal, say
 
 REDRAW = 0.1  # seconds between two redrawings
 
@@ -29,7 +28,7 @@ class Progress:
     def __init__(self, label: str, parts: int = 1) -> None:
         self.label, self.parts, self.finished = label, parts, 0
         self.start = self.shown = time.monotonic()
-        self._bar = Bar(label, parts) if sys.stderr.isatty() else None
+        self._bar = Bar(label, parts) if on_terminal() else None
 
     def __call__(self, done: int, total: int) -> None:
         """So many steps of the present part are done."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -13,10 +15,15 @@ _display: Progress | None = None
 _open = 0
 
 
+def on_terminal() -> bool:
+    """Whether stderr is a terminal that can redraw a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+
+
 def say(text: str) -> None:
     """Print a line on stderr, above any open bar."""
     if _display is not None:
-        _display.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        _display.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
     else:
         print(text, file=sys.stderr, flush=True)
 
@@ -32,6 +39,7 @@ class Bar:
         global _display, _open
         if _display is None:
             _display = _new_display()
+            atexit.register(close_all)
             _display.start()
         _open += 1
         self._display = _display
@@ -44,13 +52,22 @@ class Bar:
 
     def close(self, leave: bool) -> None:
         """Count no further; the row stays where ``leave`` says so."""
-        global _display, _open
+        global _open
+        if self._display is not _display:  # ended already, by an error
+            return
         if not leave:
             self._display.remove_task(self._task)
         _open -= 1
         if _open == 0:
-            self._display.stop()
-            _display = None
+            close_all()
+
+
+def close_all() -> None:
+    """End all bars, after an error too: rich gives the cursor back only then."""
+    global _display, _open
+    if _display is not None:
+        _display.stop()
+    _display, _open = None, 0
 
 
 def _new_display() -> Progress:

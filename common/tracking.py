@@ -13,6 +13,7 @@ import netrc
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -47,14 +48,14 @@ class Backend(Protocol):
 
 
 class Tracker:
-    """A backend that cannot end a run.
+    """A backend that cannot end a run; one that failed takes no more, and is only finished.
 
     Args:
         title: what messages call it. start: makes the backend. say: takes the one warning line.
     """
 
     def __init__(self, title: str, start: Callable[[], Backend], say: Say) -> None:
-        self.title, self._say, self._warned = title, say, False
+        self.title, self._say, self._failed = title, say, False
         self.backend: Backend | None = None
 
         def begin() -> None:
@@ -63,30 +64,36 @@ class Tracker:
         self.guard(begin)
 
     def guard(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Call ``call``; the first error costs a warning line, further ones nothing."""
+        """Call ``call``; the first error costs a warning line, later ones nothing."""
         try:
             call(*args, **kwargs)
         except Exception as error:  # whatever a guest does wrong, the run goes on
-            if not self._warned:
-                self._warned = True
+            if not self._failed:
+                self._failed = True
                 reason = first_line(error).rstrip(".")
                 self._say(f"warning: {self.title}: {reason}. Going on without it.")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """See `Backend`; what is not finite is left out."""
-        if self.backend is not None:
+        if self.backend is not None and not self._failed:
             finite = {name: float(x) for name, x in metrics.items() if math.isfinite(x)}
             self.guard(self.backend.log, step, finite)
 
     def table(self, name: str, rows: Rows, step: int) -> None:
         """See `Backend`."""
-        if self.backend is not None and rows:
+        if self.backend is not None and not self._failed and rows:
             self.guard(self.backend.table, name, rows, step)
 
-    def picture(self, name: str, figure: Figure, step: int) -> None:
-        """See `Backend`."""
-        if self.backend is not None:
-            self.guard(self.backend.picture, name, figure, step)
+    def picture(self, name: str, draw: Callable[[], Figure | None], step: int) -> None:
+        """See `Backend`; drawn here, so that a mistake in the drawing costs no run either."""
+
+        def send() -> None:
+            figure = draw()
+            if figure is not None and self.backend is not None:
+                self.backend.picture(name, figure, step)
+
+        if self.backend is not None and not self._failed:
+            self.guard(send)
 
     def finish(self, failed: bool = False) -> None:
         """See `Backend`."""
@@ -229,7 +236,8 @@ def has_account(wandb: Any) -> bool:
 def run_id(path: Path, resume: bool = True) -> str:
     """The id of the run whose file ``path`` is, a new one without ``resume`` or such a file."""
     if resume and path.is_file():
-        return str(files.read_json(path)["id"])
+        with suppress(ValueError, KeyError, TypeError):  # not as it was written here
+            return str(files.read_json(path)["id"])
     new = secrets.token_hex(4)
     files.write_json(path, {"id": new})
     return new

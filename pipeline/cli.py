@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from common.parser import Parser
+from common.progress import close_all
 from pipeline.config import stages
 from pipeline.errors import UserError
 from pipeline.output import quiet
@@ -129,4 +130,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         why = "stopped by the launcher, maybe as another process ended" if launched else ""
         complain(f"{why or 'interrupted'}; run the same command to resume")
         return INTERRUPTED
+    finally:
+        close_all()
     return 0

@@ -46,7 +46,7 @@ Action = Literal["start", "resume", "skip", "replace"]
 
 REPORT = "pipeline.report.page"
 # What flock answers where there are no locks (some network mounts).
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 @dataclass(frozen=True)
@@ -166,6 +166,9 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if held.is_locked:
+            with suppress(OSError):
+                holder.unlink()
         held.release()
 
 

@@ -71,9 +71,9 @@ def kto(problem: Problem, beta: float) -> np.ndarray:
     def excess(level: float) -> float:
         return float(problem.reference[wins] @ np.exp(log_ratio(level))) - 1.0
 
-    found = np.zeros(len(wins))
-    found[wins] = problem.reference[wins] * np.exp(log_ratio(_root(excess, -40.0, 40.0)))
-    return found / found.sum()
+    policy = np.zeros(len(wins))
+    policy[wins] = problem.reference[wins] * np.exp(log_ratio(_root(excess, -40.0, 40.0)))
+    return policy / policy.sum()
 
 
 def token_by_token(env: TokenMDP, tilt: Tilt) -> np.ndarray:

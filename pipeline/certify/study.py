@@ -140,28 +140,31 @@ def run_all(
     results: dict[tuple[str, int], Result] = {}
     for method in methods:
         for seed in seeds:
-            found = _finished(folder, method, seed, recipe(method, beta, effort))
-            if found is not None:
-                results[method.name, seed] = found
+            kept = _finished(folder, method, seed, recipe(method, beta, effort))
+            if kept is not None:
+                results[method.name, seed] = kept
     wanted = [(method, seed) for method in methods for seed in seeds]
     todo = [(method, seed) for method, seed in wanted if (method.name, seed) not in results]
     if len(todo) < len(wanted):
         say(f"certify: {len(wanted) - len(todo)} finished runs found in {folder}")
     meter = Meter("certify", 100 * len(todo))
-    for done, (method, seed) in enumerate(todo):
+    try:
+        for done, (method, seed) in enumerate(todo):
 
-        def tell(progress: float, before: int = 100 * done) -> None:
-            meter.update(before + round(100 * progress) - meter.done)
+            def tell(progress: float, before: int = 100 * done) -> None:
+                meter.update(before + round(100 * progress) - meter.done)
 
-        result = certify(method, seed, beta, effort, tell)
-        write_json(_path(folder, method, seed), result)
-        final = result["curve"][-1]
-        say(
-            f"certify: {method.name}, seed {seed}: optimality {final['optimality']:.3f}, distance "
-            f"{final['distance']:.3f}, {result['seconds']:.0f} s"
-        )
-        results[method.name, seed] = result
-    meter.close()
+            result = certify(method, seed, beta, effort, tell)
+            write_json(_path(folder, method, seed), result)
+            final = result["curve"][-1]
+            place = f"certify: {method.name}, seed {seed}"
+            say(
+                f"{place}: optimality {final['optimality']:.3f}, distance {final['distance']:.3f},"
+                f" {result['seconds']:.0f} s"
+            )
+            results[method.name, seed] = result
+    finally:
+        meter.close()
     return [results[method.name, seed] for method, seed in wanted]
 
 

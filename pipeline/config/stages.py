@@ -15,6 +15,7 @@ _NO_EVALUATION: dict[str, str] = dict.fromkeys(
     ("eval_strategy", "eval_on_start", "load_best_model_at_end"),
     "this stage trains without evaluation data",
 )
+_NEVER_EVALUATED = {"do_eval": "nothing: this stage trains without evaluation data"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ STAGES: tuple[Stage, ...] = (
         does="fine-tune the model on demonstrations: the reference policy",
         reads=("model", "data", "sft", "seed"),
         arguments="trl:SFTConfig",
+        owned=_NEVER_EVALUATED,
         refused={
             "assistant_only_loss": "demonstrations are plain texts, without an assistant's turns",
             "completion_only_loss": "demonstrations are plain texts, without a prompt set apart",
@@ -84,7 +86,7 @@ STAGES: tuple[Stage, ...] = (
         needs=("sft", "reward"),
         reads=("generation", "beta", "pairs", "dpo", "seed"),
         arguments="trl:DPOConfig",
-        owned={"beta": _BETA},
+        owned={"beta": _BETA, **_NEVER_EVALUATED},
         refused=_NO_EVALUATION,
     ),
     Stage(

@@ -80,8 +80,8 @@ def _looks_local(name: str) -> bool:
 def _nearest(path: Path) -> str:
     """``; nearest: X`` where the folder holds a similar name, else nothing."""
     names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-    found = difflib.get_close_matches(path.name, names, n=1)
-    return f"; nearest: {path.parent / found[0]}" if found else ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; nearest: {path.parent / near[0]}" if near else ""
 
 
 def _read_file(path: Path, column: str) -> list[Row]:
@@ -206,8 +206,10 @@ def _read_folder(folder: Path, split: str, column: str) -> list[Row]:
     named = [path for path in files if _in_split(path, folder, split)]
     others = (_in_split(path, folder, other) for path in files for other in _SPLIT_NAMES)
     if not named and any(others):
-        found = ", ".join(str(path.relative_to(folder)) for path in files[:8])
-        raise UserError(f"{folder}: no file for split {split!r} ({found}): set data.train_split")
+        files_there = ", ".join(str(path.relative_to(folder)) for path in files[:8])
+        raise UserError(
+            f"{folder}: no file for split {split!r} ({files_there}): set data.train_split"
+        )
     return [row for path in named or files for row in _read_file(path, column)]
 
 

@@ -166,9 +166,9 @@ def _value(row: Row, column: str) -> Any:
         return value
     if column in row.values:
         raise UserError(f"{row.place}: column {column!r} is empty: fill it or remove the row")
-    found = ", ".join(map(repr, row.values)) or "none"
+    columns = ", ".join(map(repr, row.values)) or "none"
     mend = "" if column in _FIXED_COLUMNS else "; data.text_column and data.label_column name them"
-    raise UserError(f"{row.place}: no column {column!r}; there are {found}{mend}")
+    raise UserError(f"{row.place}: no column {column!r}; there are {columns}{mend}")
 
 
 def _text(row: Row, column: str) -> str:
@@ -289,10 +289,10 @@ def _training_prompts(
     """First words of the texts. They may repeat, as in life, but none is an evaluation prompt."""
     kept_out = set(evaluation)
     prompts = (first_words(text.text, section.prompt_words) for text in texts)
-    found: list[Prompt] = [prompt for prompt in prompts if prompt not in kept_out]
-    if len(found) < section.train_prompts:
-        raise _too_few(f"{len(found)} prompts for training", "train_prompts", section)
-    return found[: section.train_prompts]
+    usable: list[Prompt] = [prompt for prompt in prompts if prompt not in kept_out]
+    if len(usable) < section.train_prompts:
+        raise _too_few(f"{len(usable)} prompts for training", "train_prompts", section)
+    return usable[: section.train_prompts]
 
 
 def _own_prompts(section: DataSection, seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -310,11 +310,11 @@ def _own_prompts(section: DataSection, seed: int) -> tuple[list[Prompt], list[Pr
         if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
             raise UserError(f"{row.place}: a prompt must not end with the assistant's message")
         prompts.setdefault(json.dumps(prompt, sort_keys=True), prompt)
-    found = list(prompts.values())
-    random.Random(seed).shuffle(found)
-    evaluation, training = found[: section.eval_prompts], found[section.eval_prompts :]
+    different = list(prompts.values())
+    random.Random(seed).shuffle(different)
+    evaluation, training = different[: section.eval_prompts], different[section.eval_prompts :]
     if len(training) < section.train_prompts:
-        there = f"{len(found)} different prompts, {len(training)} without the evaluation's"
+        there = f"{len(different)} different prompts, {len(training)} without the evaluation's"
         raise _too_few(there, "train_prompts", section)
     return evaluation, training[: section.train_prompts]
 

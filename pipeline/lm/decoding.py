@@ -148,8 +148,8 @@ def _first_above(running: Tensor, goal: Tensor) -> Tensor:
     """First index of each row whose running sum is above ``goal``, which rounding may leave
     beyond the total."""
     below_total = torch.nextafter(running[:, -1:], torch.zeros_like(goal))
-    found = torch.searchsorted(running, torch.minimum(goal, below_total), right=True)
-    return found.clamp(max=running.shape[-1] - 1)
+    index = torch.searchsorted(running, torch.minimum(goal, below_total), right=True)
+    return index.clamp(max=running.shape[-1] - 1)
 
 
 @contextmanager

@@ -132,7 +132,7 @@ def sample(
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     eos: Any = base_of(model).generation_config.eos_token_id  # type: ignore[union-attr]
     stop = set(eos) if isinstance(eos, list) else {eos}
-    found: dict[int, Completion] = {}
+    made: dict[int, Completion] = {}
     was_training = model.training
     model.eval()
     devices = [base_of(model).device] if base_of(model).device.type != "cpu" else []
@@ -147,10 +147,10 @@ def sample(
                     kept, ended = cut_at_eos(generated, stop)  # type: ignore[arg-type]
                     text = _decode(tokenizer, ids, kept)
                     prompt = prompt_text(tokenizer, prompts[rows[r]], ids)
-                    found[r] = Completion(prompt, ids, kept, text, ended)
+                    made[r] = Completion(prompt, ids, kept, text, ended)
     finally:
         model.train(was_training)
-    return [found[r] for r in range(len(rows))]
+    return [made[r] for r in range(len(rows))]
 
 
 @torch.no_grad()

@@ -162,17 +162,17 @@ class _FrozenHeadLogps(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float, chunk: int
     ) -> Tensor:
-        found, slopes = [], []
+        logps, slopes = [], []
         for states, tokens in zip(hidden.split(chunk), targets.split(chunk), strict=True):
             logits = _logits(states, head, temperature)
             normalizer = logits.logsumexp(-1)
-            found.append(logits.gather(-1, tokens[:, None]).squeeze(-1) - normalizer)
+            logps.append(logits.gather(-1, tokens[:, None]).squeeze(-1) - normalizer)
             surplus = logits.sub_(normalizer[:, None]).exp_()  # p − 1_y
             # Before rounding: in bfloat16 a p near 1 is 1, and the difference 0.
             surplus.scatter_add_(-1, tokens[:, None], surplus.new_full((len(tokens), 1), -1.0))
             slopes.append((surplus.to(head.weight.dtype) @ head.weight).float() / -temperature)
         ctx.save_for_backward(torch.cat(slopes).to(hidden.dtype))
-        return torch.cat(found)
+        return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
@@ -288,7 +288,7 @@ def completion_kl(
     """
     lengths = [len(c.prompt_ids) + len(c.completion_ids) for c in completions]
     device = base_of(policy).device
-    found = torch.zeros(len(completions), dtype=torch.float64)
+    totals = torch.zeros(len(completions), dtype=torch.float64)
     for index in _by_length(lengths, batch_size, label):
         batch = TokenBatch.collate([completions[i] for i in index], 0, device)
         states = []
@@ -301,10 +301,10 @@ def completion_kl(
             heads = lm_head(policy), lm_head(reference)
             chunk = logits_chunk(device)
             targets = batch.completion_ids[batch.mask]
-            found_here = token_statistics(ours, theirs, *heads, targets, temperature, chunk)
-            kl[batch.mask] = found_here.exact_kl
-        found[torch.tensor(index)] = kl.sum(1).double().cpu()
-    return found.tolist()
+            statistics = token_statistics(ours, theirs, *heads, targets, temperature, chunk)
+            kl[batch.mask] = statistics.exact_kl
+        totals[torch.tensor(index)] = kl.sum(1).double().cpu()
+    return totals.tolist()
 
 
 @torch.no_grad()

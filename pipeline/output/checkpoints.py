@@ -31,12 +31,12 @@ _THREADS = 8  # checksums let go of the interpreter lock; more than this no disk
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoint-N folders in ``folder``, whole or not, by ascending step."""
     prefix = f"{PREFIX_CHECKPOINT_DIR}-"
-    found = [
+    folders = [
         path
         for path in (folder.iterdir() if folder.is_dir() else ())
         if path.is_dir() and path.name.startswith(prefix) and path.name[len(prefix) :].isdigit()
     ]
-    return sorted(found, key=step_of)
+    return sorted(folders, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -79,8 +79,8 @@ def flaw(checkpoint: Path) -> str | None:
             return f"has {path.stat().st_size} bytes of {name} instead of {size}"
     with ThreadPoolExecutor(_THREADS) as pool:
         sums = pool.map(_readable_checksum, (checkpoint / name for name in expected))
-        for (name, (_, checksum)), found in zip(expected.items(), sums, strict=True):
-            if found != checksum:
+        for (name, (_, checksum)), present in zip(expected.items(), sums, strict=True):
+            if present != checksum:
                 return f"has other content in {name} than was saved"
     return None
 
@@ -97,11 +97,11 @@ def last_complete(folder: Path) -> Path | None:
     """
     broken, chosen = [], None
     for checkpoint in reversed(checkpoints(folder)):
-        found = flaw(checkpoint)
-        if found is None:
+        problem = flaw(checkpoint)
+        if problem is None:
             chosen = checkpoint
             break
-        broken.append(f"{checkpoint.name} {found}")
+        broken.append(f"{checkpoint.name} {problem}")
     if broken:
         where = f"from {chosen.name}" if chosen else "from the start"
         say(f"{folder}: {'; '.join(broken)}: skipped, going on {where}")
@@ -114,13 +114,13 @@ def require_whole(checkpoint: Path) -> None:
     Raises:
         UserError: it is broken; the message names the newest whole one beside it.
     """
-    found = flaw(checkpoint)
-    if found is None:
+    problem = flaw(checkpoint)
+    if problem is None:
         return
     others = [c for c in reversed(checkpoints(checkpoint.parent)) if c.name != checkpoint.name]
     whole = next(filter(is_complete, others), None)
     mend = f"resume_from_checkpoint={str(whole)!r}" if whole else "start without resuming"
-    raise UserError(f"{checkpoint}: {found}, so it cannot be resumed from; use {mend}")
+    raise UserError(f"{checkpoint}: {problem}, so it cannot be resumed from; use {mend}")
 
 
 def _checksum(path: Path, flush: bool) -> int:
@@ -177,10 +177,10 @@ def _rotate(folder: Path, limit: int | None, keep: Iterable[Path]) -> None:
     from 0 again.
     """
     protected = {path.resolve() for path in keep}
-    found = checkpoints(folder)
-    spare = [c for c in found if c.resolve() not in protected]
+    all_of_them = checkpoints(folder)
+    spare = [c for c in all_of_them if c.resolve() not in protected]
     spare.sort(key=lambda c: ((c / MARKER).is_file(), c.stat().st_mtime))
-    for checkpoint in spare[: max(0, len(found) - limit)] if limit else ():
+    for checkpoint in spare[: max(0, len(all_of_them) - limit)] if limit else ():
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 

@@ -22,6 +22,7 @@ def say(text: str) -> None:
 
 def complain(text: str) -> None:
     """Print why the run ends, once: where several processes fail together, the first one does."""
+    progress.close_all()
     if _first_to_fail():
         print(text, file=sys.stderr, flush=True)
 

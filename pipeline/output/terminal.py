@@ -5,14 +5,13 @@ Everything goes to stderr, so that what a command prints as its result can be pi
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from transformers import TrainerCallback
 
-from common.progress import Bar
+from common.progress import Bar, on_terminal
 from common.words import json_able, stopwatch
 from pipeline.output.console import is_main_process, say
 
@@ -50,7 +49,7 @@ class Meter:
         self.label, self.total, self.done, self.leave = label, total, done, leave
         self._first = done
         self._start = self._shown = time.monotonic()
-        self._bar = Bar(label, total, done) if sys.stderr.isatty() else None
+        self._bar = Bar(label, total, done) if on_terminal() else None
 
     def update(self, steps: int, show: bool = True) -> None:
         """Count ``steps`` more; ``show`` False leaves the plain line to a `line` that follows."""

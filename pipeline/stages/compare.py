@@ -64,7 +64,7 @@ def run(experiment: Experiment) -> None:
     texts = [{"prompt": row["prompt"], **row["completions"]} for row in rows]
     tracking.log_samples(experiment, "compare", 0, texts)
     history = read_metrics(experiment.stage_dir("ppo") / "metrics.jsonl")
-    tracking.log_comparison(results, figures.reward_kl(results, details, history))
+    tracking.log_comparison(results, lambda: figures.reward_kl(results, details, history))
     show(results, details)
 
 

@@ -153,7 +153,11 @@ def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None)
         )
     except RewardError as error:
         raise UserError(f"{key}: {str(error).removeprefix('reward ')}") from error
-    return replace(reward, label=f"{key}: {spec}", raises=FailedReward)
+    return replace(reward, label=f"{key}: {spec}", raises=FailedReward, warn=_warn)
+
+
+def _warn(line: str) -> None:
+    say(f"warning: {line}")
 
 
 def _has_bfloat16(experiment: Experiment) -> bool:
@@ -370,10 +374,10 @@ def _tell(metrics: dict[str, Any]) -> None:
     ]
     for part in PARTS:
         numbers = metrics[part]
-        found = [
+        parts = [
             f"{word} {show(numbers[k])}" for k, word, show in shown if numbers.get(k) is not None
         ]
-        say(f"reward {part} · " + ", ".join(found))
+        say(f"reward {part} · " + ", ".join(parts))
     if metrics.get("one_rater"):
         ceiling = metrics["one_rater"]["accuracy"]
         say(f"reward · one person against the mean of the others: accuracy {ceiling:.1%}")

@@ -22,7 +22,11 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from transformers.integrations.integration_utils import WandbCallback
+from transformers.integrations.integration_utils import (
+    WandbCallback,
+    get_available_reporting_integrations,
+    is_tensorboard_available,
+)
 
 from common.tracking import TensorBoard, Tracker, WeightsAndBiases, run_id
 from common.words import flatten, json_able
@@ -65,20 +69,23 @@ def setup(experiment: Experiment, stage: str) -> None:
     """Start ``stage``'s run with each tracker that ``tracking.report_to`` asks for.
 
     W&B's files are in ``output_dir/wandb``, its run's id is kept in the stage's folder, so that a
-    resumed stage goes on in the same run; TensorBoard's are in ``<stage>/tensorboard``. Never
-    raises and never asks: on any trouble one warning line is printed and the run goes on untracked.
+    resumed stage goes on in the same run. TensorBoard's settings, samples and comparison are in
+    ``<stage>/tensorboard``, its curves where the Trainer puts them (``<stage>/checkpoints``);
+    ``tensorboard --logdir output_dir`` shows all. Never raises and never asks: on any trouble one
+    warning line is printed and the run goes on untracked.
     """
     # TRL's trainers send telemetry and W&B prints a banner unless they are told not to.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("WANDB_SILENT", "true")
-    _trackers.clear()
+    finish()
     if not is_main_process():
         return
     config = experiment.model_dump(mode="json")
-    if _wants(experiment, "wandb"):
+    asked = _asked(experiment)
+    if "wandb" in asked:
         start = partial(_weights_and_biases, experiment, stage, config)
         _trackers["wandb"] = Tracker("Weights & Biases", start, say)
-    if _wants(experiment, "tensorboard"):
+    if "tensorboard" in asked:
         folder = experiment.stage_dir(stage) / "tensorboard"
         start = partial(TensorBoard, folder, f"{stage}/config", flatten(config), resume=True)
         _trackers["tensorboard"] = Tracker("TensorBoard", start, say)
@@ -99,22 +106,21 @@ def _weights_and_biases(
     return WeightsAndBiases(folder, settings, run, axis=STEP, shared=True, say=say)
 
 
-def _wants(experiment: Experiment, name: str) -> bool:
-    return any(asked in (name, "all") for asked in experiment.tracking.report_to)
+def _asked(experiment: Experiment) -> list[str]:
+    """The trackers that the config names; "all" is every one that is installed."""
+    names = list(experiment.tracking.report_to)
+    return get_available_reporting_integrations() if "all" in names else names
 
 
 def report_to(experiment: Experiment) -> list[str]:
-    """Return what to pass as ``TrainingArguments.report_to``: the configured list, less a W&B
-    that could not be started."""
-    wanted = list(experiment.tracking.report_to)
-    if _is_lost("wandb"):
-        wanted = [name for name in wanted if name not in ("wandb", "all")]
-    return wanted or ["none"]
-
-
-def _is_lost(name: str) -> bool:
-    """Whether a tracker was asked for and could not be started."""
-    return name in _trackers and _trackers[name].backend is None
+    """Return what to pass as ``TrainingArguments.report_to``: what the config asks for, less a
+    W&B that could not be started and a TensorBoard that is not installed."""
+    names = _asked(experiment)
+    if "wandb" in _trackers and _trackers["wandb"].backend is None:
+        names = [name for name in names if name != "wandb"]
+    if not is_tensorboard_available():
+        names = [name for name in names if name != "tensorboard"]
+    return names or ["none"]
 
 
 def finish(failed: bool = False) -> None:
@@ -142,8 +148,9 @@ def log_samples(
         tracker.table(f"{stage}/samples", rows[:limit], step)
 
 
-def log_comparison(results: dict[str, Any], figure: Figure | None) -> None:
-    """Log the comparison: a table of all methods, a number each, and the reward–KL picture."""
+def log_comparison(results: dict[str, Any], draw: Callable[[], Figure | None]) -> None:
+    """Log the comparison: a table of all methods, their numbers, and the picture that ``draw``
+    makes where a tracker takes it."""
     methods: dict[str, dict[str, Any]] = results["methods"]
     numbers = {
         f"compare/{name}/{key}": float(value)
@@ -154,8 +161,7 @@ def log_comparison(results: dict[str, Any], figure: Figure | None) -> None:
     for tracker in _trackers.values():
         tracker.table("compare/methods", [{"method": n, **row} for n, row in methods.items()], 0)
         tracker.log(0, numbers)
-        if figure is not None:
-            tracker.picture("compare/reward_kl", figure, 0)
+        tracker.picture("compare/reward_kl", draw, 0)
 
 
 class GuardedWandbCallback(WandbCallback):

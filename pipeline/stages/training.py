@@ -123,8 +123,8 @@ def resume(trainer: Trainer) -> None:
 
 def _resume_point(folder: Path) -> Path | None:
     """The last whole checkpoint; chosen by one process, as others may not see the same files."""
-    found: list[Path | None] = [None]
+    points: list[Path | None] = [None]
     if is_main_process():
-        found = [last_complete(folder)]
-        remove_after(folder, found[0])
-    return broadcast_object_list(found)[0]
+        points = [last_complete(folder)]
+        remove_after(folder, points[0])
+    return broadcast_object_list(points)[0]

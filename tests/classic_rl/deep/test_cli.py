@@ -293,7 +293,7 @@ def test_commands_start_fast(tmp_path: Path) -> None:
         except SystemExit:
             pass
         assert main(["value-iteration", "--env", "GridWorld3x4", "--out", sys.argv[1]]) == 0
-        loaded = {"torch", "yaml", "wandb", "tqdm"} & sys.modules.keys()
+        loaded = {"torch", "yaml", "wandb", "rich"} & sys.modules.keys()
         assert not loaded, loaded
     """
     done = subprocess.run(

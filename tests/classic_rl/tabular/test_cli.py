@@ -318,12 +318,12 @@ def test_overview_names_tabular_and_deep(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_tabular_commands_need_no_torch(tmp_path: Path) -> None:
-    """As a program neither torch nor yaml nor tqdm is imported, for the overview not even numpy."""
+    """As a program neither torch nor yaml nor rich is imported, for the overview not even numpy."""
     code = (
         "import sys; from classic_rl.cli import main; main(['--help']); "
         "assert 'numpy' not in sys.modules; "
         f"main(['q-learning', '--steps', '500', '--out', {str(tmp_path)!r}, '--no-pictures']); "
-        "assert not {'torch', 'yaml', 'tqdm'} & set(sys.modules)"
+        "assert not {'torch', 'yaml', 'rich'} & set(sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -361,6 +361,7 @@ def test_progress_bar_on_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("classic_rl.progress.REDRAW", 0.0)
     with Progress("learning", parts=2) as bar:
         bar.next()

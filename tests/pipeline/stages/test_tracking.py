@@ -352,7 +352,7 @@ def test_settings_samples_and_the_comparison_reach_tensorboard(tmp_path: Path) -
     figure = Figure()
     figure.subplots().plot([0, 1])
     methods = {"sft": {"reward": 0.5, "kl": None}, "ppo": {"reward": 2.0, "kl": float("nan")}}
-    tracking.log_comparison({"methods": methods}, figure)
+    tracking.log_comparison({"methods": methods}, lambda: figure)
     tracking.finish()
     events = EventAccumulator(str(tmp_path / "compare" / "tensorboard"))
     events.Reload()
@@ -374,9 +374,40 @@ def test_the_comparison_reaches_weights_and_biases(tmp_path: Path) -> None:
     exp = experiment(tmp_path)
     tracking.setup(exp, "compare")
     run = sys.modules["wandb"].run
-    tracking.log_comparison({"methods": {"ppo": {"reward": 2.0}}}, Figure())
+    tracking.log_comparison({"methods": {"ppo": {"reward": 2.0}}}, Figure)
     summary = dict(run.summary)
     tracking.finish()
     assert summary["compare/ppo/reward"] == 2.0
     assert {"compare/methods", "compare/reward_kl"} <= set(summary)
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/**/*.png"))
+
+
+def test_a_picture_that_cannot_be_drawn_costs_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def draw() -> None:
+        raise ValueError("no font")
+
+    tracking.setup(experiment(tmp_path, report_to=("tensorboard",)), "compare")
+    tracking.log_comparison({"methods": {"ppo": {"reward": 2.0}}}, draw)
+    tracking.finish()
+    line = "warning: TensorBoard: no font. Going on without it.\n"
+    assert capfd.readouterr().err == line
+
+
+def test_trackers_that_are_not_installed_are_not_asked_of_the_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exp = experiment(tmp_path, report_to=("tensorboard",))
+    assert tracking.report_to(exp) == ["tensorboard"]
+    monkeypatch.setattr(tracking, "is_tensorboard_available", lambda: False)
+    assert tracking.report_to(exp) == ["none"]
+    exp.tracking.report_to = ["all"]
+    assert "all" not in tracking.report_to(exp) and "wandb" in tracking.report_to(exp)
+
+
+def test_a_broken_id_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "wandb.json"
+    path.write_text("{")
+    new = common_tracking.run_id(path)
+    assert common_tracking.run_id(path) == new != common_tracking.run_id(path, resume=False)
