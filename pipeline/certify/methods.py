@@ -159,7 +159,7 @@ def _dpo(problem: Problem, folder: Path, method: Method) -> Trainer:
     rows = [{key: pair[key] for key in keys} for pair in _pairs(problem, method)]
     return TokenizedDPOTrainer(
         model=model,
-        ref_model=frozen_copy(model, torch.float32),  # type: ignore[arg-type]
+        ref_model=frozen_copy(model),  # type: ignore[arg-type]
         args=DPOConfig(**(arguments | method.settings)),
         data_collator=collate_pairs,
         train_dataset=Dataset.from_list(rows),
@@ -183,7 +183,7 @@ def _kto(problem: Problem, folder: Path, method: Method) -> Trainer:
         row["KL_completion_ids"] = other["completion_ids"]
     return TokenizedKTOTrainer(
         model=model,
-        ref_model=frozen_copy(model, torch.float32),  # type: ignore[arg-type]
+        ref_model=frozen_copy(model),  # type: ignore[arg-type]
         args=KTOConfig(**(arguments | method.settings)),
         data_collator=collate_labelled,
         train_dataset=Dataset.from_list(rows),

@@ -69,7 +69,7 @@ class Decoder:
             )
             output = model(**given, return_dict=True)
             inputs = model._update_model_kwargs_for_generation(output, inputs)
-            chosen = self._choose(output.logits[:, -1], rows, step, place)
+            chosen = self.choose(output.logits[:, -1], rows, step, place)
             del output  # a prompt's logits, where the model gives them all
             tokens[place, step] = torch.where(done, tokens[place, step], chosen)
             done = done | torch.isin(chosen, config._eos_token_tensor)
@@ -85,7 +85,7 @@ class Decoder:
                 _select(inputs, stay)
         return tokens
 
-    def _choose(self, logits: Tensor, rows: int, step: int, place: Tensor) -> Tensor:
+    def choose(self, logits: Tensor, rows: int, step: int, place: Tensor) -> Tensor:
         """One token for each row of ``(B, V)`` logits."""
         if self.draws is None:  # for all rows, also those that left: a row's numbers are its own
             draw = torch.rand(rows, 1, device=logits.device)

@@ -142,7 +142,7 @@ def sample(
             for batch in progress(batches, label, len(batches)) if label else batches:
                 prompt_ids = [encoded[rows[r]] for r in batch]
                 decoder = Decoder(temperature, None if draws is None else draws[batch])
-                tokens = _generate(model, tokenizer, prompt_ids, max_new_tokens, decoder)
+                tokens = generate_tokens(model, tokenizer, prompt_ids, max_new_tokens, decoder)
                 for r, ids, generated in zip(batch, prompt_ids, tokens, strict=True):
                     kept, ended = cut_at_eos(generated, stop)  # type: ignore[arg-type]
                     text = _decode(tokenizer, ids, kept)
@@ -154,14 +154,21 @@ def sample(
 
 
 @torch.no_grad()
-def _generate(
+def generate_tokens(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[tuple[int, ...]],
     max_new_tokens: int,
     decoder: Decoder,
 ) -> list[list[int]]:
-    """Generated tokens of each prompt, EOS and padding still on."""
+    """Tokens that ``decoder`` draws after each prompt, EOS and padding still on.
+
+    Args:
+        prompt_ids: B prompts, which are padded on the left here.
+
+    Returns:
+        B lists of at most ``max_new_tokens``.
+    """
     device = base_of(model).device
     width = max(map(len, prompt_ids))
     pad = tokenizer.pad_token_id

@@ -45,11 +45,21 @@ def compute_dtype(section: ModelSection) -> torch.dtype:
         return torch.float32
     device = best_device()
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        # Older cards (T4, V100) only emulate it, many times slower than their float32.
+        real = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if real else torch.float32
     has_bf16 = "AVX512" in torch.backends.cpu.get_cpu_capability() and bool(
         torch.cpu.get_capabilities().get("avx512_bf16", False)
     )
     return torch.bfloat16 if device.type == "cpu" and has_bf16 else torch.float32
+
+
+def policy_dtype(section: ModelSection) -> torch.dtype:
+    """The dtype that PPO's and DPO's policies are saved and compared in, with their reference.
+
+    Adapters add less to a weight than bfloat16 resolves, so merged ones are float32.
+    """
+    return torch.float32 if section.use_peft else compute_dtype(section)
 
 
 def trainer_precision(section: ModelSection) -> dict[str, bool]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -17,23 +19,32 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from common.files import new_folder
+from common.words import first_line
 from pipeline.config import ModelSection
 from pipeline.data import embedded, toy
 from pipeline.errors import UserError
 from pipeline.lm.hardware import best_device, compute_dtype
+from pipeline.output.console import say
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
+# Below this share of an adapter's update that rounding leaves, it is told.
+_TOLD_BELOW = 0.99
 
 
 def switch_dropout_off(model: nn.Module) -> None:
-    """No dropout anywhere: with it the ratio of new to old probabilities would be noise."""
+    """No noise anywhere: with it the ratio of new to old probabilities would be noise.
+
+    What is left of it (code of an unknown kind) :func:`pipeline.lm.check.check_policy` notices.
+    """
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
+        if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            if isinstance(value, float) and ("dropout" in name or name.endswith(("drop", "pdrop"))):
+            noise = "dropout" in name or "jitter" in name or name.endswith(("drop", "pdrop"))
+            if isinstance(value, float) and noise:
                 setattr(module, name, 0.0)  # e.g. OPT's own float, given to F.dropout
 
 
@@ -55,15 +66,68 @@ def load_pretrained(
     if trust_remote_code:
         arguments["trust_remote_code"] = True
     try:
+        adapter = find_adapter_config_file(name, revision=revision)
+        if adapter is not None:
+            return _load_adapted(name, dtype, revision, trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **arguments)
         tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"model.model_name_or_path: {name!r} is no causal language model that can be loaded "
-            f"({reason}); give a Hugging Face folder, a hub id or {EMBEDDED_MODEL!r}"
+            f"({first_line(error)}); give a Hugging Face folder, a hub id or {EMBEDDED_MODEL!r}"
         ) from error
     return model, tokenizer
+
+
+def _load_adapted(
+    name: str, dtype: torch.dtype | str, revision: str | None, trust_remote_code: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Adapters merged into the base that they name, and their tokenizer, else the base's."""
+    source = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
+    if not source:
+        raise ValueError("its adapter_config.json names no base_model_name_or_path")
+    base, tokenizer = load_pretrained(source, dtype, trust_remote_code=trust_remote_code)
+    with suppress(OSError, ValueError):  # adapters often come without one
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    adapted = PeftModel.from_pretrained(base, name, revision=revision)
+    return merged(adapted, base.dtype, name), tokenizer
+
+
+def merged(model: PeftModel, dtype: torch.dtype, label: str) -> PreTrainedModel:
+    """The plain model with the adapters of ``model`` in its weights, which it is of no use after.
+
+    The sum is made in float32. Rounded to bfloat16 afterwards, what adapters add to a weight
+    vanishes where it is below half a step of that weight, so how much remains is told.
+
+    Args:
+        dtype: of the result. label: what the adapters are called.
+    """
+    kept = 1.0 if dtype == torch.float32 else _share_kept(model, dtype)
+    plain = model.float().merge_and_unload()  # type: ignore[operator]
+    if kept < _TOLD_BELOW:
+        say(
+            f"warning: {label}: merged in {str(dtype).removeprefix('torch.')}, {kept:.0%} of what "
+            "the adapters add to the weights remains; model.dtype=float32 keeps all of it"
+        )
+    return plain.to(dtype)
+
+
+@torch.no_grad()
+def _share_kept(model: PeftModel, dtype: torch.dtype) -> float:
+    """The part of the adapters' update that rounding to ``dtype`` leaves, along the update."""
+    whole = kept = 0.0
+    for module in model.modules():
+        if not hasattr(module, "get_delta_weight") or not hasattr(module, "get_base_layer"):
+            continue
+        weight = module.get_base_layer().weight  # type: ignore[operator, union-attr]
+        for adapter in model.active_adapters:
+            if adapter not in getattr(module, "lora_A", {}):
+                continue
+            delta = module.get_delta_weight(adapter).float()  # type: ignore[operator]
+            rounded = (weight.float() + delta).to(dtype).float() - weight.to(dtype).float()
+            whole += float((delta * delta).sum())
+            kept += float((rounded * delta).sum())
+    return kept / whole if whole > 0 else 1.0
 
 
 def load_base(
@@ -177,11 +241,25 @@ def make_trainable(model: PreTrainedModel, section: ModelSection, seed: int = 0)
     return model
 
 
-def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def upcast_trained(model: nn.Module) -> int:
+    """Make the weights that are trained float32, and return how many numbers were not.
+
+    Adam's step at a learning rate of 1e-5 is below half a bfloat16 step of most weights, which
+    then never move.
+    """
+    count = 0
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()
+            count += parameter.numel()
+    return count
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy for reference that shares every frozen weight with ``model`` and trains none.
 
-    Trained (float32) weights are copied as ``dtype``. Wholly frozen modules are shared as modules,
-    so that both see their weights wherever FSDP puts them.
+    It computes the same to the bit, so trained weights are copied in their own dtype. Wholly frozen
+    modules are shared as modules, so that both see their weights wherever FSDP puts them.
     """
     shared: dict[int, Any] = {id(p): p for p in model.parameters() if not p.requires_grad}
     for module in model.modules():
@@ -189,9 +267,7 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
             shared[id(module)] = module
     duplicate = copy.deepcopy(model, memo=shared)
     for parameter in duplicate.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.to(dtype)
-            parameter.requires_grad_(False)
+        parameter.requires_grad_(False)
     return duplicate.eval()
 
 
@@ -205,12 +281,15 @@ def save_policy(
 ) -> None:
     """Write a finished policy as a plain Hugging Face folder, atomically; LoRA is merged in.
 
-    Saved in the compute dtype: under autocast the trained float32 weights were rounded to it at
-    every forward pass, so the saved policy is the trained one.
+    Args:
+        dtype: of the weights. Under bfloat16 autocast trained float32 matrices were rounded at
+            every forward pass, so bfloat16 is what was trained; adapters were not, so what they
+            are merged into must be float32 (:func:`merged`).
     """
     if isinstance(model, PeftModel):
-        model = model.merge_and_unload()  # type: ignore[operator]
-    policy = cast(PreTrainedModel, model)
+        policy = merged(model, dtype, folder.parent.name)
+    else:
+        policy = cast(PreTrainedModel, model).to(dtype)  # type: ignore[arg-type]
     with new_folder(folder) as beside:
-        policy.to(dtype).save_pretrained(beside)  # type: ignore[arg-type]
+        policy.save_pretrained(beside)
         tokenizer.save_pretrained(beside)

@@ -6,20 +6,23 @@ mask, because no real token can see the padding. Logits exist for one chunk of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from pipeline.errors import UserError
 from pipeline.lm.generation import Completion
 from pipeline.lm.hardware import autocast
 from pipeline.lm.models import base_of
+from pipeline.lm.route import hidden_states, lm_head
 from pipeline.output.terminal import progress
+
+Head = Callable[[Tensor], Tensor]
+"""Logits ``(N, V)`` of final hidden states ``(N, d)``."""
 
 
 def logits_chunk(device: torch.device) -> int:
@@ -96,49 +99,19 @@ def predicting_states(hidden: Tensor, batch: TokenBatch) -> Tensor:
     return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
-def hidden_states(model: nn.Module, sequences: Tensor) -> Tensor:
-    """Final hidden states ``(B, L, d)`` of a (PEFT-wrapped or plain) policy; no LM head."""
-    return base_of(model).get_decoder()(input_ids=sequences, use_cache=False).last_hidden_state
-
-
-def lm_head(model: nn.Module) -> nn.Module:
-    """The layer from final hidden states to logits."""
-    head = base_of(model).get_output_embeddings()
-    if head is None:
-        raise UserError(f"{type(base_of(model)).__name__} has no LM head; use a causal LM")
-    return head
-
-
-def check_head(model: PreTrainedModel) -> None:
-    """Make sure that logits are the LM head of the final hidden states and nothing more.
-
-    Raises:
-        UserError: the architecture rescales or caps its logits afterwards.
-    """
-    tokens = torch.arange(1, 5, device=model.device)[None]
-    with torch.no_grad(), autocast(model):
-        logits = model(input_ids=tokens, use_cache=False).logits.float()
-        ours = lm_head(model)(hidden_states(model, tokens)).float()
-    if not torch.allclose(logits, ours, rtol=1e-2, atol=1e-2):
-        raise UserError(
-            f"model.model_name_or_path: {type(model).__name__} changes its logits after the LM "
-            "head (scaling or soft-capping), which is not supported; use another model"
-        )
-
-
-def _logits(hidden: Tensor, head: nn.Module, temperature: float) -> Tensor:
+def _logits(hidden: Tensor, head: Head, temperature: float) -> Tensor:
     """Float32 logits ``(N, V)`` of ``(N, d)`` states, divided by ``temperature``."""
     logits = head(hidden).float()
     return logits if temperature == 1.0 else logits / temperature
 
 
-def _logps(hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float) -> Tensor:
+def _logps(hidden: Tensor, head: Head, targets: Tensor, temperature: float) -> Tensor:
     logits = _logits(hidden, head, temperature)
     return logits.gather(-1, targets[:, None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 def _logps_and_entropy(
-    hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float
+    hidden: Tensor, head: Head, targets: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     logits = _logits(hidden, head, temperature)
     normalizer = logits.logsumexp(-1)
@@ -180,13 +153,13 @@ class _FrozenHeadLogps(torch.autograd.Function):
         return (gradient[:, None] * slopes).to(slopes.dtype), None, None, None, None
 
 
-def _is_frozen_matrix(head: nn.Module) -> bool:
+def _is_frozen_matrix(head: Head) -> bool:
     plain = type(head) is nn.Linear and head.bias is None
     return plain and not head.weight.requires_grad
 
 
 def token_logps(
-    hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float, chunk: int
+    hidden: Tensor, head: Head, targets: Tensor, temperature: float, chunk: int
 ) -> Tensor:
     """Log-probabilities of ``targets``, differentiable.
 
@@ -210,7 +183,7 @@ def token_logps(
 
 
 def token_logps_and_entropy(
-    hidden: Tensor, head: nn.Module, targets: Tensor, temperature: float, chunk: int
+    hidden: Tensor, head: Head, targets: Tensor, temperature: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Like :func:`token_logps`, with the entropy of each next-token distribution, ``(N,)`` nats."""
     pieces = [
@@ -234,8 +207,8 @@ class TokenStatistics(NamedTuple):
 def token_statistics(
     hidden: Tensor,
     ref_hidden: Tensor,
-    head: nn.Module,
-    ref_head: nn.Module,
+    head: Head,
+    ref_head: Head,
     targets: Tensor,
     temperature: float,
     chunk: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,32 @@ from transformers import PreTrainedModel
 
 from pipeline.lm.hardware import autocast
 from pipeline.lm.models import decoder_layers
+from pipeline.lm.route import FAILS, decoder_of
+
+_SHORT = 8  # tokens of the first comparison
+_TOKENS = 60  # different tokens in it
+
+
+class _Skipped(nn.Module):
+    """In a lower layer's place in the upper half: passes the states on.
+
+    So each layer keeps its number, by which decoders choose between sliding and full attention,
+    or between rotary positions and none.
+    """
+
+    def __init__(self, layer: nn.Module, as_tuple: bool) -> None:
+        super().__init__()
+        self._layer = [layer]  # in a list: no child
+        self._as_tuple = as_tuple
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._layer[0], name)  # e.g. attention_type
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+        return (hidden_states,) if self._as_tuple else hidden_states
 
 
 def _with_layers(decoder: nn.Module, name: str, layers: list[nn.Module]) -> nn.Module:
@@ -24,8 +51,9 @@ class SplitDecoder:
     """The two halves of a decoder whose lower layers are frozen.
 
     ``upper(lower(tokens))`` equals the whole decoder; :meth:`build` checks that on the model at
-    hand, because some architectures treat ``inputs_embeds`` differently from the activations of
-    a middle layer (learned positions, scaled embeddings). Those get no split.
+    hand and as far as its sequences will go, because some architectures treat ``inputs_embeds``
+    differently from the activations of a middle layer (learned positions, scaled embeddings, a
+    second embedding for each layer). Those get no split.
     """
 
     def __init__(self, lower: nn.Module, upper: nn.Module) -> None:
@@ -33,28 +61,41 @@ class SplitDecoder:
         self._upper = upper
 
     @classmethod
-    def build(cls, model: PreTrainedModel, cut: int) -> SplitDecoder | None:
-        """The split below layer ``cut``, or ``None`` where there is none to make."""
+    def build(cls, model: PreTrainedModel, cut: int, longest: int = 0) -> SplitDecoder | None:
+        """The split below layer ``cut``, or ``None`` where there is none to make.
+
+        Args:
+            longest: tokens of the longest sequence to expect.
+        """
         if cut == 0:
             return None
-        decoder, layers = model.get_decoder(), decoder_layers(model)
-        name = next(n for n, module in decoder.named_children() if module is layers)
+        decoder, layers = decoder_of(model), decoder_layers(model)
+        name = next((n for n, module in decoder.named_children() if module is layers), None)
+        if name is None:
+            return None
         lower = _with_layers(decoder, name, list(layers[:cut]))
         for child, module in decoder.named_children():
             if "norm" in type(module).__name__.lower():
                 lower._modules[child] = nn.Identity()
-        split = cls(lower, _with_layers(decoder, name, list(layers[cut:])))
-        return split if split._equals(model) else None
+        for as_tuple in (False, True):
+            skipped = [_Skipped(layer, as_tuple) for layer in layers[:cut]]
+            split = cls(lower, _with_layers(decoder, name, [*skipped, *layers[cut:]]))
+            if split._equals(model, _SHORT) and (
+                longest <= _SHORT or split._equals(model, longest)
+            ):
+                return split
+        return None
 
-    def _equals(self, model: PreTrainedModel) -> bool:
-        tokens = torch.arange(2, 10, device=model.device)[None] % model.config.vocab_size
+    def _equals(self, model: PreTrainedModel, length: int) -> bool:
+        ids = torch.arange(length, device=model.device) % _TOKENS + 2
+        tokens = ids[None] % model.config.get_text_config().vocab_size
         try:
             with torch.no_grad(), autocast(model):
-                whole = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
+                whole = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state
                 parts = self.upper(self.lower(tokens))
-        except (RuntimeError, TypeError, ValueError):
+        except FAILS:
             return False
-        return bool(torch.allclose(whole.float(), parts.float(), rtol=1e-3, atol=1e-3))
+        return bool(torch.allclose(whole.float(), parts.float(), rtol=1e-5, atol=1e-5))
 
     def lower(self, tokens: Tensor) -> Tensor:
         """Activations below the first trained layer: ``(B, L)`` tokens to ``(B, L, d)``."""

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from pipeline.errors import UserError
+from pipeline.lm.hardware import autocast
 from pipeline.lm.models import base_of, decoder_layers, frozen_copy, switch_dropout_off
+from pipeline.lm.route import hidden_states, lm_head
 from pipeline.lm.scoring import (
     TokenBatch,
-    hidden_states,
-    lm_head,
     logits_chunk,
     predicting_states,
     token_logps,
@@ -70,13 +70,18 @@ class TokenRecord(NamedTuple):
 class ActorCritic(nn.Module):
     """The policy with its value head: one forward pass gives all that the loss needs.
 
-    The reference is the same weights with the adapters switched off (LoRA), or a copy that shares
-    every frozen weight. Where the lower layers are frozen, :meth:`trunk` gives their activations,
-    which every later pass may start from.
+    The reference is the policy as it is now: the same weights with the adapters switched off where
+    those are all that is trained and begin at nothing, else a copy that shares every frozen weight.
+    Where the lower layers are frozen, :meth:`trunk` gives their activations, which every later pass
+    may start from.
     """
 
-    def __init__(self, policy: nn.Module, config: PPOConfig) -> None:
-        """``policy`` is a causal LM or a PEFT model around one, prepared for training."""
+    def __init__(self, policy: nn.Module, config: PPOConfig, longest: int = 0) -> None:
+        """``policy`` is a causal LM or a PEFT model around one, prepared for training.
+
+        Args:
+            longest: tokens of the longest sequence to expect, prompt and response.
+        """
         super().__init__()
         switch_dropout_off(policy)
         self.policy = policy
@@ -84,19 +89,26 @@ class ActorCritic(nn.Module):
         base = base_of(policy)
         size = base.config.get_text_config().hidden_size
         self.value_head = ValueHead(size, config.value_head_hidden)
-        self._reference: list[PreTrainedModel] = []  # in a list: no part of state_dict()
-        if not isinstance(policy, PeftModel):
-            dtype = torch.bfloat16 if config.bf16 else next(base.parameters()).dtype
-            self._reference = [base_of(frozen_copy(policy, dtype))]
+        self._reference: list[nn.Module] = []  # in a list: no part of state_dict()
+        if not (isinstance(policy, PeftModel) and _switches_off(policy)):
+            if isinstance(policy, PeftModel) and sharded(config):
+                raise UserError(
+                    "PPO under FSDP: the policy's adapters are trained already, or not all that is "
+                    "trained, so the reference is a copy, which FSDP would have to split twice; "
+                    "merge the adapters first (merge_and_unload) and add new ones"
+                )
+            self._reference = [frozen_copy(policy)]
             if sharded(config):  # split like the policy, so part of what FSDP sees
                 self.reference = self._reference[0]
         # ZeRO-3 gathers weights as modules run, and knows nothing of a second decoder over them.
         split = config.cache_trunk and not is_deepspeed_zero3_enabled()
         cut = lowest_trained_layer(base) if split else 0
-        self._split = SplitDecoder.build(base, cut)
+        self._split = SplitDecoder.build(base, cut, longest)
         # Adapters can leave the lower layers alone too; their reference has no copy to split.
         both = self._split and self._reference
-        self._ref_split = SplitDecoder.build(self._reference[0], cut) if both else None
+        self._ref_split = (
+            SplitDecoder.build(base_of(self._reference[0]), cut, longest) if both else None
+        )
 
     @property
     def config(self):  # noqa: ANN201 - the Hugging Face config, whatever its class
@@ -110,7 +122,7 @@ class ActorCritic(nn.Module):
     def place_reference(self, device: torch.device) -> None:
         """Move the reference, which ``.to()`` does not reach, to ``device``."""
         for reference in self._reference if "reference" not in self._modules else ():
-            reference.to(device)  # type: ignore[arg-type]
+            reference.to(device)
 
     @property
     def _no_split_modules(self) -> list[str]:
@@ -157,11 +169,11 @@ class ActorCritic(nn.Module):
     def token_record(self, batch: TokenBatch, trunk: Tensor | None = None) -> TokenRecord:
         """All that a rollout records, policy and reference side by side."""
         states, ref_states = self._states(batch, trunk), self._reference_states(batch, trunk)
-        head = lm_head(self.policy)
-        ref_head = lm_head(self._reference[0]) if self._reference else head
         targets = batch.completion_ids[batch.mask]
         settings = self._logit_settings(states.device)
-        both = token_statistics(states, ref_states, head, ref_head, targets, *settings)
+        policy = lm_head(self.policy)
+        reference = lm_head(self._reference[0]) if self._reference else self._without_adapters
+        both = token_statistics(states, ref_states, policy, reference, targets, *settings)
         values = self.value_head(states)
         columns = (both.logps, values, both.entropy, both.ref_logps, both.exact_kl)
         return TokenRecord(*(_spread(x, batch.mask) for x in columns))
@@ -182,11 +194,38 @@ class ActorCritic(nn.Module):
         elif self._reference:
             hidden = hidden_states(self._reference[0], batch.sequences)
         else:
-            adapter = self.policy
-            off = adapter.disable_adapter() if isinstance(adapter, PeftModel) else nullcontext()
-            with off:
-                hidden = hidden_states(adapter, batch.sequences)
+            with _adapters_off(self.policy):
+                hidden = hidden_states(self.policy, batch.sequences)
         return predicting_states(hidden, batch)[batch.mask]
+
+    def _without_adapters(self, states: Tensor) -> Tensor:
+        """The head's logits with its own adapters, if it has any, switched off."""
+        with _adapters_off(self.policy):
+            return lm_head(self.policy)(states)
+
+
+def _adapters_off(policy: nn.Module) -> AbstractContextManager[Any]:
+    return policy.disable_adapter() if isinstance(policy, PeftModel) else nullcontext()
+
+
+@torch.no_grad()
+def _switches_off(policy: PeftModel) -> bool:
+    """Whether ``disable_adapter`` gives the policy as it is now, whatever is learned from here.
+
+    It does not for adapters that were trained before, nor for weights that are trained beside them.
+    """
+    mark = getattr(policy.base_model, "prefix", None)
+    marks = (mark, "modules_to_save") if mark else ()
+    trained = [name for name, p in policy.named_parameters() if p.requires_grad]
+    if not marks or not all(any(mark in name for mark in marks) for name in trained):
+        return False
+    tokens = torch.arange(1, 9, device=base_of(policy).device)[None]
+    logits = []
+    for context in (nullcontext(), _adapters_off(policy)):
+        with context, autocast(policy):
+            states = hidden_states(policy, tokens)[0]
+            logits.append(lm_head(policy)(states))
+    return torch.equal(*logits)
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

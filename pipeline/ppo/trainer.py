@@ -19,12 +19,14 @@ from classic_rl.advantages import completion_gae
 from classic_rl.losses import clipped_surrogate, kl_estimate, value_loss
 from pipeline.data.records import Prompt
 from pipeline.errors import UserError
+from pipeline.lm.check import check_policy
 from pipeline.lm.generation import Completion, encode_prompt, longest_prompt, sample
 from pipeline.lm.hardware import one_device, use_plain_attention
-from pipeline.lm.models import base_of, prepare
-from pipeline.lm.scoring import TokenBatch, check_head
+from pipeline.lm.models import base_of, prepare, upcast_trained
+from pipeline.lm.scoring import TokenBatch
+from pipeline.output.console import say
 from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
-from pipeline.ppo.config import PPOConfig
+from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.control import KLController, RunningDeviation
 from pipeline.ppo.rollout import (
     Microbatch,
@@ -78,15 +80,19 @@ class PPOTrainer(BaseTrainer):
         base = prepare(base_of(model), processing_class)
         if isinstance(model, PeftModel):  # keeps one of its own, which generate() puts in place
             model.generation_config = base.generation_config  # type: ignore[assignment]
-        check_head(base)
+        if upcast_trained(model):
+            say("PPO: the trained weights are made float32; small steps would vanish in bfloat16")
+        if not (sharded(args) or args.deepspeed_plugin is not None):  # those place it themselves
+            model.to(args.device)
         longest = longest_prompt(processing_class, train_dataset) + args.response_length
         use_plain_attention(base, args.device, longest)
+        check_policy(model, processing_class)
         self.reward = reward_call(reward_function, args)
         self.kl_control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self.score_deviation = RunningDeviation()
         set_seed(args.seed)  # the Trainer does so later, but the value head is made here
         super().__init__(
-            model=ActorCritic(model, args),
+            model=ActorCritic(model, args, longest),
             args=args,
             train_dataset=list(train_dataset),  # type: ignore[arg-type]
             eval_dataset=list(eval_dataset) if eval_dataset else None,  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ from pipeline.compare.wording import number, signed
 from pipeline.config import Experiment
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
-from pipeline.lm.hardware import compute_dtype
+from pipeline.lm.hardware import policy_dtype
 from pipeline.lm.models import load_checkpoint
 from pipeline.output.console import is_main_process, say
 from pipeline.output.metrics_file import read_metrics
@@ -98,7 +98,7 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
     """Evaluate ``missing`` and keep each as soon as it is there; one policy at a time in memory."""
     data, section = load_data(experiment), experiment.compare
     folders = _checkpoints(experiment)
-    dtype = compute_dtype(experiment.model)
+    dtype = policy_dtype(experiment.model)
     proxy = proxy_reward(experiment)
     gold = proxy if judge_is_proxy(experiment) else gold_reward(experiment)
     reference, tokenizer = load_checkpoint(folders[methods.reference()], dtype)

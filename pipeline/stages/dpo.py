@@ -9,7 +9,7 @@ from trl import DPOConfig
 from pipeline.config import Experiment
 from pipeline.data.splits import load_preferences
 from pipeline.errors import UserError
-from pipeline.lm.hardware import best_device, compute_dtype
+from pipeline.lm.hardware import best_device
 from pipeline.lm.models import frozen_copy
 from pipeline.stages import tracking
 from pipeline.stages.preferences import make_pairs
@@ -45,8 +45,7 @@ def run(experiment: Experiment) -> None:
     )
     model, tokenizer = load_trainable_sft(experiment)
     # Without a reference TRL loads one from config._name_or_path, whatever the weights in memory.
-    dtype = compute_dtype(experiment.model)
-    reference = None if isinstance(model, PeftModel) else frozen_copy(model, dtype)
+    reference = None if isinstance(model, PeftModel) else frozen_copy(model)
     fit_tiles_to(best_device().type)
     trainer = TokenizedDPOTrainer(
         model=model,  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from pipeline.config import Experiment
 from pipeline.data.splits import load_data
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.trainer import PPOTrainer
+from pipeline.ppo.upkeep.state import put
 from pipeline.stages import tracking
 from pipeline.stages.reward import proxy_reward
 from pipeline.stages.training import fit, load_trainable_sft, save_trained, stage_arguments
@@ -51,5 +52,5 @@ def run(experiment: Experiment) -> None:
     if weights is not None and trainer.is_world_process_zero():
         # The trainer's policy is split over the processes.
         policy, _ = load_trainable_sft(experiment)
-        policy.load_state_dict(weights, strict=False)
+        put(weights, policy, "ppo")
     save_trained(trainer, experiment, "ppo", policy)

@@ -20,7 +20,7 @@ from transformers import (
 from common.files import read_json
 from pipeline.config import Experiment
 from pipeline.errors import UserError
-from pipeline.lm.hardware import compute_dtype, one_device, trainer_precision
+from pipeline.lm.hardware import compute_dtype, one_device, policy_dtype, trainer_precision
 from pipeline.lm.models import load_pretrained, make_trainable, prepare, save_policy
 from pipeline.output.checkpoints import CompleteMarker, last_complete, remove_after
 from pipeline.output.console import is_main_process
@@ -103,7 +103,9 @@ def save_trained(trainer: Trainer, experiment: Experiment, stage: str, policy: n
     if trainer.is_world_process_zero():
         tokenizer: Any = trainer.processing_class
         folder = experiment.stage_dir(stage) / "model"
-        save_policy(policy, tokenizer, folder, compute_dtype(experiment.model))
+        # π_ref is what is saved, so it may be rounded; what is measured against it may not.
+        dtype = compute_dtype if stage == "sft" else policy_dtype
+        save_policy(policy, tokenizer, folder, dtype(experiment.model))
 
 
 def resume(trainer: Trainer) -> None:

@@ -194,7 +194,7 @@ def test_split_decoder_equals_the_whole_and_shares_weights() -> None:
 def test_frozen_copy_shares_the_trunk_and_stays_behind() -> None:
     model = prepare(toy.toy_language_model(0), toy.toy_tokenizer())
     make_trainable(model, ModelSection(model_name_or_path="toy", trainable_layers=1))
-    reference: Any = frozen_copy(model, torch.float32)
+    reference: Any = frozen_copy(model)
     ours, theirs = dict(model.named_parameters()), dict(reference.named_parameters())
     for name, parameter in ours.items():
         assert (theirs[name] is parameter) is not parameter.requires_grad

@@ -71,7 +71,7 @@ def test_dpo_trains_on_the_sampled_tokens_without_an_added_eos(tmp_path: Path) -
     seen = logs
     trainer = TokenizedDPOTrainer(
         model=model,  # type: ignore[arg-type]
-        ref_model=frozen_copy(model, torch.float32),  # type: ignore[arg-type]
+        ref_model=frozen_copy(model),  # type: ignore[arg-type]
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
@@ -112,7 +112,7 @@ def test_kto_trains_on_the_sampled_tokens_without_an_added_eos(tmp_path: Path) -
     model = make_trainable(prepare(toy.toy_language_model(0), tokenizer), choice)
     trainer = TokenizedKTOTrainer(
         model=model,  # type: ignore[arg-type]
-        ref_model=frozen_copy(model, torch.float32),  # type: ignore[arg-type]
+        ref_model=frozen_copy(model),  # type: ignore[arg-type]
         args=KTOConfig(
             output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", max_steps=1,
             per_device_train_batch_size=2, gradient_checkpointing=False, save_strategy="no",

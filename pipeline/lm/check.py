@@ -1,0 +1,127 @@
+"""Holding a policy against its plain model, before any work.
+
+Everything here relies on four things that no class name promises: a token sees nothing of those
+after it, so completions can be padded on the right and scored without a mask; sampling from
+left-padded prompts with a cache is the distribution that is scored; and the pass that is trained is
+the one that is measured. Each is tried on a few tokens of the model at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from common.words import first_line
+from pipeline.errors import UserError
+from pipeline.lm.decoding import Decoder
+from pipeline.lm.generation import generate_tokens
+from pipeline.lm.hardware import autocast
+from pipeline.lm.models import base_of
+from pipeline.lm.route import FAILS, hidden_states, lm_head
+
+_LENGTHS = (3, 10)  # tokens of the two prompts
+_NEW = 6  # tokens sampled after each
+_LOWEST, _HIGHEST = 1, 1000  # token ids that prompts are made of
+# Largest difference of a log-probability, in nats. The float32 of 160 architectures stays below
+# 1e-5 where they compute the same; in bfloat16 other shapes round otherwise.
+_SAME_FLOAT32, _SAME_BFLOAT16 = 1e-4, 0.3
+# A token that must not be seen changes nothing at all, but for the rounding of experts' batches.
+_UNSEEN_FLOAT32, _UNSEEN_BFLOAT16 = 1e-5, 1e-2
+
+
+def check_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make sure that ``model`` samples, scores and trains one and the same distribution.
+
+    Args:
+        model: a causal LM or a PEFT model around one, prepared (no dropout), on its device.
+
+    Raises:
+        UserError: it does not; the message says in what.
+    """
+    base = base_of(model)
+    training = base.training
+    devices = [base.device] if base.device.type != "cpu" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            problem = next(_problems(base, tokenizer), None)
+    except FAILS as error:
+        problem = f"it fails on plain tokens ({first_line(error)})"
+    finally:
+        base.train(training)
+    if problem is not None:
+        raise UserError(
+            f"model.model_name_or_path: {type(base).__name__} is not supported: {problem}; use "
+            "another causal language model"
+        )
+
+
+def _problems(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    mixed = any(p.dtype != torch.float32 for p in base.parameters())
+    same, unseen = (_SAME_BFLOAT16, _UNSEEN_BFLOAT16) if mixed else (_SAME_FLOAT32, _UNSEEN_FLOAT32)
+    torch.manual_seed(0)
+    highest = min(_HIGHEST, base.config.get_text_config().vocab_size)
+    tokens = torch.randint(_LOWEST, highest, (1, _LENGTHS[1]), device=base.device)
+    base.eval()
+    plain = _logps(base, tokens)
+    other = tokens.clone()
+    other[0, -1] = _LOWEST + (other[0, -1] - _LOWEST + 1) % (highest - _LOWEST)
+    if _apart(_logps(base, other)[:-1], plain[:-1]) > unseen:
+        yield "its tokens see those after them (it is no causal model, or not set to be a decoder)"
+    padded = torch.cat([tokens, other[:, -4:]], dim=1)
+    if _apart(_logps(base, padded)[: len(plain)], plain) > same:
+        yield "tokens after a text change its probabilities"
+    base.train()
+    if max(_apart(_logps(base, tokens), plain) for _ in range(2)) > unseen:
+        yield "it computes otherwise in training mode (dropout or noise that cannot be set to 0)"
+    base.eval()
+    difference = _sampling_difference(base, tokenizer, tokens[0].tolist())
+    if difference > same:
+        yield (
+            f"what it samples after padding is not what it scores (by {difference:.2g} nats; it "
+            "may count the padding as positions or keep it in its state)"
+        )
+
+
+def _logps(base: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """Next-token log-probabilities ``(L, V)`` of one row, as they are scored."""
+    with autocast(base):
+        return lm_head(base)(hidden_states(base, tokens)[0]).float().log_softmax(-1)
+
+
+def _apart(first: Tensor, second: Tensor) -> float:
+    return float((first - second).abs().max())
+
+
+class _Recorder(Decoder):
+    """Keeps the logits that tokens are drawn from."""
+
+    def __init__(self) -> None:
+        super().__init__(temperature=1.0)
+        self.logits: list[dict[int, Tensor]] = []
+
+    def choose(self, logits: Tensor, rows: int, step: int, place: Tensor) -> Tensor:
+        """The token for each row, as everywhere."""
+        kept = logits.float()
+        self.logits.append(dict(zip(place.tolist(), kept, strict=True)))
+        return super().choose(logits, rows, step, place)
+
+
+def _sampling_difference(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[int]
+) -> float:
+    """The largest difference in nats between a drawn token's two log-probabilities."""
+    recorder = _Recorder()
+    prompts = [tuple(tokens[:length]) for length in _LENGTHS]
+    made = generate_tokens(base, tokenizer, prompts, _NEW, recorder)
+    worst = 0.0
+    for row, (prompt, new) in enumerate(zip(prompts, made, strict=True)):
+        scored = _logps(base, torch.tensor([[*prompt, *new]], device=base.device))
+        for step, logits in enumerate(recorder.logits):
+            if row not in logits:  # it has ended
+                break
+            drawn = logits[row].log_softmax(-1)[new[step]]
+            worst = max(worst, _apart(drawn, scored[len(prompt) - 1 + step, new[step]]))
+    return worst

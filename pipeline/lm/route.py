@@ -1,0 +1,154 @@
+"""From tokens to logits by a model's own parts: the decoder, then the head.
+
+PPO scores completion tokens only, so it runs a model's decoder on whole sequences and its head on
+some of the states. What the head is differs: most models have a matrix, some scale or cap what
+comes out of it (Cohere, Granite, Gemma 2), some have layers in front of it. Which parts make the
+model's own logits is found by trying them against the whole model, never by its name.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from common.words import first_line
+from pipeline.errors import UserError
+from pipeline.lm.hardware import autocast
+from pipeline.lm.models import base_of
+
+FAILS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError)
+FAILS = (*FAILS, ValueError, AssertionError, OSError)  # what running unknown code may raise
+_PROBE = tuple(range(1, 9))  # token ids that every vocabulary has
+# States of this size make logits large enough for a cap to show.
+_LARGE = 100.0
+
+
+class _Route(NamedTuple):
+    """How a model's logits are made."""
+
+    decoder: int  # which of _DECODERS
+    own_head: bool  # else the matrix alone
+    output: type | None  # what the decoder returns
+
+
+_DECODERS: tuple[Callable[[PreTrainedModel], Any], ...] = (
+    lambda model: model.get_decoder(),
+    lambda model: model.base_model,
+)
+_ROUTES: WeakKeyDictionary[PreTrainedModel, _Route] = WeakKeyDictionary()
+
+
+class _Given(nn.Module):
+    """In a decoder's place: returns the states that it is given as embeddings."""
+
+    def __init__(self, output: type) -> None:
+        super().__init__()
+        self._output = output
+
+    def forward(self, *_: Any, inputs_embeds: Tensor | None = None, **__: Any) -> Any:
+        return self._output(last_hidden_state=inputs_embeds)
+
+
+class OwnHead(nn.Module):
+    """A model's whole way from final hidden states to logits, as its own forward pass has it."""
+
+    def __init__(self, model: PreTrainedModel, output: type) -> None:
+        """``output`` is the class that the model's decoder returns."""
+        super().__init__()
+        shell = copy.copy(model)  # shares every weight; only its decoder is another
+        shell._modules = dict(model._modules)
+        shell._modules[model.base_model_prefix] = _Given(output)
+        self._shell = [shell]  # in a list: no part of state_dict()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``(N, d)`` states to ``(N, V)`` logits."""
+        shell = self._shell[0]
+        # Not shell(…): hooks around the whole model have no business here.
+        return type(shell).forward(shell, inputs_embeds=hidden[None]).logits[0]  # type: ignore
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The part of a (PEFT-wrapped or plain) causal LM from tokens to final hidden states."""
+    base = base_of(model)
+    return _DECODERS[_route(base).decoder](base)
+
+
+def hidden_states(model: nn.Module, sequences: Tensor) -> Tensor:
+    """Final hidden states ``(B, L, d)`` of a (PEFT-wrapped or plain) policy; no LM head."""
+    return decoder_of(model)(input_ids=sequences, use_cache=False).last_hidden_state
+
+
+def lm_head(model: nn.Module) -> nn.Module:
+    """What makes the model's logits ``(N, V)`` of final hidden states ``(N, d)``.
+
+    Raises:
+        UserError: no part of the model does.
+    """
+    base = base_of(model)
+    route = _route(base)
+    if route.own_head and route.output is not None:
+        return OwnHead(base, route.output)
+    return cast(nn.Module, base.get_output_embeddings())
+
+
+def _route(base: PreTrainedModel) -> _Route:
+    if base not in _ROUTES:
+        with torch.no_grad(), autocast(base):
+            _ROUTES[base] = _find(base)
+    return _ROUTES[base]
+
+
+def _find(base: PreTrainedModel) -> _Route:
+    """The first parts that give the whole model's logits."""
+    training = base.training
+    base.eval()
+    try:
+        tokens = torch.tensor([_PROBE], device=base.device)
+        whole = base(input_ids=tokens, use_cache=False).logits[0].float()
+        for number, part in enumerate(_DECODERS):
+            for route, logits in _candidates(base, number, part, tokens):
+                if logits.shape == whole.shape and torch.allclose(whole, logits, 1e-3, 1e-3):
+                    return route
+        problem = "no part of it gives its logits from its last hidden states"
+    except FAILS as error:
+        problem = f"it cannot be asked for logits of plain tokens ({first_line(error)})"
+    finally:
+        base.train(training)
+    raise UserError(
+        f"model.model_name_or_path: {type(base).__name__} is not supported: {problem}; use another "
+        "causal language model"
+    )
+
+
+def _candidates(
+    base: PreTrainedModel, number: int, part: Callable[..., Any], tokens: Tensor
+) -> Iterator[tuple[_Route, Tensor]]:
+    """Routes through decoder ``number`` that run, the cheaper first, and the logits they give."""
+    try:
+        output = part(base)(input_ids=tokens, use_cache=False)
+        states = output.last_hidden_state[0]
+    except FAILS:
+        return
+    matrix, own = base.get_output_embeddings(), None
+    try:
+        own = OwnHead(base, type(output))
+        logits = own(states).float()
+    except FAILS:
+        own = None
+    if matrix is not None:
+        try:
+            plain = matrix(states).float()
+            large = states / states.float().std().clamp(min=1e-6) * _LARGE
+            same = own is None or torch.allclose(own(large), matrix(large), 1e-3, 1e-3)
+        except FAILS:
+            same = False
+        if same:
+            yield _Route(number, False, None), plain
+    if own is not None:
+        yield _Route(number, True, type(output)), logits
