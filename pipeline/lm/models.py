@@ -109,7 +109,7 @@ def merged(model: PeftModel, dtype: torch.dtype, label: str) -> PreTrainedModel:
             f"warning: {label}: merged in {str(dtype).removeprefix('torch.')}, {kept:.0%} of what "
             "the adapters add to the weights remains; model.dtype=float32 keeps all of it"
         )
-    return plain.to(dtype)
+    return plain.to(dtype).requires_grad_(True)
 
 
 @torch.no_grad()
@@ -222,7 +222,10 @@ def make_trainable(model: PreTrainedModel, section: ModelSection, seed: int = 0)
     """
     if section.use_peft:
         set_seed(seed)
-        return get_peft_model(model, lora_config(section, "CAUSAL_LM"))
+        try:
+            return get_peft_model(model, lora_config(section, "CAUSAL_LM"))
+        except ValueError as error:  # no such modules, or none that adapters can be put on
+            raise UserError(f"model.lora_target_modules: {first_line(error)}") from error
     count = section.trainable_layers
     if count is None:
         return model.float()

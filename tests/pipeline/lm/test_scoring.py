@@ -12,18 +12,15 @@ from pipeline.config import ModelSection
 from pipeline.data import toy
 from pipeline.lm.generation import Completion, sample
 from pipeline.lm.models import frozen_copy, make_trainable, prepare
+from pipeline.lm.route import hidden_states, lm_head
 from pipeline.lm.scoring import (
     TokenBatch,
-    check_head,
     completion_kl,
-    hidden_states,
-    lm_head,
     predicting_states,
     text_nll,
     token_logps,
     token_logps_and_entropy,
 )
-from pipeline.lm.trunk import SplitDecoder, lowest_trained_layer
 
 
 @pytest.fixture(scope="module")
@@ -169,26 +166,6 @@ def test_text_nll_counts_every_token_but_the_first_and_the_eos(policy) -> None:
     total, count = text_nll(model, tokenizer, [text])
     assert count == len(ids) - 1
     assert total == pytest.approx(expected, rel=1e-5)
-
-
-def test_check_head_accepts_a_plain_model(policy) -> None:
-    check_head(policy[0])
-
-
-def test_split_decoder_equals_the_whole_and_shares_weights() -> None:
-    model = prepare(toy.toy_language_model(0), toy.toy_tokenizer())
-    make_trainable(model, ModelSection(model_name_or_path="toy", trainable_layers=2))
-    assert lowest_trained_layer(model) == 2
-    split = SplitDecoder.build(model, 2)
-    assert split is not None
-    tokens = torch.arange(3, 12)[None]
-    hidden = split.upper(split.lower(tokens))
-    assert torch.allclose(hidden, hidden_states(model, tokens), atol=1e-6)
-    hidden.sum().backward()
-    layers = model.model.layers
-    assert layers[3].mlp.up_proj.weight.grad is not None
-    assert layers[1].mlp.up_proj.weight.grad is None
-    assert SplitDecoder.build(model, 0) is None
 
 
 def test_frozen_copy_shares_the_trunk_and_stays_behind() -> None:
