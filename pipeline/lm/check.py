@@ -99,8 +99,8 @@ def _apart(first: Tensor, second: Tensor) -> float:
     return float((first - second).abs().max())
 
 
-class _Recorder(Decoder):
-    """Keeps the logits that tokens are drawn from."""
+class Recorder(Decoder):
+    """A decoder that keeps the logits it draws from: of each step, by row ``(V,)``."""
 
     def __init__(self) -> None:
         super().__init__(temperature=1.0)
@@ -117,7 +117,7 @@ def _sampling_difference(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[int]
 ) -> float:
     """The largest difference in nats between a drawn token's two log-probabilities."""
-    recorder = _Recorder()
+    recorder = Recorder()
     prompts = [tuple(tokens[:length]) for length in _LENGTHS]
     made = generate_tokens(base, tokenizer, prompts, _NEW, recorder)
     worst = 0.0

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -95,6 +96,32 @@ def lm_head(model: nn.Module) -> nn.Module:
     if route.own_head and route.output is not None:
         return OwnHead(base, route.output)
     return cast(nn.Module, base.get_output_embeddings())
+
+
+def make_head_float32(model: nn.Module) -> None:
+    """Compute the head's matrix product in float32 from now on, in sampling and in scoring.
+
+    bfloat16 has 8 bits: a logit near 20 is off by up to 1/16 nat, and otherwise off in a batch of
+    another shape, so a token's two log-probabilities differ (MiniMax 2025, section 3.2). Copies of
+    the model, as the reference is, do so too.
+
+    Raises:
+        UserError: the head is no plain matrix.
+    """
+    head = base_of(model).get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise UserError(
+            f"float32_logits: the head of {type(base_of(model)).__name__} is"
+            f" {type(head).__name__}, not a plain matrix; set it to false"
+        )
+    head.register_forward_hook(_in_float32)
+
+
+def _in_float32(head: nn.Linear, inputs: tuple[Tensor], _: Tensor) -> Tensor:
+    """In place of what the head gave. A hook, as the weight stays where tying and saving see it."""
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        bias = None if head.bias is None else head.bias.float()
+        return F.linear(inputs[0].float(), head.weight.float(), bias)
 
 
 def _route(base: PreTrainedModel) -> _Route:
