@@ -2,8 +2,8 @@
 
     python benchmarks/head_precision.py
 
-Samples the embedded model in bfloat16, with a cache and left padding, scores the same tokens without
-either, and prints how far the two log-probabilities are apart, with the head's matrix product in
+Samples the embedded model in bfloat16, with a cache and left padding, scores the same tokens
+without either, and prints how far the two log-probabilities are apart, with the head's matrix product in
 bfloat16 and in float32.
 """
 
@@ -16,7 +16,7 @@ import torch
 from pipeline.config import ModelSection
 from pipeline.data import embedded
 from pipeline.lm.check import Recorder
-from pipeline.lm.generation import encode_prompt, generate_tokens
+from pipeline.lm.generation import cut_at_eos, encode_prompt, end_tokens, generate_tokens
 from pipeline.lm.hardware import autocast
 from pipeline.lm.models import load_base
 from pipeline.lm.route import hidden_states, lm_head, make_head_float32
@@ -38,14 +38,14 @@ def differences(float32: bool) -> tuple[torch.Tensor, float]:
     made = generate_tokens(model, tokenizer, prompts, NEW, recorder)
     seconds = time.perf_counter() - begin
     apart = []
-    for row, (prompt, new) in enumerate(zip(prompts, made, strict=True)):
+    for row, (prompt, tokens_and_padding) in enumerate(zip(prompts, made, strict=True)):
+        new, _ = cut_at_eos(tokens_and_padding, end_tokens(model))
         with torch.no_grad(), autocast(model):
             states = hidden_states(model, torch.tensor([[*prompt, *new]]))[0]
             scored = lm_head(model)(states).float().log_softmax(-1)
-        for step, logits in enumerate(recorder.logits):
-            if row in logits:
-                drawn = logits[row].log_softmax(-1)[new[step]]
-                apart.append(float(drawn - scored[len(prompt) - 1 + step, new[step]]))
+        for step, token in enumerate(new):
+            drawn = recorder.logits[step][row].log_softmax(-1)[token]
+            apart.append(float(drawn - scored[len(prompt) - 1 + step, token]))
     return torch.tensor(apart), seconds
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from common.words import first_line
 from pipeline.errors import UserError
 from pipeline.lm.decoding import Decoder
-from pipeline.lm.generation import generate_tokens
+from pipeline.lm.generation import cut_at_eos, end_tokens, generate_tokens
 from pipeline.lm.hardware import autocast
 from pipeline.lm.models import base_of
 from pipeline.lm.route import FAILS, hidden_states, lm_head
@@ -121,11 +121,10 @@ def _sampling_difference(
     prompts = [tuple(tokens[:length]) for length in _LENGTHS]
     made = generate_tokens(base, tokenizer, prompts, _NEW, recorder)
     worst = 0.0
-    for row, (prompt, new) in enumerate(zip(prompts, made, strict=True)):
+    for row, (prompt, tokens_and_padding) in enumerate(zip(prompts, made, strict=True)):
+        new, _ = cut_at_eos(tokens_and_padding, end_tokens(base))
         scored = _logps(base, torch.tensor([[*prompt, *new]], device=base.device))
-        for step, logits in enumerate(recorder.logits):
-            if row not in logits:  # it has ended
-                break
-            drawn = logits[row].log_softmax(-1)[new[step]]
-            worst = max(worst, _apart(drawn, scored[len(prompt) - 1 + step, new[step]]))
+        for step, token in enumerate(new):
+            drawn = recorder.logits[step][row].log_softmax(-1)[token]
+            worst = max(worst, _apart(drawn, scored[len(prompt) - 1 + step, token]))
     return worst

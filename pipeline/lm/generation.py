@@ -74,6 +74,12 @@ def longest_prompt(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
     return max(len(encode_prompt(tokenizer, prompt)) for prompt in longest)
 
 
+def end_tokens(model: nn.Module) -> set[int]:
+    """The tokens that end a completion."""
+    eos: Any = base_of(model).generation_config.eos_token_id  # type: ignore[union-attr]
+    return set(eos) if isinstance(eos, list) else {eos}
+
+
 def cut_at_eos(tokens: Sequence[int], eos: set[int]) -> tuple[tuple[int, ...], bool]:
     """The tokens up to and including the first EOS, and whether there was one."""
     for position, token in enumerate(tokens):
@@ -130,8 +136,7 @@ def sample(
     rows = [i for i in range(len(prompts)) for _ in range(samples_per_prompt)]
     order = sorted(range(len(rows)), key=lambda r: (len(encoded[rows[r]]), r))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    eos: Any = base_of(model).generation_config.eos_token_id  # type: ignore[union-attr]
-    stop = set(eos) if isinstance(eos, list) else {eos}
+    stop = end_tokens(model)
     made: dict[int, Completion] = {}
     was_training = model.training
     model.eval()
@@ -144,7 +149,7 @@ def sample(
                 decoder = Decoder(temperature, None if draws is None else draws[batch])
                 tokens = generate_tokens(model, tokenizer, prompt_ids, max_new_tokens, decoder)
                 for r, ids, generated in zip(batch, prompt_ids, tokens, strict=True):
-                    kept, ended = cut_at_eos(generated, stop)  # type: ignore[arg-type]
+                    kept, ended = cut_at_eos(generated, stop)
                     text = _decode(tokenizer, ids, kept)
                     prompt = prompt_text(tokenizer, prompts[rows[r]], ids)
                     made[r] = Completion(prompt, ids, kept, text, ended)
