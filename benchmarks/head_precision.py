@@ -3,8 +3,8 @@
     python benchmarks/head_precision.py
 
 Samples the embedded model in bfloat16, with a cache and left padding, scores the same tokens
-without either, and prints how far the two log-probabilities are apart, with the head's matrix product in
-bfloat16 and in float32.
+without either, and prints how far the two log-probabilities are apart, with the head's matrix
+product in bfloat16 and in float32.
 """
 
 from __future__ import annotations

@@ -173,7 +173,17 @@ def generate_tokens(
 
     Returns:
         B lists of at most ``max_new_tokens``.
+
+    Raises:
+        UserError: the tokenizer gives a token that the model has no embedding for.
     """
+    known = base_of(model).config.get_text_config().vocab_size
+    highest = max(map(max, prompt_ids))
+    if highest >= known:
+        raise UserError(
+            f"the tokenizer gives token {highest} ({tokenizer.decode([highest])!r}), but the model"
+            f" has {known} embeddings: use the model's own tokenizer, or resize_token_embeddings"
+        )
     device = base_of(model).device
     width = max(map(len, prompt_ids))
     pad = tokenizer.pad_token_id

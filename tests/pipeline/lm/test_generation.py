@@ -74,3 +74,10 @@ def test_conversations_use_the_chat_template(policy) -> None:
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="no chat template"):
         encode_prompt(tokenizer, messages)
+
+
+def test_a_token_without_embedding_is_told() -> None:
+    model, tokenizer = prepare(toy.toy_language_model(0), toy.toy_tokenizer()), toy.toy_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    with pytest.raises(UserError, match=r"token 131 \('<new>'\), but the model has 131 embeddings"):
+        sample(model, tokenizer, ["the <new>"], max_new_tokens=2, batch_size=1, seed=0)
