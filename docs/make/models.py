@@ -27,7 +27,7 @@ from transformers.models.auto.modeling_auto import (  # noqa: E402
 
 from pipeline.errors import UserError  # noqa: E402
 from tests.pipeline.families.promises import MODES, OUTCOMES, prepared, trainer_of  # noqa: E402
-from tests.pipeline.families.tiny import families, tiny_model  # noqa: E402
+from tests.pipeline.families.tiny import UNREADABLE, families, tiny_model  # noqa: E402
 
 # A part of the refusal, and what the page says.
 REASONS = {
@@ -70,6 +70,10 @@ in) is the trained one when read back.
 | family | class | why |
 | --- | --- | --- |
 {refused}
+
+## Not to be used: transformers does not read back what it saved
+
+{unreadable}
 
 ## Not tried
 
@@ -118,6 +122,7 @@ def main() -> None:
         full=", ".join(full),
         part="\n".join(rows),
         refused="\n".join(refused),
+        unreadable="\n".join(f"- {kind}: {why}" for kind, why in UNREADABLE.items()),
         untried=", ".join(untried),
     )
     (ROOT / "docs" / "models.md").write_text(page, encoding="utf-8")

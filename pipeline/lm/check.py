@@ -8,7 +8,7 @@ the one that is measured. Each is tried on a few tokens of the model at hand.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,11 +34,13 @@ _SAME = {torch.float32: 1e-3, torch.bfloat16: 0.18}
 _UNSEEN = {torch.float32: 1e-4, torch.bfloat16: 5e-3}
 
 
-def check_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, longest: int = 0) -> None:
     """Make sure that ``model`` samples, scores and trains one and the same distribution.
 
     Args:
         model: a causal LM or a PEFT model around one, prepared (no dropout), on its device.
+        longest: tokens of the longest sequence to expect: sampling is tried as far as that, as some
+            models do other things beyond a window.
 
     Raises:
         UserError: it does not; the message says in what.
@@ -48,7 +50,7 @@ def check_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     devices = [base.device] if base.device.type != "cpu" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            problem = next(_problems(base, tokenizer), None)
+            problem = next(_problems(base, tokenizer, longest), None)
     except FAILS as error:
         problem = f"it fails on plain tokens ({first_line(error)})"
     finally:
@@ -60,7 +62,9 @@ def check_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def _problems(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _problems(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int
+) -> Iterator[str]:
     whole = all(p.dtype == torch.float32 for p in base.parameters())
     dtype = torch.float32 if whole else torch.bfloat16
     torch.manual_seed(0)
@@ -81,7 +85,12 @@ def _problems(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Iter
     if max(_apart(_logps(base, tokens), plain) for _ in range(2)) > unseen:
         yield "it computes otherwise in training mode (dropout or noise that cannot be set to 0)"
     base.eval()
-    difference = _sampling_difference(base, tokenizer, tokens[0].tolist())
+    prompts = [tuple(tokens[0, :length].tolist()) for length in _LENGTHS]
+    difference = _sampling_difference(base, tokenizer, prompts)
+    if longest > _LENGTHS[1] + _NEW and difference <= same:
+        far = torch.randint(_LOWEST, highest, (longest - _NEW,)).tolist()
+        prompts = [tuple(far[: len(far) // 2]), tuple(far)]
+        difference = _sampling_difference(base, tokenizer, prompts)
     if difference > same:
         yield (
             f"what it samples after padding is not what it scores (by {difference:.2g} nats; it "
@@ -114,11 +123,12 @@ class Recorder(Decoder):
 
 
 def _sampling_difference(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: list[int]
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[tuple[int, ...]],
 ) -> float:
     """The largest difference in nats between a drawn token's two log-probabilities."""
     recorder = Recorder()
-    prompts = [tuple(tokens[:length]) for length in _LENGTHS]
     made = generate_tokens(base, tokenizer, prompts, _NEW, recorder)
     worst = 0.0
     for row, (prompt, tokens_and_padding) in enumerate(zip(prompts, made, strict=True)):

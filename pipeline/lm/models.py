@@ -188,12 +188,16 @@ def prepare(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTr
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The stack of decoder layers of a causal language model."""
-    decoder = model.get_decoder()
-    for name in ("layers", "h", "blocks"):
-        layers = getattr(decoder, name, None)
-        if isinstance(layers, nn.ModuleList):
-            return layers
+    """The stack of decoder layers of a causal language model.
+
+    Raises:
+        UserError: it has none, or none where such models have it.
+    """
+    for decoder in (model.get_decoder(), model.base_model):
+        for name in ("layers", "h", "blocks"):
+            layers = getattr(decoder, name, None)
+            if isinstance(layers, nn.ModuleList):
+                return layers
     raise UserError(
         f"model.trainable_layers: {type(model).__name__} has no list of layers known here; "
         "set it to null (all weights) or use LoRA (model.use_peft: true)"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipeline.errors import UserError
 from pipeline.lm.hardware import autocast
 from pipeline.lm.models import decoder_layers
 from pipeline.lm.route import FAILS, decoder_of
@@ -108,8 +109,13 @@ class SplitDecoder:
 
 
 def lowest_trained_layer(model: PreTrainedModel) -> int:
-    """Index of the lowest decoder layer with a trained weight; 0 if the embeddings train too."""
+    """Index of the lowest decoder layer with a trained weight; 0 if the embeddings train too, or
+    where there is no stack of layers to cut."""
     if any(p.requires_grad for p in model.get_input_embeddings().parameters()):
         return 0
-    trained = [any(p.requires_grad for p in layer.parameters()) for layer in decoder_layers(model)]
+    try:
+        layers = decoder_layers(model)
+    except UserError:
+        return 0
+    trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers]
     return trained.index(True) if any(trained) else 0

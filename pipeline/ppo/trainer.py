@@ -86,7 +86,7 @@ class PPOTrainer(BaseTrainer):
             model.to(args.device)
         longest = longest_prompt(processing_class, train_dataset) + args.response_length
         use_plain_attention(base, args.device, longest)
-        check_policy(model, processing_class)
+        check_policy(model, processing_class, longest)
         self.reward = reward_call(reward_function, args)
         self.kl_control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self.score_deviation = RunningDeviation()

@@ -130,15 +130,18 @@ _OWN: dict[str, dict[str, Any]] = {
 }
 
 
-# AutoModelForCausalLM builds it, but does not read what it saves.
-_UNREADABLE = {"emu3"}
+# What transformers does not read back as it saved it, and why.
+UNREADABLE = {
+    "emu3": "is saved with a config that AutoModelForCausalLM does not know",
+    "youtu": "its code sets the padding token's trained embedding to 0 on loading",
+}
 
 
 def families() -> list[str]:
     """The model types of the mapping, one for each class."""
     first: dict[str, str] = {}
     for kind, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
-        if kind not in _UNREADABLE:
+        if kind not in UNREADABLE:
             first.setdefault(name, kind)
     return sorted(first.values())
 
