@@ -68,12 +68,6 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[i
     return tuple(ids)
 
 
-def longest_prompt(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> int:
-    """Tokens of the longest prompt, as judged by the 64 with the most characters."""
-    longest = sorted(prompts, key=lambda prompt: len(str(prompt)), reverse=True)[:64]
-    return max(len(encode_prompt(tokenizer, prompt)) for prompt in longest)
-
-
 def cut_at_eos(tokens: Sequence[int], eos: set[int]) -> tuple[tuple[int, ...], bool]:
     """The tokens up to and including the first EOS, and whether there was one."""
     for position, token in enumerate(tokens):

@@ -19,9 +19,10 @@ from classic_rl.advantages import completion_gae
 from classic_rl.losses import clipped_surrogate, kl_estimate, value_loss
 from pipeline.data.records import Prompt
 from pipeline.errors import UserError
-from pipeline.lm.generation import Completion, encode_prompt, longest_prompt, sample
+from pipeline.lm.generation import Completion, encode_prompt, sample
 from pipeline.lm.hardware import one_device, use_plain_attention
 from pipeline.lm.models import base_of, prepare
+from pipeline.lm.positions import check_prompts
 from pipeline.lm.scoring import TokenBatch, check_head
 from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
 from pipeline.ppo.config import PPOConfig
@@ -79,8 +80,11 @@ class PPOTrainer(BaseTrainer):
         if isinstance(model, PeftModel):  # keeps one of its own, which generate() puts in place
             model.generation_config = base.generation_config  # type: ignore[assignment]
         check_head(base)
-        longest = longest_prompt(processing_class, train_dataset) + args.response_length
-        use_plain_attention(base, args.device, longest)
+        length = args.response_length
+        longest = check_prompts(base, processing_class, train_dataset, length, "training")
+        if eval_dataset:
+            check_prompts(base, processing_class, eval_dataset, length, "evaluation")
+        use_plain_attention(base, args.device, longest + length)
         self.reward = reward_call(reward_function, args)
         self.kl_control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
         self.score_deviation = RunningDeviation()
