@@ -12,10 +12,12 @@ from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
 from pipeline.lm.generation import Completion
+from pipeline.lm.scoring import TokenBatch
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.ppo.actor_critic import TokenRecord
 from pipeline.ppo.control import KLController, RunningDeviation
-from pipeline.ppo.rollout import schedule, shaped_scores, token_rewards
+from pipeline.ppo.rollout import Rollout, microbatches, schedule, shaped_scores, token_rewards
+from pipeline.ppo.upkeep.memory import Memory
 from pipeline.ppo.upkeep.sharing import RolloutSampler
 
 
@@ -97,6 +99,36 @@ def test_minibatches_are_reshuffled_every_epoch_and_cover_the_rollout() -> None:
     for order in epochs:
         assert sorted(order.tolist()) == list(range(16))
     assert set(torch.cat(plan[0]).tolist()) != set(torch.cat(plan[2]).tolist())
+
+
+def test_the_activations_of_a_rollout_are_there_once_and_cut_for_the_pass_that_needs_them() -> None:
+    args = PPOConfig(
+        output_dir="x", use_cpu=True, bf16=False, per_device_train_batch_size=4,
+        num_mini_batches=2, num_ppo_epochs=3,
+    )  # fmt: skip
+    rows = [Completion("", (3,) * (1 + i % 3), tuple(range(4, 5 + i)), "", True) for i in range(8)]
+    batch = TokenBatch.collate(rows, 0, torch.device("cpu"))
+    numbers = torch.randn(6, *batch.mask.shape)
+    trunk = torch.randn(*batch.sequences.shape, 5)
+    old = TokenRecord(*numbers[:5])
+    rollout = Rollout(rows, batch, trunk, numbers[0, :, 0], old, *numbers[3:6])
+    lengths = batch.prompt_lengths + batch.mask.sum(1)
+    plan = schedule(lengths, args, seed=1)
+    parts = microbatches(rollout, plan, lambda values: values)
+    indices = [index for minibatch in plan for index in minibatch]
+    assert len(parts) == len(indices) == 6
+    kept = {part.kept_trunk.untyped_storage().data_ptr() for part in parts}
+    assert kept == {trunk.untyped_storage().data_ptr()}
+    halves = []
+    for part, index in zip(parts, indices, strict=True):
+        width = int(lengths[index].max())
+        assert torch.equal(part.trunk, trunk[index, :width])
+        assert torch.equal(part.batch.sequences, batch.sequences[index, :width])
+        Memory(1, lambda: None)._parts(part, 2, lambda half: halves.append(half) or torch.ones(()))
+        for half, its in zip(halves[-2:], index.split(2), strict=True):
+            assert half.kept_trunk is trunk
+            assert torch.equal(half.trunk, trunk[its, : int(lengths[its].max())])
+            assert torch.equal(half.old_logps, old.logps[its, : half.batch.mask.shape[1]])
 
 
 def test_resumed_in_mid_epoch_under_two_processes_the_sampler_knows_its_epoch() -> None:
