@@ -260,6 +260,7 @@ def token_statistics(
         entropy = -(p * logps).sum(-1)
         own, ref = chosen
         pieces.append((own, entropy, ref, (p * logps.sub_(ref_logps)).sum(-1)))
+        del logps, ref_logps, p  # or they would lie beside the next chunk's
     return TokenStatistics(*(torch.cat(column) for column in zip(*pieces, strict=True)))
 
 

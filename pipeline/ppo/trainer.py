@@ -24,6 +24,7 @@ from pipeline.lm.hardware import one_device, use_plain_attention
 from pipeline.lm.models import base_of, prepare
 from pipeline.lm.positions import check_prompts
 from pipeline.lm.scoring import TokenBatch, check_head
+from pipeline.output.console import say
 from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.control import KLController, RunningDeviation
@@ -42,6 +43,8 @@ from pipeline.ppo.upkeep.guards import failed_reward, reward_call
 from pipeline.ppo.upkeep.metrics import evaluation_metrics
 from pipeline.ppo.upkeep.sharing import evaluation_part, rollout_draws, share
 from reward_models import RewardError, RewardFunction
+
+_HORIZONS = 20  # of the KL controller in a run, where its length is not configured
 
 
 class PPOTrainer(BaseTrainer):
@@ -86,7 +89,10 @@ class PPOTrainer(BaseTrainer):
             check_prompts(base, processing_class, eval_dataset, length, "evaluation")
         use_plain_attention(base, args.device, longest + length)
         self.reward = reward_call(reward_function, args)
-        self.kl_control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
+        for line in args.advice():
+            say(f"warning: {line}")
+        horizon = args.kl_horizon or args.planned_episodes(len(train_dataset)) / _HORIZONS
+        self.kl_control = KLController(args.kl_coef, args.kl_target, horizon)
         self.score_deviation = RunningDeviation()
         set_seed(args.seed)  # the Trainer does so later, but the value head is made here
         super().__init__(

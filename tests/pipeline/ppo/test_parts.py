@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
+from classic_rl.advantages import completion_gae
 from pipeline.lm.generation import Completion
 from pipeline.lm.scoring import TokenBatch
 from pipeline.ppo import PPOConfig, PPOTrainer
@@ -62,6 +64,48 @@ def test_kl_controller_follows_ziegler() -> None:
     fixed = KLController(0.1, None, 1000)
     fixed.update(60.0, 100)
     assert fixed.coefficient == 0.1
+
+
+def settings(**arguments: Any) -> PPOConfig:
+    return PPOConfig(output_dir="x", use_cpu=True, bf16=False, **arguments)
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 256, 2048])
+def test_by_default_the_first_token_is_credited_with_the_whole_score(tokens: int) -> None:
+    """Also before the critic, which begins at 0, has learned anything, however long it is."""
+    rewards = torch.zeros(1, tokens)
+    rewards[0, -1] = 3.0
+    args, mask = settings(), torch.ones(1, tokens, dtype=torch.bool)
+    credit, _ = completion_gae(rewards, torch.zeros(1, tokens), mask, args.gamma, args.lam)
+    assert credit[0].tolist() == [3.0] * tokens
+
+
+def test_a_lambda_that_hides_the_score_from_the_first_token_is_warned_of() -> None:
+    rewards = torch.zeros(1, 256)
+    rewards[0, -1] = 1.0
+    mask = torch.ones(1, 256, dtype=torch.bool)
+    credit, _ = completion_gae(rewards, torch.zeros(1, 256), mask, 1.0, 0.95)
+    (line,) = settings(lam=0.95, response_length=256).advice()
+    assert f"of 256 tokens the first is credited with {float(credit[0, 0]):.1g}" in line
+    assert not list(settings(lam=0.95, response_length=64).advice())
+    assert not list(settings(response_length=2048).advice())
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_an_estimator_with_another_optimum_is_warned_of_with_the_certificate_s_figure(
+    estimator: str,
+) -> None:
+    table = (Path(__file__).parents[3] / "docs" / "certificate.md").read_text(encoding="utf-8")
+    figures = {
+        row.split("|")[1].strip(): float(row.split("|")[2].split()[0])
+        for row in table.partition("## PPO's switches")[2].splitlines()
+        if row.startswith(("| PPO  ", "| k2 in the reward", "| k3 in the reward"))
+    }
+    (line,) = settings(kl_estimator=estimator).advice()
+    assert f"measured {figures[f'{estimator} in the reward']:.2f} of the way" in line
+    assert f" {figures['PPO']:.2f} with k1" in line
+    assert not list(settings(kl_estimator=estimator, kl_in="loss").advice())
+    assert not list(settings().advice())
 
 
 def test_running_deviation_equals_the_deviation_of_everything() -> None:
