@@ -25,6 +25,7 @@ from pipeline.lm.models import base_of, prepare
 from pipeline.lm.positions import check_prompts
 from pipeline.lm.scoring import TokenBatch, check_head
 from pipeline.output.console import say
+from pipeline.output.versions import warn_untested
 from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.control import KLController, RunningDeviation
@@ -78,6 +79,7 @@ class PPOTrainer(BaseTrainer):
     ) -> None:
         if not train_dataset:
             raise UserError("PPO has no training prompts; check the data section")
+        warn_untested()
         one_device(args)
         base = prepare(base_of(model), processing_class)
         if isinstance(model, PeftModel):  # keeps one of its own, which generate() puts in place
