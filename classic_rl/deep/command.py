@@ -156,6 +156,7 @@ def _train(
     folder: Path,
 ) -> int:
     from classic_rl.deep import training
+    from classic_rl.deep.remarks import remarks
     from classic_rl.deep.run import CHECKPOINT_FILE
 
     trained = []
@@ -180,6 +181,9 @@ def _train(
         print(f"interrupted: the same command with --resume {then}", file=sys.stderr)
         return 130
     print(training.table(trained))
+    for run in trained:
+        for line in remarks(run):
+            print(line)
     picture = training.write_curve(trained, folder)
     print(f"files: {folder}" + (f", picture: {picture}" if picture else ""))
     return 0
