@@ -52,7 +52,7 @@ def _never_ended(run: Trained) -> str | None:
     if solved is not None and run.returns.mean() >= solved:
         return None
     cut = limit is not None and bool((lengths == limit).all())
-    why = f"no episode ended before the limit of {limit:,} steps: the goal was never reached"
+    why = f"no episode ended before the limit of {limit} steps: the goal was never reached"
     if len(returns) > len(run.returns) and np.ptp(returns) == 0:
         return f"every return was {returns[0]:g}" + (f", as {why}" if cut else "")
     return f"{why}, and {solved:g} is far" if cut and solved is not None else None

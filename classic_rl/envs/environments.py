@@ -88,7 +88,10 @@ def make_vector(env_id: str, n_envs: int, kwargs: Mapping[str, Any] | None = Non
         raise ProblemError(f"n_envs: {n_envs} is not a positive number of environments")
     spec = find(env_id)
     if spec.vector_entry_point is not None and not kwargs:
-        return gym.make_vec(spec, num_envs=n_envs, vectorization_mode="vector_entry_point")
+        try:
+            return gym.make_vec(spec, num_envs=n_envs, vectorization_mode="vector_entry_point")
+        except ImportError as error:
+            raise _missing(spec.id, error) from error
     return gym.vector.SyncVectorEnv(
         [lambda: make_for_networks(env_id, kwargs)] * n_envs,
         autoreset_mode=AutoresetMode.NEXT_STEP,
