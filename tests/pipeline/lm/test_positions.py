@@ -42,6 +42,8 @@ LIKE_LLAMA: dict[str, Any] = SMALL | {
     "intermediate_size": 64,
     "max_position_embeddings": LIMIT,
 }
+LIKE_ROBERTA: dict[str, Any] = LIKE_LLAMA | {"pad_token_id": 1, "is_decoder": True}
+LIKE_PHI: dict[str, Any] = LIKE_LLAMA | {"max_position_embeddings": 48}
 DYNAMIC = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
 LONG = {
     "rope_type": "longrope",
@@ -72,7 +74,7 @@ ENDLESS = {
 }
 
 
-def model_of(config: PreTrainedConfig) -> PreTrainedModel:
+def model_of(config: PreTrainedConfig) -> Any:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     return prepare(model, TOKENIZER).eval()
@@ -98,7 +100,7 @@ def test_a_limit_is_where_the_whole_model_fails(name: str) -> None:
 
 
 def test_positions_that_begin_behind_an_offset_are_not_what_the_config_says() -> None:
-    model = model_of(RobertaConfig(**LIKE_LLAMA | {"pad_token_id": 1}, is_decoder=True))
+    model = model_of(RobertaConfig(**LIKE_ROBERTA))
     assert runs(model, LIMIT - 2) and not runs(model, LIMIT - 1)
     assert tokens_taken(model, LIMIT) == LIMIT - 2
 
@@ -106,7 +108,7 @@ def test_positions_that_begin_behind_an_offset_are_not_what_the_config_says() ->
 @pytest.mark.parametrize("name", ENDLESS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_models_without_an_end_have_none(name: str, dtype: torch.dtype) -> None:
-    assert tokens_taken(model_of(ENDLESS[name]).to(dtype), 60) == 60
+    assert tokens_taken(model_of(ENDLESS[name]).to(dtype=dtype), 60) == 60
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -116,7 +118,7 @@ def test_models_without_an_end_have_none(name: str, dtype: torch.dtype) -> None:
         (LlamaConfig(**LIKE_LLAMA, rope_parameters=DYNAMIC), LIMIT),
         (
             Phi3Config(
-                **LIKE_LLAMA | {"max_position_embeddings": 48},
+                **LIKE_PHI,
                 original_max_position_embeddings=16,
                 rope_parameters=LONG,
             ),
@@ -134,7 +136,7 @@ def test_positions_scaled_by_the_length_end_where_scaling_begins(config, limit, 
         beyond = model(input_ids=tokens).logits[:, :8]
     torch.testing.assert_close(within, alone, atol=2e-6, rtol=0)
     assert (beyond - alone).abs().max() > 1e-5
-    assert tokens_taken(model.to(dtype), limit + 8) == limit
+    assert tokens_taken(model.to(dtype=dtype), limit + 8) == limit
 
 
 def test_a_prompt_that_does_not_fit_is_named_with_the_limit_and_the_mend() -> None:

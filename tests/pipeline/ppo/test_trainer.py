@@ -302,7 +302,7 @@ def test_the_value_loss_s_weight_counts_where_the_policy_learns_from_it(
 
 def test_a_prompt_too_long_for_the_model_is_told_before_a_rollout(tmp_path: Path) -> None:
     tokenizer = toy.toy_tokenizer()
-    sizes = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4}
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4}
     model = prepare(GPT2LMHeadModel(GPT2Config(**sizes, n_positions=16)), tokenizer)
     args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, response_length=12)
     fits = ["the film", "the film about love"]
