@@ -108,7 +108,7 @@ def cut_length(model: PreTrainedModel, max_length: int | None, key: str) -> int 
     if limit == wanted or (max_length is None and limit > wanted):
         return max_length
     name = type(model).__name__
-    say(f"{key}: {name} takes {limit} tokens; longer texts, held-out ones too, are cut there")
+    say(f"{key}: {name} takes {limit} tokens; longer texts are cut there")
     return limit
 
 
