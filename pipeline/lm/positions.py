@@ -126,9 +126,9 @@ def tokens_taken(model: PreTrainedModel, wanted: int) -> int:
     is sampled, token by token, is not what is scored afterwards, and a row's score depends on the
     others of its batch.
     """
-    if _takes(model, wanted):
+    if _takes(model, wanted) or not _takes(model, 1):  # no length is at fault there
         return wanted
-    low, high = 0, wanted  # taken, not taken
+    low, high = 1, wanted  # taken, not taken
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _takes(model, middle) else (low, middle)

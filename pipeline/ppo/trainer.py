@@ -314,6 +314,9 @@ class PPOTrainer(BaseTrainer):
         if not prompts:
             raise UserError("PPO's evaluate() has no prompts; pass eval_dataset")
         args = self.args
+        if eval_dataset is not None and not self.is_fsdp_enabled:  # whose layers are split by now
+            base = base_of(self.actor_critic.policy)
+            check_prompts(base, self.tokenizer, prompts, args.response_length, "evaluation")
         encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         rows, count, draws = evaluation_part([len(ids) for ids in encoded], args)
         own = [prompts[row] for row in rows], [encoded[row] for row in rows]

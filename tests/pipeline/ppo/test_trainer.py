@@ -307,7 +307,9 @@ def test_a_prompt_too_long_for_the_model_is_told_before_a_rollout(tmp_path: Path
     args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, response_length=12)
     fits = ["the film", "the film about love"]
     data: dict[str, Any] = {"processing_class": tokenizer, "train_dataset": fits}
-    PPOTrainer(model, letters, args, eval_dataset=fits, **data)
+    trainer = PPOTrainer(model, letters, args, eval_dataset=fits, **data)
+    with pytest.raises(UserError, match="evaluation prompt 0 .* has 5 tokens, and with 12"):
+        trainer.evaluate(["the film about love is"])
     with pytest.raises(UserError, match="evaluation prompt 2 .* has 5 tokens, and with 12"):
         PPOTrainer(
             model, letters, args, eval_dataset=[*fits, "this sequel about school is"], **data
