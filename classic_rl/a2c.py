@@ -103,7 +103,7 @@ def _train(config: A2CConfig, run: Run) -> Result:
         if config.anneal:
             optimizer.learning_rate = config.learning_rate * left
         metrics = update(policy, optimizer, collector.collect(), config)
-        run.log(collector.steps, episode_return=collector.episodes.recent_return(), **metrics)
+        run.log(collector.steps, policy, collector.episodes, **metrics)
     envs.close()
     return run.result(policy, collector.episodes, collector.steps)
 

@@ -168,8 +168,7 @@ def _train(config: DQNConfig, run: Run) -> Result:
             metrics = learner.update(batch)
         if metrics and stepper.steps * LOGS >= config.total_steps * len(run.curve["steps"]):
             means = {name: float(metric) for name, metric in metrics.items()}
-            recent = stepper.episodes.recent_return()
-            run.log(stepper.steps, episode_return=recent, epsilon=rate, **means)
+            run.log(stepper.steps, policy, stepper.episodes, epsilon=rate, **means)
     envs.close()
     return run.result(policy, stepper.episodes, stepper.steps)
 

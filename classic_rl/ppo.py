@@ -138,7 +138,7 @@ def _train(config: PPOConfig, run: Run) -> Result:
             ref_logps = reference.logps(rollout.observations, rollout.actions)
             rollout.rewards -= config.kl_coef * kl_estimate(rollout.logps, ref_logps)
         metrics = update(policy, optimizer, rollout, config, cliprange, collector.rng)
-        run.log(collector.steps, episode_return=collector.episodes.recent_return(), **metrics)
+        run.log(collector.steps, policy, collector.episodes, **metrics)
     envs.close()
     return run.result(policy, collector.episodes, collector.steps)
 

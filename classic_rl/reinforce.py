@@ -110,7 +110,7 @@ def _train(config: ReinforceConfig, run: Run) -> Result:
         if config.anneal:
             optimizers["actor"].learning_rate = config.learning_rate * left
         metrics = update(policy, optimizers, player.play(policy), config, player.rng)
-        run.log(player.steps, episode_return=player.episodes.recent_return(), **metrics)
+        run.log(player.steps, policy, player.episodes, **metrics)
     player.close()
     return run.result(policy, player.episodes, player.steps)
 

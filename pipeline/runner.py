@@ -32,6 +32,7 @@ from pipeline.errors import UserError
 from pipeline.output import quiet
 from pipeline.output.console import is_main_process, say, wait_for_every_rank
 from pipeline.output.memory import peak_memory
+from pipeline.output.versions import warn_untested
 from pipeline.provenance import (
     downstream,
     fingerprint,
@@ -291,6 +292,7 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
     start = time.monotonic()
     with lock(experiment.output_dir) if is_main_process() else nullcontext():
         steps = plan(experiment, stages, overwrite)
+        warn_untested()
         if command == "report":
             _need_comparison(experiment)
         try:

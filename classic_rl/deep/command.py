@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,10 +42,20 @@ def main(argv: Sequence[str], prog: str = "python -m classic_rl") -> int:
     """
     name, *words = argv
     parser = Parser(
-        raises=ProblemError, prog=f"{prog} {name}", description=COMMANDS[name].capitalize() + "."
+        raises=ProblemError,
+        settings=lambda: _settings(name),
+        prog=f"{prog} {name}",
+        description=COMMANDS[name].capitalize() + ".",
     )
     handler = _add(parser, name)
     return handler(parser.parse_intermixed_args(words))
+
+
+def _settings(name: str) -> list[str]:
+    """The settings of the algorithm of this name; none of another command."""
+    if name not in ALGORITHMS:
+        return []
+    return [field.name for field in fields(ALGORITHMS[name].config_class())]
 
 
 def _add(parser: argparse.ArgumentParser, name: str) -> Handler:
@@ -156,6 +166,7 @@ def _train(
     folder: Path,
 ) -> int:
     from classic_rl.deep import training
+    from classic_rl.deep.remarks import remarks
     from classic_rl.deep.run import CHECKPOINT_FILE
 
     trained = []
@@ -180,6 +191,9 @@ def _train(
         print(f"interrupted: the same command with --resume {then}", file=sys.stderr)
         return 130
     print(training.table(trained))
+    for run in trained:
+        for line in remarks(run):
+            print(line)
     picture = training.write_curve(trained, folder)
     print(f"files: {folder}" + (f", picture: {picture}" if picture else ""))
     return 0

@@ -41,9 +41,9 @@ class Episodes:
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
 
-    def recent_return(self) -> float:
-        """The mean return of the last 100; NaN before the first."""
-        return float(np.mean(self.returns[-100:] or [np.nan]))
+    def recent_return(self, last: int = 100) -> float:
+        """The mean return of the ``last`` ones; NaN before the first."""
+        return float(np.mean(self.returns[-last:] or [np.nan]))
 
 
 class Stepper:

@@ -7,6 +7,7 @@ resumed run does the same and ends bit-equal to one that was never interrupted.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -22,6 +23,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from classic_rl.deep.best import RECENT, Best
 from classic_rl.deep.policies import Policy
 from classic_rl.deep.policy_file import (
     POLICY_FILE,
@@ -34,6 +36,7 @@ from classic_rl.deep.settings import check_range
 from classic_rl.errors import ProblemError
 from classic_rl.results import prepare_folder, versions, write_bytes, write_json
 
+BEST_FOLDER = "best-in-training"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 RESULT_FILE = "result.json"
 OnLog = Callable[[int, Mapping[str, float]], None]
@@ -74,6 +77,7 @@ class Result:
         policy: ready to act. config: as trained. curve: logged metrics by name, equally long lists
             with the environment steps under ``"steps"``. episodes: every training episode.
         steps: environment steps taken. seconds: wall time, of all parts of a resumed run.
+        best: the best policy on the way.
     """
 
     policy: Policy
@@ -83,12 +87,19 @@ class Result:
     episodes: Episodes
     steps: int
     seconds: float
+    best: Best
 
     def save(self, out: str | Path) -> Path:
-        """Write the policy and ``result.json`` into the folder ``out``."""
+        """Write the policy and ``result.json`` into the folder ``out``, and into its folder
+        ``best-in-training`` that policy where the run did worse afterwards."""
         folder = prepare_folder(out)
         config = self.config
         save_policy(self.policy, folder / POLICY_FILE, config.env_id, config.env_kwargs)
+        if self.best.fell:
+            best = copy.deepcopy(self.policy)
+            restore_policy(best, self.best.tensors, BEST_FOLDER)
+            place = prepare_folder(folder / BEST_FOLDER) / POLICY_FILE
+            save_policy(best, place, config.env_id, config.env_kwargs)
         content = {
             "algorithm": self.algorithm,
             "config": asdict(config),
@@ -96,6 +107,7 @@ class Result:
             "seconds": self.seconds,
             "curve": self.curve,
             "episodes": asdict(self.episodes),
+            "best": self.best.state() | {"fell": self.best.fell},
             "versions": versions() | {"torch": torch.__version__},
         }
         return write_json(folder / RESULT_FILE, content)
@@ -122,6 +134,7 @@ class Run:
         self.algorithm, self.config, self.resume, self.on_log = algorithm, config, resume, on_log
         self.path = prepare_folder(out) / CHECKPOINT_FILE if out is not None else None
         self.curve: dict[str, list[float]] = {"steps": []}
+        self.best = Best()
         self.segments = 0  # checkpoints passed
         self.began = time.perf_counter()
 
@@ -129,12 +142,15 @@ class Run:
         """The seed of everything random until the next checkpoint."""
         return int(np.random.SeedSequence([self.config.seed, self.segments]).generate_state(1)[0])
 
-    def log(self, steps: int, **metrics: float) -> None:
-        """Add a point to the curve; every call must name the same metrics.
+    def log(self, steps: int, policy: Policy, episodes: Episodes, **metrics: float) -> None:
+        """Add a point to the curve, and look whether ``policy`` is the best so far.
+
+        Every call must name the same metrics; ``episode_return`` is added to them.
 
         Raises:
             ProblemError: where one is not finite; only the return has a time without a value.
         """
+        metrics = {"episode_return": episodes.recent_return(), **metrics}
         for name, value in metrics.items():
             if name != "episode_return" and not math.isfinite(value):
                 raise ProblemError(
@@ -142,6 +158,7 @@ class Run:
                 )
         for name, value in {"steps": steps, **metrics}.items():
             self.curve.setdefault(name, []).append(value)
+        self.best.look_at(steps, episodes.recent_return(RECENT), policy_tensors(policy))
         if self.on_log is not None:
             self.on_log(steps, metrics)
 
@@ -163,9 +180,11 @@ class Run:
             "segments": self.segments,
             "seconds": time.perf_counter() - self.began,
             "curve": self.curve,
+            "best": self.best.state(),
             "state": dict(state),
         }
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        every = {**tensors, **with_prefix("best", self.best.tensors)}
+        contiguous = {name: tensor.contiguous() for name, tensor in every.items()}
         write_bytes(self.path, safetensors.torch.save(contiguous, {"run": json.dumps(about)}))
 
     def restore(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
@@ -192,13 +211,15 @@ class Run:
                     "use the same settings or another --out"
                 )
         self.segments, self.curve = about["segments"], about["curve"]
+        self.best = Best(**about.get("best", {}), tensors=below("best", tensors))
         self.began -= about["seconds"]
         return tensors, about["state"]
 
     def result(self, policy: Policy, episodes: Episodes, steps: int) -> Result:
         """The result of the finished run."""
         seconds = time.perf_counter() - self.began
-        return Result(policy, self.config, self.algorithm, self.curve, episodes, steps, seconds)
+        done = (self.algorithm, self.curve, episodes, steps, seconds, self.best)
+        return Result(policy, self.config, *done)
 
 
 def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

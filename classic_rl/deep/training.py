@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 
 from classic_rl.algorithms import find_algorithm
 from classic_rl.deep import evaluation, policy_file
+from classic_rl.deep.best import Best
 from classic_rl.deep.configuration import write_yaml
-from classic_rl.deep.run import CHECKPOINT_FILE, RESULT_FILE, Result, RunConfig
+from classic_rl.deep.run import BEST_FOLDER, CHECKPOINT_FILE, RESULT_FILE, Result, RunConfig
 from classic_rl.deep.trackers import TrackerName, open_tracker
 from classic_rl.pictures import plots
 from classic_rl.results import prepare_folder, write_figure, write_json
@@ -39,7 +40,8 @@ class Trained:
         steps, seconds: environment steps and wall time that it took.
         episodes: training episodes: ``steps``, ``returns``, ``lengths``, equally long lists.
         curve: what was logged, by name; ``steps`` are environment steps.
-        returns: of the evaluation's episodes, ``(episodes,)``.
+        returns, lengths: of the evaluation's episodes, ``(episodes,)`` each.
+        best: where the run lost its best policy, that one's evaluation and the steps it was at.
     """
 
     algorithm: str
@@ -50,6 +52,8 @@ class Trained:
     episodes: Mapping[str, Sequence[float]]
     curve: Mapping[str, Sequence[float]]
     returns: np.ndarray
+    lengths: np.ndarray
+    best: tuple[int, np.ndarray] | None
 
     @property
     def training_return(self) -> float:
@@ -87,6 +91,8 @@ def train(
         content["episodes"],
         content["curve"],
         measured.returns,
+        measured.lengths,
+        _lost(content["best"], folder, episodes, float(measured.returns.mean())),
     )
 
 
@@ -101,6 +107,19 @@ def evaluate(
     target = folder if folder.is_dir() else folder.parent
     write_json(target / EVALUATION_FILE, content | asdict(measured))
     return measured
+
+
+def _lost(
+    about: dict[str, Any], folder: Path, episodes: int, final: float
+) -> tuple[int, np.ndarray] | None:
+    """Steps and evaluation of the best policy in training, where it beats the last one by far.
+
+    Training episodes are few and explore: what they call best is not believed untried.
+    """
+    if not about.pop("fell"):
+        return None
+    best, returns = Best(**about), evaluate(folder / BEST_FOLDER, episodes).returns
+    return (best.steps, returns) if best.well_below(float(returns.mean()), final) else None
 
 
 def summary(returns: np.ndarray) -> dict[str, float]:
@@ -152,7 +171,9 @@ def _train(
 def _replace(folder: Path, began: float, resume: bool) -> None:
     """Remove what an earlier run left in the folder, whatever is older than ``began``."""
     kept = {CHECKPOINT_FILE} if resume else set()
-    for name in {RESULT_FILE, CHECKPOINT_FILE, EVALUATION_FILE, policy_file.POLICY_FILE} - kept:
+    policy = {EVALUATION_FILE, policy_file.POLICY_FILE}
+    best = {f"{BEST_FOLDER}/{name}" for name in policy}
+    for name in (policy | best | {RESULT_FILE, CHECKPOINT_FILE}) - kept:
         path = folder / name
         if path.exists() and path.stat().st_mtime < began:
             path.unlink()
@@ -166,6 +187,7 @@ def _finished(algorithm: str, config: RunConfig, folder: Path) -> dict[str, Any]
         return None
     wanted = json.loads(json.dumps(asdict(config)))
     same = content.get("algorithm") == algorithm and content.get("config") == wanted
+    same = same and "best" in content  # an older release kept none
     return content if same and (folder / policy_file.POLICY_FILE).is_file() else None
 
 

@@ -8,13 +8,16 @@ episode's end ignores the action, pays nothing and returns the next episode's fi
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 import classic_rl.envs  # noqa: F401 (registers our environments)
+from classic_rl.envs.checks import check_interface
 from classic_rl.errors import ProblemError
 
 # What an environment's name starts with → what provides it.
@@ -25,6 +28,9 @@ EXTRAS = {
     "ALE/": "the Arcade Learning Environment: pip install ale-py opencv-python-headless",
     "MinAtar/": "MinAtar: pip install minatar",
 }
+_KEPT_TO: set[tuple[str, str, str]] = set()  # environments whose interface was looked at
+_SHORTEST = 4  # letters of a name that others may begin with
+_ALIKE = 0.75  # of two names, as difflib counts it
 LONGEST = 10_000  # steps of an episode where the environment sets no limit
 ATARI_FRAMES = 4  # frames stacked, and game frames a step (Mnih et al. 2015)
 
@@ -35,21 +41,36 @@ def make(env_id: str, kwargs: Mapping[str, Any] | None = None, **more: Any) -> g
     Atari games (``ALE/…``) come with gymnasium's preprocessing and four stacked frames.
 
     Raises:
-        ProblemError: unknown id (with the nearest known one), a missing extra, a wrong argument.
+        ProblemError: unknown id (with the nearest known one), a missing extra, a wrong argument,
+            an environment that does not keep to gymnasium's interface.
     """
     spec = find(env_id)
     arguments = {**(kwargs or {}), **more}
+    key = (spec.id, repr(spec.entry_point), repr(arguments))
+    if key not in _KEPT_TO:
+        env = _make(spec, env_id, arguments)
+        check_interface(env, env_id)
+        env.close()
+        _KEPT_TO.add(key)
+    return _make(spec, env_id, arguments)
+
+
+def _make(spec: Any, env_id: str, arguments: dict[str, Any]) -> gym.Env:
     try:
         if spec.id.startswith("ALE/"):
             return _atari(spec, arguments)
         # Checking every step costs a fifth of a small environment's time; tests check ours.
         return gym.make(spec, disable_env_checker=True, **arguments)
-    except (gym.error.DependencyNotInstalled, ModuleNotFoundError) as error:
+    except (gym.error.DependencyNotInstalled, ImportError) as error:
         raise _missing(spec.id, error) from error
     except ProblemError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
         # What constructors raise over their arguments; without any it is a fault to be seen.
+        if "gymnasium.Env" in str(error):  # what `gymnasium.make` says of any other class
+            raise ProblemError(
+                f"{env_id}: the environment must be a gymnasium.Env (`import gymnasium as gym`)"
+            ) from error
         if not arguments:
             raise
         given = ", ".join(f"{key}={value}" for key, value in arguments.items())
@@ -67,7 +88,10 @@ def make_vector(env_id: str, n_envs: int, kwargs: Mapping[str, Any] | None = Non
         raise ProblemError(f"n_envs: {n_envs} is not a positive number of environments")
     spec = find(env_id)
     if spec.vector_entry_point is not None and not kwargs:
-        return gym.make_vec(spec, num_envs=n_envs, vectorization_mode="vector_entry_point")
+        try:
+            return gym.make_vec(spec, num_envs=n_envs, vectorization_mode="vector_entry_point")
+        except ImportError as error:
+            raise _missing(spec.id, error) from error
     return gym.vector.SyncVectorEnv(
         [lambda: make_for_networks(env_id, kwargs)] * n_envs,
         autoreset_mode=AutoresetMode.NEXT_STEP,
@@ -92,19 +116,49 @@ def find(env_id: str) -> Any:
     """The registered specification of an environment id, as `gymnasium.spec` gives it."""
     _register_guests(env_id)
     for name in (env_id, f"classic_rl/{env_id}", f"classic_rl/{env_id}-v0"):
-        if name in gym.registry:
+        if name in gym.registry and not _is_old_atari(gym.registry[name]):
             return gym.registry[name]
-    try:
-        return gym.spec(env_id)  # resolves an id without its version
-    except gym.error.Error:
-        prefix = next((name for name in EXTRAS if env_id.startswith(name)), None)
-        if prefix in ("ALE/", "MinAtar/") and not any(
-            key.startswith(prefix) for key in gym.registry
-        ):
-            raise _missing(env_id) from None
-        near = difflib.get_close_matches(env_id, list(gym.registry), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ProblemError(f"{env_id}: no such environment{hint}") from None
+    with suppress(gym.error.Error):
+        spec = gym.spec(env_id)  # resolves an id without its version
+        if not _is_old_atari(spec):
+            return spec
+    prefix = next((name for name in EXTRAS if env_id.startswith(name)), None)
+    if prefix in ("ALE/", "MinAtar/") and not any(key.startswith(prefix) for key in gym.registry):
+        raise _missing(env_id)
+    near = nearest(env_id)
+    hint = f"; did you mean {near}?" if near else ""
+    raise ProblemError(f"{env_id}: no such environment{hint}")
+
+
+def nearest(env_id: str) -> str | None:
+    """Today's id of an environment that has another version, namespace or case, or a like name.
+
+    Of the registered environments of the same name the newest, those of the same namespace or of
+    none first; else of the longest name that this one begins with (``BreakoutNoFrameskip``, once);
+    else of the name that is spelt most alike.
+    """
+    _register_guests("ALE/")
+    namespace, _, name = env_id.rpartition("/")
+    name = re.sub(r"-v\d+$", "", name).lower()
+    known: dict[str, list[Any]] = {}
+    for spec in gym.registry.values():
+        if not _is_old_atari(spec):
+            known.setdefault(spec.name.lower(), []).append(spec)
+    begins = [other for other in known if len(other) >= _SHORTEST and name.startswith(other)]
+    alike = difflib.get_close_matches(name, list(known), n=1, cutoff=_ALIKE)
+    found = [name] if name in known else [max(begins, key=len)] if begins else alike
+    if not found:
+        return None
+
+    def rank(spec: Any) -> tuple[bool, bool, int]:
+        return spec.namespace == namespace, not spec.namespace, spec.version or 0
+
+    return max(known[found[0]], key=rank).id
+
+
+def _is_old_atari(spec: Any) -> bool:
+    """Whether it is one of ale-py's ids of before, such as ``Breakout-v0``: raw frames."""
+    return str(spec.entry_point).startswith("ale_py") and not spec.id.startswith("ALE/")
 
 
 def _register_guests(env_id: str) -> None:
@@ -133,5 +187,7 @@ def _atari(spec: Any, arguments: dict[str, Any]) -> gym.Env:
 def _missing(env_id: str, error: Exception | None = None) -> ProblemError:
     extra = next((text for name, text in EXTRAS.items() if env_id.startswith(name)), None)
     if extra is None:
-        return ProblemError(f"{env_id} needs a package: {' '.join(str(error).split())}")
+        today = nearest(env_id)
+        hint = f"; today's is {today}" if today and today != env_id else ""
+        return ProblemError(f"{env_id} needs a package: {' '.join(str(error).split())}{hint}")
     return ProblemError(f"{env_id} needs {extra}")

@@ -127,6 +127,10 @@ def _control(arguments: argparse.Namespace, problem: Problem, paper: report.Repo
     ]
     best = optimum(problem)
     paper.control(learned, how.episodes is not None, best)
+    exact = optimal_values(problem)
+    if exact is not None:
+        seen = reached(problem.model, problem.uniform_policy())
+        paper.distance(learned, exact, seen)
     paper.played(played, best, learned)
 
 
@@ -242,6 +246,16 @@ def optimum(problem: Problem) -> float | None:
     if problem.mdp is None:
         return None
     return expected_return(problem.mdp, None, problem.limit)
+
+
+def optimal_values(problem: Problem) -> np.ndarray | None:
+    """The exact optimal values ``(S,)``; None without a model, or where no policy ever ends."""
+    if problem.mdp is None:
+        return None
+    try:
+        return policy_iteration(problem.mdp).values
+    except ProblemError:
+        return None
 
 
 def expected_return(mdp: MDP, policy: np.ndarray | None, steps: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from classic_rl.tabular.settings import Problem
 from classic_rl.tabular.soft import SoftSolution
 
 LISTED = 16  # completions of a TokenMDP, or states without a grid, that are printed at most
+ON_POLICY = ("monte-carlo-control", "sarsa", "expected-sarsa")
+FAR = 0.1  # of the largest exact value: a distance of learned ones that is worth a word
 LATEST = 100  # training episodes that the table's mean is over
 
 
@@ -106,6 +109,33 @@ class Report:
             self._picture(
                 "learning-curve.png",
                 lambda: learning_curve(learned, by_episodes, best, title=self.title),
+            )
+
+    def distance(self, learned: Sequence[Learned], exact: np.ndarray, seen: np.ndarray) -> None:
+        """How far learned values are from the exact optimal ones ``(S,)``.
+
+        Args:
+            seen: the states that can be reached.
+        """
+        values = np.array([one.action_values.max(axis=1) for one in learned])
+        errors = np.sqrt(((values - exact)[:, seen] ** 2).mean(axis=1))
+        self.results |= {"exact": exact, "rms_error": errors}
+        self._table("exact optimal values", exact, None)
+        words = ", ".join(
+            f"seed {seed}: {error:.3g}" for seed, error in zip(self.seeds, errors, strict=True)
+        )
+        print(f"\nRMS distance of the learned values from the exact ones, {words}")
+        if errors.max() <= FAR * np.abs(exact).max():
+            return
+        alpha = str(self.settings["alpha"])
+        if self.algorithm in ON_POLICY:
+            print("they are those of the policy that explores; what the greedy one earns is below")
+        elif _is_number(alpha):
+            steps = round(max(one.lengths.sum() for one in learned), -3)
+            length = f":{steps}" if "episodes" in self.settings and steps else ""
+            print(
+                "they are far: with a constant alpha they follow the latest rewards for ever; let"
+                f" it fall (--alpha {alpha}:0.01{length}). What the greedy policy earns is below"
             )
 
     def prediction(
@@ -309,6 +339,13 @@ class Report:
 def plural(count: int, word: str) -> str:
     """``1 seed``, ``2 seeds``."""
     return f"{count:,} {word}" + ("s" if count != 1 else "")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _kl_rewards(mdp: MDP, policy: np.ndarray, reference: np.ndarray) -> MDP:

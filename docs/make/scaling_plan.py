@@ -138,7 +138,8 @@ class Plan:
 
     @property
     def logits(self) -> float:
-        return LOGITS_CHUNK * self.model.vocabulary * (2 + 4 + 4)
+        """Four float32 numbers a logit: what scoring both models takes, and a trained LM head."""
+        return LOGITS_CHUNK * self.model.vocabulary * 16
 
     def cache(self, processes: int) -> float:
         rows = min(SAMPLED_AT_ONCE, -(-ROWS // processes))

@@ -222,7 +222,6 @@ _PPO: Settings = {
     "lam": 1.0,
     "value_learning_rate": 1e-2,
     "value_head_hidden": 4.0,
-    "vf_coef": 1.0,
     # At π* every advantage is 0: there whitening would size up what is left, the critic's error.
     "whiten_advantages": False,
 }

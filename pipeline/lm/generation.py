@@ -68,12 +68,6 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[i
     return tuple(ids)
 
 
-def longest_prompt(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> int:
-    """Tokens of the longest prompt, as judged by the 64 with the most characters."""
-    longest = sorted(prompts, key=lambda prompt: len(str(prompt)), reverse=True)[:64]
-    return max(len(encode_prompt(tokenizer, prompt)) for prompt in longest)
-
-
 def end_tokens(model: nn.Module) -> set[int]:
     """The tokens that end a completion."""
     eos: Any = base_of(model).generation_config.eos_token_id  # type: ignore[union-attr]

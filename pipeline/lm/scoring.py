@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.lm.generation import Completion
 from pipeline.lm.hardware import autocast
 from pipeline.lm.models import base_of
+from pipeline.lm.positions import tokens_taken
 from pipeline.lm.route import hidden_states, lm_head
 from pipeline.output.terminal import progress
 
@@ -232,6 +233,7 @@ def token_statistics(
         entropy = -(p * logps).sum(-1)
         own, ref = chosen
         pieces.append((own, entropy, ref, (p * logps.sub_(ref_logps)).sum(-1)))
+        del logps, ref_logps, p  # or they would lie beside the next chunk's
     return TokenStatistics(*(torch.cat(column) for column in zip(*pieces, strict=True)))
 
 
@@ -290,11 +292,14 @@ def text_nll(
 ) -> tuple[float, int]:
     """Total negative log-likelihood of ``texts`` (EOS included) in nats, and the tokens counted.
 
-    The first token, which nothing predicts, is not counted.
+    The first token, which nothing predicts, is not counted, nor is what the model has no positions
+    for.
     """
     eos: Any = tokenizer.eos_token_id
     rows = [tuple(tokenizer(text)["input_ids"]) for text in texts]  # type: ignore[arg-type]
     rows = [row if row[-1:] == (eos,) else (*row, eos) for row in rows]
+    limit = tokens_taken(base_of(model), max(map(len, rows), default=0))
+    rows = [row[:limit] for row in rows]
     documents = [Completion("", row[:1], row[1:], "", True) for row in rows if len(row) > 1]
     device, head = base_of(model).device, lm_head(model)
     total, count = 0.0, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -11,6 +12,10 @@ from annotated_types import Ge, Gt, Le
 from transformers import TrainingArguments
 
 from pipeline.bounds import AboveZero, Count, NotNegative, out_of_bounds
+
+_LEAST_SEEN = 0.01  # of the score by a completion's first token, less is warned of
+# Optimality with each estimator in the reward, medians over five seeds: docs/certificate.md.
+_IN_REWARD, _IN_REWARD_K1 = {"k2": "0.29", "k3": "-0.19"}, "0.99"
 
 
 @dataclass
@@ -48,17 +53,22 @@ class PPOConfig(TrainingArguments):
 
         kl_coef: β, the price of one nat of KL, in reward units.
         kl_estimator: per-token estimate that the reward is charged with (Schulman 2020). Only k1
-            has the KL-regularised optimum in the reward, see ``docs/certificate.md``.
+            has the KL-regularised optimum in the reward: k2 and k3 end far from it, which the
+            trainer warns of, see ``docs/certificate.md``.
         kl_in: charge the KL to the reward, or add β times its estimate, k2 or k3, to the loss.
             There a token does not answer for the KL of those after it: another optimum.
         kl_target: adaptive control when set: the coefficient is steered until the KL per
             completion is this many nats (Ziegler et al. 2019, section 2.2).
-        kl_horizon: episodes over which the controller closes the gap.
+        kl_horizon: episodes in which KL at 1.2 times the target or more raises β e^0.2-fold, and
+            at 0.8 times or less lowers it as much; ``None`` is a twentieth of the run's, so that
+            over a whole run β can be moved 50-fold, and tenfold in about half of it.
 
     > Advantages
 
         gamma: discount per token.
-        lam: GAE's λ.
+        lam: GAE's λ. A critic begins at 0, and until it has learned token t of T is credited with
+            λ^(T − t) of a score that comes at the end: of 256 tokens the first would see 2e-6 of
+            it with λ = 0.95. Below 1, for short completions, it lowers the variance.
         whiten_advantages: zero mean, unit variance over the whole rollout (all processes).
         whiten_rewards: divide token rewards by their global standard deviation (mean kept).
 
@@ -71,7 +81,9 @@ class PPOConfig(TrainingArguments):
 
     > Critic
 
-        vf_coef: weight of the value loss.
+        vf_coef: weight of the value loss in the policy's gradient, with ``value_backprop``.
+            Without, it does next to nothing: the head's gradients are clipped apart, and the size
+            of Adam's steps does not depend on theirs. Set ``value_learning_rate``.
         cliprange_value: how far a value may move per rollout before its loss is clipped; ``None``
             = no clipping (rewards of unknown scale make a fixed range hurt).
         value_learning_rate: learning rate of the value head, which begins at nothing; ``None`` is
@@ -138,11 +150,11 @@ class PPOConfig(TrainingArguments):
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     kl_in: Literal["reward", "loss"] = "reward"
     kl_target: AboveZero | None = None
-    kl_horizon: Count = 10_000
+    kl_horizon: Count | None = None
 
     # Advantages
     gamma: Annotated[float, Gt(0), Le(1)] = 1.0
-    lam: Annotated[float, Ge(0), Le(1)] = 0.95
+    lam: Annotated[float, Ge(0), Le(1)] = 1.0
     whiten_advantages: bool = True
     whiten_rewards: bool = False
 
@@ -188,6 +200,35 @@ class PPOConfig(TrainingArguments):
     def steps_per_rollout(self) -> int:
         """Optimizer steps learned from one rollout."""
         return self.num_ppo_epochs * self.num_mini_batches
+
+    def planned_episodes(self, prompts: int) -> int:
+        """Completions that the whole run will draw, given the number of training prompts."""
+        if self.max_steps > 0:
+            return self.max_steps // self.steps_per_rollout * self.rollout_batch_size
+        epoch = max(1, prompts // self.rollout_batch_size) * self.rollout_batch_size
+        return math.ceil(self.num_train_epochs * epoch)
+
+    def advice(self) -> Iterator[str]:
+        """What is set and does not do what its name says, a line each."""
+        optimality = _IN_REWARD.get(self.kl_estimator)
+        if self.kl_in == "reward" and optimality is not None and self.kl_coef > 0:
+            yield (
+                f"kl_estimator={self.kl_estimator} in the reward does not lead to the optimum of"
+                f" reward and KL: measured {optimality} of the way from the reference to it,"
+                f" {_IN_REWARD_K1} with k1 (docs/certificate.md); set k1, or kl_in: loss"
+            )
+        seen = (self.gamma * self.lam) ** (self.response_length - 1)
+        if seen < _LEAST_SEEN:
+            yield (
+                f"lam={self.lam:g}: of {self.response_length} tokens the first is credited with"
+                f" {seen:.1g} of a score at the end, until the critic has learned; set lam: 1"
+            )
+        default = type(self).__dataclass_fields__["vf_coef"].default
+        if not self.value_backprop and self.vf_coef not in (0, default):
+            yield (
+                f"vf_coef={self.vf_coef:g} changes next to nothing without value_backprop, as"
+                " Adam's steps do not depend on a loss's scale; set value_learning_rate"
+            )
 
     @staticmethod
     def clashes(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ class KLController:
               \\beta (1 + e\\, n / horizon)
     """
 
-    def __init__(self, coefficient: float, target: float | None, horizon: int) -> None:
+    def __init__(self, coefficient: float, target: float | None, horizon: float) -> None:
         """``target`` None is a fixed coefficient; ``horizon`` counts episodes."""
         self.coefficient = coefficient
         self.target = target

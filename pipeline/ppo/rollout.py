@@ -36,10 +36,17 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Microbatch:
-    """The rows of a rollout that one forward and backward pass learns from."""
+    """The rows of a rollout that one forward and backward pass learns from.
+
+    The rollout's activations, its one large tensor, are not copied before a pass needs them: an
+    epoch's microbatches together would hold all of them once more, in every epoch.
+    """
 
     batch: TokenBatch
-    trunk: Tensor | None
+    index: Tensor
+    """``(B,)`` of its rows in the rollout."""
+    kept_trunk: Tensor | None
+    """The whole rollout's."""
     old_logps: Tensor
     ref_logps: Tensor
     old_values: Tensor
@@ -47,6 +54,12 @@ class Microbatch:
     returns: Tensor
     normalizer: float
     """Completion tokens in the whole minibatch, over all microbatches and processes."""
+
+    @property
+    def trunk(self) -> Tensor | None:
+        """Activations ``(B, L, d)`` of the rows, copied at every call; ``None`` without a trunk."""
+        width = self.batch.sequences.shape[1]
+        return None if self.kept_trunk is None else self.kept_trunk[self.index, :width]
 
 
 def record_in_parts(
@@ -151,11 +164,11 @@ def microbatches(
     made = []
     for parts, count in zip(plan, counts.tolist(), strict=True):
         for index in parts:
-            batch = rollout.batch.rows(index.to(lengths.device))
-            steps, width = batch.mask.shape[1], batch.sequences.shape[1]
-            trunk = None if rollout.trunk is None else rollout.trunk[index, :width]
+            index = index.to(lengths.device)
+            batch = rollout.batch.rows(index)
+            steps = batch.mask.shape[1]
             old = rollout.old
             columns = (old.logps, old.ref_logps, old.values, rollout.advantages, rollout.returns)
             parts_of = (column[index, :steps] for column in columns)
-            made.append(Microbatch(batch, trunk, *parts_of, normalizer=count))
+            made.append(Microbatch(batch, index, rollout.trunk, *parts_of, normalizer=count))
     return made

@@ -20,11 +20,13 @@ from classic_rl.losses import clipped_surrogate, kl_estimate, value_loss
 from pipeline.data.records import Prompt
 from pipeline.errors import UserError
 from pipeline.lm.check import check_policy
-from pipeline.lm.generation import Completion, encode_prompt, longest_prompt, sample
+from pipeline.lm.generation import Completion, encode_prompt, sample
 from pipeline.lm.hardware import one_device, use_plain_attention
 from pipeline.lm.models import base_of, prepare, upcast_trained
+from pipeline.lm.positions import check_prompts
 from pipeline.lm.scoring import TokenBatch
 from pipeline.output.console import say
+from pipeline.output.versions import warn_untested
 from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.control import KLController, RunningDeviation
@@ -43,6 +45,8 @@ from pipeline.ppo.upkeep.guards import failed_reward, reward_call
 from pipeline.ppo.upkeep.metrics import evaluation_metrics
 from pipeline.ppo.upkeep.sharing import evaluation_part, rollout_draws, share
 from reward_models import RewardError, RewardFunction
+
+_HORIZONS = 20  # of the KL controller in a run, where its length is not configured
 
 
 class PPOTrainer(BaseTrainer):
@@ -76,6 +80,7 @@ class PPOTrainer(BaseTrainer):
     ) -> None:
         if not train_dataset:
             raise UserError("PPO has no training prompts; check the data section")
+        warn_untested()
         one_device(args)
         base = prepare(base_of(model), processing_class)
         if isinstance(model, PeftModel):  # keeps one of its own, which generate() puts in place
@@ -84,11 +89,17 @@ class PPOTrainer(BaseTrainer):
             say("PPO: the trained weights are made float32; small steps would vanish in bfloat16")
         if not (sharded(args) or args.deepspeed_plugin is not None):  # those place it themselves
             model.to(args.device)
-        longest = longest_prompt(processing_class, train_dataset) + args.response_length
+        length = args.response_length
+        longest = check_prompts(base, processing_class, train_dataset, length, "training") + length
+        if eval_dataset:
+            check_prompts(base, processing_class, eval_dataset, length, "evaluation")
         use_plain_attention(base, args.device, longest)
         check_policy(model, processing_class, longest)
         self.reward = reward_call(reward_function, args)
-        self.kl_control = KLController(args.kl_coef, args.kl_target, args.kl_horizon)
+        for line in args.advice():
+            say(f"warning: {line}")
+        horizon = args.kl_horizon or args.planned_episodes(len(train_dataset)) / _HORIZONS
+        self.kl_control = KLController(args.kl_coef, args.kl_target, horizon)
         self.score_deviation = RunningDeviation()
         set_seed(args.seed)  # the Trainer does so later, but the value head is made here
         super().__init__(
@@ -308,6 +319,9 @@ class PPOTrainer(BaseTrainer):
         if not prompts:
             raise UserError("PPO's evaluate() has no prompts; pass eval_dataset")
         args = self.args
+        if eval_dataset is not None and not self.is_fsdp_enabled:  # whose layers are split by now
+            base = base_of(self.actor_critic.policy)
+            check_prompts(base, self.tokenizer, prompts, args.response_length, "evaluation")
         encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
         rows, count, draws = evaluation_part([len(ids) for ids in encoded], args)
         own = [prompts[row] for row in rows], [encoded[row] for row in rows]

@@ -10,7 +10,8 @@ from pipeline.config import Experiment
 from pipeline.data.splits import load_preferences
 from pipeline.errors import UserError
 from pipeline.lm.hardware import best_device
-from pipeline.lm.models import frozen_copy
+from pipeline.lm.models import base_of, frozen_copy
+from pipeline.lm.positions import cut_length
 from pipeline.stages import tracking
 from pipeline.stages.preferences import make_pairs
 from pipeline.stages.training import fit, load_trainable_sft, save_trained, stage_arguments
@@ -44,6 +45,7 @@ def run(experiment: Experiment) -> None:
         experiment, "dpo", DPOConfig, gradient_checkpointing=False, beta=experiment.beta
     )
     model, tokenizer = load_trainable_sft(experiment)
+    arguments.max_length = cut_length(base_of(model), arguments.max_length, "dpo.max_length")
     # Without a reference TRL loads one from config._name_or_path, whatever the weights in memory.
     reference = None if isinstance(model, PeftModel) else frozen_copy(model)
     fit_tiles_to(best_device().type)

@@ -14,6 +14,7 @@ from pipeline.config import Experiment
 from pipeline.data.splits import load_data
 from pipeline.lm.generation import Completion, sample
 from pipeline.lm.models import load_checkpoint
+from pipeline.lm.positions import check_prompts
 from pipeline.stages.reward import proxy_reward
 
 
@@ -70,15 +71,17 @@ def make_pairs(experiment: Experiment) -> list[dict[str, Any]]:
         return read_pairs(path)
     settings = experiment.pairs
     prompts = load_data(experiment).train_prompts
-    wanted = -(-settings.max_pairs // settings.per_prompt)
+    prompts = prompts[: -(-settings.max_pairs // settings.per_prompt)]
+    length = experiment.generation.max_new_tokens
     reward = proxy_reward(experiment)
     model, tokenizer = load_checkpoint(experiment.stage_dir("sft") / "model")
+    check_prompts(model, tokenizer, prompts, length, "training")
     completions = sample(
         model,
         tokenizer,
-        prompts[:wanted],
+        prompts,
         samples_per_prompt=2 * settings.per_prompt,
-        max_new_tokens=experiment.generation.max_new_tokens,
+        max_new_tokens=length,
         batch_size=experiment.generation.batch_size,
         seed=experiment.seed + 1,
         label="dpo: sampling pairs",

@@ -9,6 +9,7 @@ from pipeline.config import Experiment
 from pipeline.data.splits import load_data
 from pipeline.lm.hardware import best_device
 from pipeline.lm.models import load_base, make_trainable
+from pipeline.lm.positions import check_prompts, cut_length
 from pipeline.stages import tracking
 from pipeline.stages.training import fit, save_trained, stage_arguments
 from pipeline.stages.trl_compat import fit_tiles_to
@@ -22,6 +23,9 @@ def run(experiment: Experiment) -> None:
         experiment, "sft", SFTConfig, gradient_checkpointing=False, dataset_text_field="text"
     )
     model, tokenizer = load_base(experiment.model, experiment.seed)
+    for prompts, kind in ((data.train_prompts, "training"), (data.eval_prompts, "evaluation")):
+        check_prompts(model, tokenizer, prompts, experiment.generation.max_new_tokens, kind)
+    arguments.max_length = cut_length(model, arguments.max_length, "sft.max_length")
     fit_tiles_to(best_device().type)
     trainer = SFTTrainer(
         model=make_trainable(model, experiment.model, experiment.seed),  # type: ignore[arg-type]

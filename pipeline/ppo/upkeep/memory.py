@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import fields
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.lm.scoring import TokenBatch
 from pipeline.output.console import say
 from pipeline.ppo.rollout import Microbatch
 
@@ -41,14 +40,10 @@ def _rows_of(data: Microbatch, start: int, stop: int) -> Microbatch:
     """
     index = torch.arange(start, min(stop, len(data.batch.mask)), device=data.batch.mask.device)
     batch = data.batch.rows(index)
-    steps, width = batch.mask.shape[1], batch.sequences.shape[1]
-    values: dict[str, Any] = {field.name: getattr(data, field.name) for field in fields(data)}
-    for name, value in values.items():
-        if isinstance(value, TokenBatch):
-            values[name] = batch
-        elif isinstance(value, Tensor):
-            values[name] = value[index, : width if name == "trunk" else steps]
-    return Microbatch(**values)
+    steps = batch.mask.shape[1]
+    columns = ("old_logps", "ref_logps", "old_values", "advantages", "returns")
+    shorter = {name: getattr(data, name)[index, :steps] for name in columns}
+    return replace(data, batch=batch, index=data.index[index], **shorter)
 
 
 class Memory:

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -262,7 +263,8 @@ def test_same_seed_same_results(tmp_path: Path) -> None:
         ("q-learning --explore ucb --epsilon 0.1", "epsilon is used by --explore epsilon only"),
         ("q-learning --sweep alhpa=0.1", "did you mean alpha?"),
         ("q-learning --alpha 0.1 --sweep alpha=0.2", "keep one of them"),
-        ("q-learning --wrong", "unrecognized arguments: --wrong"),
+        ("q-learning --wrong", "unrecognized arguments: --wrong; `"),
+        ("q-learning --max_steps 9", "did you mean --max-steps?"),
         ("td --n 2 --lam 0.5", "not allowed with"),
         ("soft-value-iteration --beta 0", "'0' is not a number above 0"),
         ("q-learning --alpha 0.5:0.1:0", "STEPS at least 1"),
@@ -381,3 +383,48 @@ def test_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(KeyboardInterrupt):
         write_bytes(kept, b"new")
     assert kept.read_bytes() == b"old" and list(tmp_path.iterdir()) == [kept]
+
+
+def test_learned_values_stand_beside_the_exact_ones_with_what_mends_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A constant step size keeps the values of FrozenLake far off; the one advised does not."""
+    gamma = 0.96
+    words = ["q-learning", "--episodes", "20000", "--epsilon", "0.9", "--gamma", str(gamma)]
+    words += ["--no-pictures", "--seed", "1", "--out", str(tmp_path)]
+    assert cli.main([*words, "--alpha", "0.81"]) == 0
+    shown = capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    model: Any = gym.make("FrozenLake-v1").unwrapped
+    exact = np.zeros(16)
+    for _ in range(2000):
+        exact = np.array(
+            [
+                max(
+                    sum(p * (r + gamma * (not end) * exact[s2]) for p, s2, r, end in model.P[s][a])
+                    for a in range(4)
+                )
+                for s in range(16)
+            ]
+        )
+    inner = [s for s in range(16) if model.desc.flat[s] in b"SF"]
+    learned = np.array(results["learned"][0]["action_values"]).max(1)[:16]
+    error = np.sqrt(((learned - exact)[inner] ** 2).mean())
+    assert results["rms_error"][0] == pytest.approx(error, rel=1e-6)
+    assert error > 0.2
+    assert f"seed 1: {error:.3g}" in shown and "exact optimal values" in shown
+    advised = re.search(r"let it fall \(--alpha (\S+)\)", shown)
+    assert advised and cli.main([*words, "--alpha", advised[1]]) == 0
+    shown = capsys.readouterr().out
+    results = json.loads((tmp_path / "results.json").read_text())["results"]
+    assert results["rms_error"][0] < 0.08 and "let it fall" not in shown
+    assert results["evaluation"][0]["exact"] > 0.95 * results["optimum"]
+
+
+def test_values_of_a_policy_that_explores_are_called_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sarsa", "--env", "CliffWalking-v1", "--no-pictures", "--out", str(tmp_path)]
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert "they are those of the policy that explores" in shown and "let it fall" not in shown

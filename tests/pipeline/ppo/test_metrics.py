@@ -151,7 +151,7 @@ def test_update_metrics_see_completion_tokens_only_and_begin_anew() -> None:
     assert not mask.all()
     old = rollout.old
     columns = (old.logps, old.ref_logps, old.values, rollout.advantages, rollout.returns)
-    data = Microbatch(rollout.batch, None, *columns, normalizer=1.0)
+    data = Microbatch(rollout.batch, torch.arange(len(columns[0])), None, *columns, normalizer=1.0)
     log_ratio = torch.full(mask.shape, 9.0)  # what lies behind a completion's end is no extreme
     log_ratio[mask] = torch.linspace(-0.5, 0.4, int(mask.sum()))
     metrics = UpdateMetrics()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,11 +12,14 @@ from accelerate import skip_first_batches
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
+from classic_rl.advantages import completion_gae
 from pipeline.lm.generation import Completion
+from pipeline.lm.scoring import TokenBatch
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.ppo.actor_critic import TokenRecord
 from pipeline.ppo.control import KLController, RunningDeviation
-from pipeline.ppo.rollout import schedule, shaped_scores, token_rewards
+from pipeline.ppo.rollout import Rollout, microbatches, schedule, shaped_scores, token_rewards
+from pipeline.ppo.upkeep.memory import Memory
 from pipeline.ppo.upkeep.sharing import RolloutSampler
 
 
@@ -62,6 +66,48 @@ def test_kl_controller_follows_ziegler() -> None:
     assert fixed.coefficient == 0.1
 
 
+def settings(**arguments: Any) -> PPOConfig:
+    return PPOConfig(output_dir="x", use_cpu=True, bf16=False, **arguments)
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 256, 2048])
+def test_by_default_the_first_token_is_credited_with_the_whole_score(tokens: int) -> None:
+    """Also before the critic, which begins at 0, has learned anything, however long it is."""
+    rewards = torch.zeros(1, tokens)
+    rewards[0, -1] = 3.0
+    args, mask = settings(), torch.ones(1, tokens, dtype=torch.bool)
+    credit, _ = completion_gae(rewards, torch.zeros(1, tokens), mask, args.gamma, args.lam)
+    assert credit[0].tolist() == [3.0] * tokens
+
+
+def test_a_lambda_that_hides_the_score_from_the_first_token_is_warned_of() -> None:
+    rewards = torch.zeros(1, 256)
+    rewards[0, -1] = 1.0
+    mask = torch.ones(1, 256, dtype=torch.bool)
+    credit, _ = completion_gae(rewards, torch.zeros(1, 256), mask, 1.0, 0.95)
+    (line,) = settings(lam=0.95, response_length=256).advice()
+    assert f"of 256 tokens the first is credited with {float(credit[0, 0]):.1g}" in line
+    assert not list(settings(lam=0.95, response_length=64).advice())
+    assert not list(settings(response_length=2048).advice())
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_an_estimator_with_another_optimum_is_warned_of_with_the_certificate_s_figure(
+    estimator: str,
+) -> None:
+    table = (Path(__file__).parents[3] / "docs" / "certificate.md").read_text(encoding="utf-8")
+    figures = {
+        row.split("|")[1].strip(): float(row.split("|")[2].split()[0])
+        for row in table.partition("## PPO's switches")[2].splitlines()
+        if row.startswith(("| PPO  ", "| k2 in the reward", "| k3 in the reward"))
+    }
+    (line,) = settings(kl_estimator=estimator).advice()
+    assert f"measured {figures[f'{estimator} in the reward']:.2f} of the way" in line
+    assert f" {figures['PPO']:.2f} with k1" in line
+    assert not list(settings(kl_estimator=estimator, kl_in="loss").advice())
+    assert not list(settings().advice())
+
+
 def test_running_deviation_equals_the_deviation_of_everything() -> None:
     scores = torch.randn(300, generator=torch.Generator().manual_seed(0)).double() * 3 + 5
     running = RunningDeviation()
@@ -97,6 +143,35 @@ def test_minibatches_are_reshuffled_every_epoch_and_cover_the_rollout() -> None:
     for order in epochs:
         assert sorted(order.tolist()) == list(range(16))
     assert set(torch.cat(plan[0]).tolist()) != set(torch.cat(plan[2]).tolist())
+
+
+def test_the_activations_of_a_rollout_are_there_once_and_cut_for_the_pass_that_needs_them() -> None:
+    args = PPOConfig(
+        output_dir="x", use_cpu=True, bf16=False, per_device_train_batch_size=4,
+        num_mini_batches=2, num_ppo_epochs=3,
+    )  # fmt: skip
+    rows = [Completion("", (3,) * (1 + i % 3), tuple(range(4, 5 + i)), "", True) for i in range(8)]
+    batch = TokenBatch.collate(rows, 0, torch.device("cpu"))
+    numbers = torch.randn(6, *batch.mask.shape)
+    trunk = torch.randn(*batch.sequences.shape, 5)
+    old = TokenRecord(*numbers[:5])
+    rollout = Rollout(rows, batch, trunk, numbers[0, :, 0], old, *numbers[3:6])
+    lengths = batch.prompt_lengths + batch.mask.sum(1)
+    plan = schedule(lengths, args, seed=1)
+    parts = microbatches(rollout, plan, lambda values: values)
+    indices = [index for minibatch in plan for index in minibatch]
+    assert len(parts) == len(indices) == 6
+    assert all(part.kept_trunk is trunk for part in parts)
+    halves = []
+    for part, index in zip(parts, indices, strict=True):
+        width = int(lengths[index].max())
+        assert part.trunk is not None and torch.equal(part.trunk, trunk[index, :width])
+        assert torch.equal(part.batch.sequences, batch.sequences[index, :width])
+        Memory(1, lambda: None)._parts(part, 2, lambda half: halves.append(half) or torch.ones(()))
+        for half, its in zip(halves[-2:], index.split(2), strict=True):
+            assert half.kept_trunk is trunk
+            assert torch.equal(half.trunk, trunk[its, : int(lengths[its].max())])
+            assert torch.equal(half.old_logps, old.logps[its, : half.batch.mask.shape[1]])
 
 
 def test_resumed_in_mid_epoch_under_two_processes_the_sampler_knows_its_epoch() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback
 
 from pipeline.config import ModelSection
 from pipeline.data import toy
@@ -256,6 +256,66 @@ def test_evaluate_and_keeping_the_best_checkpoint(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("length", "episodes"),
+    [
+        ({"total_episodes": 640}, 640),
+        ({"total_episodes": None, "max_steps": 160}, 640),
+        ({"total_episodes": None, "num_train_epochs": 40}, 1920),
+    ],
+)
+def test_the_kl_controller_s_horizon_is_a_part_of_the_run(
+    tmp_path: Path, length: dict[str, Any], episodes: int
+) -> None:
+    """Whatever the run's length, a KL that stays beyond the target moves β far within it."""
+    trainer, _ = make_trainer(tmp_path, kl_target=1.0, **length)
+    control, rollout = trainer.kl_control, trainer.args.rollout_batch_size
+    assert rollout == 16
+    for _ in range(episodes // rollout):
+        control.update(5.0, rollout)
+    assert 0.1 * 40 < control.coefficient < 0.1 * 55
+    set_by_hand, _ = make_trainer(tmp_path, kl_target=1.0, kl_horizon=10_000, **length)
+    assert set_by_hand.kl_control.horizon == 10_000
+
+
+def test_the_value_loss_s_weight_counts_where_the_policy_learns_from_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Alone, the head takes the same steps whatever its loss is multiplied by, and that is said."""
+
+    def change(name: str, **settings: Any) -> float:
+        ends = []
+        for vf_coef in (0.1, 1.0):
+            trainer, _ = make_trainer(tmp_path, vf_coef=vf_coef, **settings)
+            before = weights(trainer)
+            trainer.train()
+            after = weights(trainer)
+            moved = [(after[key] - before[key]).flatten() for key in after if name in key]
+            ends.append(torch.cat(moved))
+        return float((ends[0] - ends[1]).norm() / ends[0].norm())
+
+    assert change("value_head.") < 0.02
+    assert "warning: vf_coef=0.1 changes next to nothing" in capsys.readouterr().err
+    assert change("policy.", value_backprop=True) > 0.1
+    assert "vf_coef" not in capsys.readouterr().err
+
+
+def test_a_prompt_too_long_for_the_model_is_told_before_a_rollout(tmp_path: Path) -> None:
+    tokenizer = toy.toy_tokenizer()
+    sizes: dict[str, Any] = {"vocab_size": len(tokenizer), "n_embd": 32, "n_layer": 2, "n_head": 4}
+    model = prepare(GPT2LMHeadModel(GPT2Config(**sizes, n_positions=16)), tokenizer)
+    args = PPOConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, response_length=12)
+    fits = ["the film", "the film about love"]
+    data: dict[str, Any] = {"processing_class": tokenizer, "train_dataset": fits}
+    trainer = PPOTrainer(model, letters, args, eval_dataset=fits, **data)
+    with pytest.raises(UserError, match="evaluation prompt 0 .* has 5 tokens, and with 12"):
+        trainer.evaluate(["the film about love is"])
+    with pytest.raises(UserError, match="evaluation prompt 2 .* has 5 tokens, and with 12"):
+        PPOTrainer(
+            model, letters, args, eval_dataset=[*fits, "this sequel about school is"], **data
+        )
+
+
 @pytest.mark.parametrize("section", [{}, {"trainable_layers": None, "use_peft": True}])
 def test_resume_equals_the_uninterrupted_run(tmp_path: Path, section: dict[str, Any]) -> None:
     """Over an epoch's end (48 prompts are 3 rollouts), with an adaptive β and running scales."""
@@ -363,8 +423,6 @@ def test_conversations_as_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("use_peft", [False, True], ids=["upper layers", "LoRA"])
 def test_gpt2_whose_decoder_cannot_be_split(tmp_path: Path, use_peft: bool) -> None:
     """GPT-2 adds positions to whatever it is given: no trunk is cached, and all is well."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     tokenizer = toy.toy_tokenizer()
     torch.manual_seed(0)
     config = GPT2Config(
