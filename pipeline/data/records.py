@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-Prompt = str | list[dict[str, str]]
-"""A prompt: plain text, or a conversation as messages with ``role`` and ``content``."""
+Messages = list[dict[str, str]]
+"""A conversation: messages with ``role`` and ``content``."""
+
+Prompt = str | Messages
+"""A prompt: plain text, or a conversation."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a data set: its columns, and where it stands (``reviews.csv, line 3``)."""
+
+    place: str
+    values: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -21,3 +33,16 @@ class RatedText:
     text: str
     rating: float
     ratings: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and its answer; SFT learns the answer.
+
+    Attributes:
+        prompt: A text, or the messages before the answer.
+        completion: A text where the prompt is one; else the answer's message.
+    """
+
+    prompt: Prompt
+    completion: Prompt

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from pipeline.config import Experiment
+from pipeline.data import load_data, load_preferences
 from pipeline.data.records import RatedText
 from pipeline.data.sources import read_rows
-from pipeline.data.splits import ExperimentData, first_words, load_data, load_preferences
+from pipeline.data.splits import ExperimentData
 from pipeline.data.toy import toy_texts
+from pipeline.data.words import first_words
 from pipeline.errors import UserError
 
 SMALL = {"demonstrations": 60, "heldout": 20, "train_prompts": 50, "eval_prompts": 10}
@@ -319,7 +321,7 @@ def test_prompts_of_a_text_file_are_its_lines(tmp_path):
     [
         (3, "must be text or a list of messages, found 3"),
         (" ", "column 'prompt' is empty"),
-        ([], "must be text or a list of messages"),
+        ([], "column 'prompt' is empty"),
         (["hello"], "a message needs role and content"),
         ([{"role": "user"}], "a message needs role and content"),
         ([{"role": "assistant", "content": "x"}], "must not end with the assistant's message"),
@@ -340,9 +342,12 @@ def test_preferences(tmp_path):
         {"prompt": chat("is it?"), "chosen": answer, "rejected": refusal},
         {"chosen": chat("is it?") + answer, "rejected": chat("is it?") + refusal},
     ]
-    pairs = load_preferences(str(write_jsonl(tmp_path / "pairs.jsonl", rows)))
-    assert pairs[0] == {"prompt": "is it", "chosen": " good", "rejected": " bad"}
-    assert pairs[1] == pairs[2] == rows[1]
+    pairs = load_preferences(str(write_jsonl(tmp_path / "pairs.jsonl", rows[:1])))
+    assert pairs == [{"prompt": "is it", "chosen": " good", "rejected": " bad"}]
+    pairs = load_preferences(str(write_jsonl(tmp_path / "talks.jsonl", rows[1:])))
+    assert pairs == [rows[1], rows[1]]
+    with pytest.raises(UserError, match="line 2: not text as in .*line 1"):
+        load_preferences(str(write_jsonl(tmp_path / "both.jsonl", rows)))
 
 
 @pytest.mark.parametrize(
@@ -350,7 +355,7 @@ def test_preferences(tmp_path):
     [
         ({"prompt": "a", "chosen": "b"}, "no column 'rejected'; there are 'prompt', 'chosen'"),
         ({"prompt": "a", "chosen": "b", "rejected": 4}, "column 'rejected' must be text"),
-        ({"prompt": "a", "chosen": "b", "rejected": chat("c")}, "must all be text"),
+        ({"prompt": "a", "chosen": "b", "rejected": chat("c")}, "must both be text or messages"),
         ({"chosen": "b", "rejected": chat("c")}, "must both be text or messages"),
     ],
 )
