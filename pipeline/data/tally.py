@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from pipeline.output.console import say
 
 # Every stage reads the data anew; a person reads the line once.
 _told: set[str] = set()
+_listeners: list[list[str]] = []
+
+
+@contextmanager
+def listening() -> Iterator[list[str]]:
+    """Collect the lines about the data inside the block instead of printing them."""
+    lines: list[str] = []
+    _listeners.append(lines)
+    try:
+        yield lines
+    finally:
+        _listeners.remove(lines)
 
 
 def tell(line: str) -> None:
-    """Print a line about the data, once a process."""
-    if line not in _told:
+    """Print a line about the data, once a process; or add it to what :func:`listening` collects."""
+    if _listeners:
+        if line not in _listeners[-1]:
+            _listeners[-1].append(line)
+    elif line not in _told:
         _told.add(line)
         say(f"data: {line}")
 

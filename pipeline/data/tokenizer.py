@@ -29,7 +29,7 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     source = str(embedded.base_model()) if name.startswith("embedded:") else name
     arguments = {"revision": section.model_revision} if section.model_revision else {}
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             source, trust_remote_code=section.trust_remote_code, **arguments
         )
     # Missing, gated, offline, damaged or asking for a package: a dozen unrelated types.
@@ -38,3 +38,9 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
             f"model.model_name_or_path: {name!r} has no tokenizer that can be loaded "
             f"({first_line(error)})"
         ) from error
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"model.model_name_or_path: the tokenizer of {name!r} has no EOS token, so no "
+            "completion can end"
+        )
+    return tokenizer

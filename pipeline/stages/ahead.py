@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, SFTConfig
@@ -18,6 +16,7 @@ from pipeline.data.splits import ExperimentData, load_data
 from pipeline.data.tally import tell
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.errors import UserError
+from pipeline.stages.tokens import learnt_tokens
 from pipeline.stages.trl_compat import marks_answers
 
 _READERS_OF_TEXTS = {"sft", "reward", "ppo", "compare"}
@@ -198,23 +197,10 @@ def _lengths(
     """Tokens of the prompt and of all, as TRL cuts them; (0, 0) if they cannot reach ``limit``."""
     # No token is shorter than a byte; a template adds some.
     size = sum(len(str(part).encode()) for part in (prompt, answer))
-    if isinstance(prompt, str):
-        if size < limit - 2:
-            return 0, 0
-        whole = _tokens(tokenizer, prompt + str(answer) + str(tokenizer.eos_token))
-        start = _tokens(tokenizer, prompt) if prompt else []
-    else:
-        written: dict[str, Any] = {"tokenize": True, "return_dict": True}
-        both = [*prompt, *answer]
-        whole = tokenizer.apply_chat_template(both, **written)["input_ids"]  # type: ignore
-        start = tokenizer.apply_chat_template(  # type: ignore[index]
-            prompt, add_generation_prompt=True, **written
-        )["input_ids"]
-    return len(os.path.commonprefix([list(start), list(whole)])), len(whole)
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return tokenizer(text)["input_ids"]  # type: ignore[return-value]
+    if isinstance(prompt, str) and size < limit - 2:
+        return 0, 0
+    begin, tokens = learnt_tokens(tokenizer, prompt, answer)
+    return begin, len(tokens)
 
 
 def _tell_cut(
