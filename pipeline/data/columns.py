@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.data.records import Row
+from pipeline.data.records import Row, shown
 from pipeline.errors import UserError
 
 # A header cell longer than this is more likely a text.
@@ -54,7 +54,7 @@ class Columns:
         value = self.value(row, ours)
         name = self.name(ours)
         if not isinstance(value, str):
-            raise UserError(f"{row.place}: column {name!r} must be text, found {value!r:.40}")
+            raise UserError(f"{row.place}: column {name!r} must be text, found {shown(value)}")
         check_characters(row.place, name, value)
         return value
 
@@ -74,7 +74,8 @@ class Columns:
         if math.isfinite(number):
             return number
         name = self.name(ours)
-        words = sorted({str(other.values.get(name)).strip()[:20] for other in rows})
+        values = (other.values.get(name) for other in rows)
+        words = sorted({v.strip()[:20] for v in values if isinstance(v, str)})
         how = "use ratings such as -4..4, or classes 0 and 1"
         if isinstance(value, str):
             pairs = (
@@ -82,7 +83,7 @@ class Columns:
             )
             how += f", or give each word its number: data.label_values={{{pairs}}}"
         raise UserError(
-            f"{row.place}: column {name!r} must be a number, found {value!r:.40}: {how}"
+            f"{row.place}: column {name!r} must be a number, found {shown(value)}: {how}"
         )
 
     def missing(self, row: Row, ours: str) -> UserError:

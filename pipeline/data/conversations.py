@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.data.columns import check_characters
-from pipeline.data.records import Messages
+from pipeline.data.records import Messages, shown
 from pipeline.errors import UserError
 
 # ShareGPT writes from/value, with these names of the speakers beside role names proper.
@@ -49,7 +49,7 @@ def messages_of(place: str, column: str, value: Any) -> Messages:
             value = [value]
     if not isinstance(value, list) or not value:
         raise UserError(
-            f"{place}: column {column!r} must be text or a list of messages, found {value!r:.40}"
+            f"{place}: column {column!r} must be text or a list of messages, found {shown(value)}"
         )
     return [_message(place, column, message) for message in value]
 
@@ -61,12 +61,12 @@ def _message(place: str, column: str, message: Any) -> dict[str, str]:
     if not isinstance(role, str) or not isinstance(content, str):
         raise UserError(
             f"{place}: column {column!r}: a message needs role and content, both text; "
-            f"found {message!r:.60}"
+            f"found {shown(message)}"
         )
     role = _SPEAKERS.get(role.strip().lower(), role.strip().lower())
     if role not in _ROLES:
         raise UserError(
-            f"{place}: column {column!r}: unknown role {fields[given[0]]!r:.40} of a message; "
+            f"{place}: column {column!r}: unknown role {shown(fields[given[0]])} of a message; "
             f"known are {', '.join(_ROLES)}"
         )
     for extra in ("tool_calls", "function_call"):

@@ -18,7 +18,7 @@ from typing import Any
 
 from common.words import first_line
 from pipeline.data.compression import PACKED, unpacked
-from pipeline.data.records import Row
+from pipeline.data.records import Row, shown
 from pipeline.errors import UserError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt")
@@ -182,8 +182,9 @@ def _reason(error: ValueError) -> str:
 
 def _object(place: str, value: Any) -> Row:
     if not isinstance(value, dict):
-        shown = f"{value!r:.40}"
-        raise UserError(f"{place}: a row must be an object with named columns, found {shown}")
+        raise UserError(
+            f"{place}: a row must be an object with named columns, found {shown(value)}"
+        )
     return Row(place, value)
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass
 from typing import Any
+
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 3, 40, 40
 
 Messages = list[dict[str, str]]
 """A conversation: messages with ``role`` and ``content``."""
@@ -18,6 +22,11 @@ class Row:
 
     place: str
     values: dict[str, Any]
+
+
+def shown(value: Any) -> str:
+    """A value as an error message shows it: on one line and short, however deep it is nested."""
+    return _short.repr(value)[:60]
 
 
 @dataclass(frozen=True)

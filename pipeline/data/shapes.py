@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.data.columns import Columns, check_characters
 from pipeline.data.conversations import is_conversation, messages_of
-from pipeline.data.records import Messages, Prompt, Row
+from pipeline.data.records import Messages, Prompt, Row, shown
 from pipeline.data.tally import tell
 from pipeline.errors import UserError
 
@@ -46,11 +46,15 @@ def find_prompt(row: Row, columns: Columns) -> Found | None:
         return Found(given, (columns.name("prompt"),))
     for name in _PROMPTS:
         value = row.values.get(name)
-        if isinstance(value, str):
-            extra = row.values.get("input") if name == "instruction" else None
-            if isinstance(extra, str) and extra.strip():
-                return Found(f"{value}\n{extra}", (name, "input"))
-            return Found(value, (name, "input") if "input" in row.values else (name,))
+        if value is None:
+            continue
+        if name != "instruction" or "input" not in row.values:
+            return Found(value, (name,))
+        extra = row.values["input"]
+        extra = "" if extra is None else Columns().text(row, "input")
+        if isinstance(value, str) and extra.strip():
+            value = f"{value}\n{extra}"
+        return Found(value, (name, "input"))
     return None
 
 
@@ -127,7 +131,7 @@ def _history(place: str, history: Any) -> Messages:
         if not asked_and_answered or not all(isinstance(part, str) for part in turn):
             raise UserError(
                 f"{place}: column 'history' must be a list of [question, answer], "
-                f"found {turn!r:.40}"
+                f"found {shown(turn)}"
             )
         turns += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     for turn in turns:
@@ -142,6 +146,7 @@ def tell_columns(name: str, rows: Sequence[Row], used: Iterable[str], notes: Ite
     parts = list(dict.fromkeys(notes))
     if unread:
         more = f" and {len(unread) - 12} more" if len(unread) > 12 else ""
-        parts.append(f"columns not read: {', '.join(unread[:12])}{more}")
+        names = ", ".join(shown(name)[1:-1] for name in unread[:12])
+        parts.append(f"columns not read: {names}{more}")
     if parts:
         tell(f"{name}: {'; '.join(parts)}")

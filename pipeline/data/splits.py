@@ -87,8 +87,9 @@ def load_data(experiment: Experiment, labels: bool = True) -> ExperimentData:
     if are_demonstrations(rows[0], names):
         if rated and labels:
             raise UserError(
-                f"data.dataset_name: {name} holds prompts with answers, and the classifier of "
-                "reward.source=sentiment learns from rated texts: set reward.source to your reward"
+                f"data.dataset_name: {rows[0].place}: holds a prompt with its answer, and the "
+                "classifier of reward.source=sentiment learns from rated texts: set reward.source "
+                "to your own reward"
             )
         return _of_demonstrations(
             experiment, read_demonstrations(name, rows, section.column_names())

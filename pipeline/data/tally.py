@@ -57,9 +57,9 @@ class Tally:
         parts = []
         for reason, count in self._counts.items():
             place = self._first[reason]
-            first = "" if not place else f" (first: {place})" if count > 1 else f" ({place})"
-            parts.append(f"{count:,}: {reason}{first}")
-        return "; ".join(parts)
+            first = "" if not place else f"; first: {place}" if count > 1 else f": {place}"
+            parts.append(f"{reason} ({count:,}{first})")
+        return ", ".join(parts)
 
     def tell(self, total: int) -> None:
         """Print what was left out of ``total``, if anything was."""
