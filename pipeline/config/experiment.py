@@ -88,10 +88,12 @@ class DataSection(_Section):
     text_column: Name = "text"
     label_column: Name = "label"
     """A number: a human rating (such as −4..4) or a class (0 or 1)."""
-    columns: ColumnsSection = Field(ColumnsSection(), exclude_if=lambda c: c == ColumnsSection())
+    columns: ColumnsSection = Field(
+        default=ColumnsSection(), exclude_if=lambda c: c == ColumnsSection()
+    )
     """What the files call TRL's columns: `{prompt: question, chosen: better, rejected: worse}`."""
     label_values: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = Field(
-        {}, exclude_if=_is_unset
+        default={}, exclude_if=_is_unset
     )
     """Numbers for labels that are words: `{negative: 0, positive: 1}`."""
     positive_above: float = 0.0
@@ -102,11 +104,13 @@ class DataSection(_Section):
     max_words: Count = 30
     prompt_words: Count = 4
     """A prompt is the first words of a text: this many."""
-    unit: Literal["words", "tokens"] = Field("words", exclude_if=lambda unit: unit == "words")
+    unit: Literal["words", "tokens"] = Field(
+        default="words", exclude_if=lambda unit: unit == "words"
+    )
     """What min_words, max_words and prompt_words count. A word is what blanks divide; in scripts
     without blanks two characters (Chinese, Japanese) or four (Thai, Lao, Khmer, Burmese). Tokens
     are the policy's."""
-    long_texts: Literal["drop", "cut"] = Field("drop", exclude_if=lambda how: how == "drop")
+    long_texts: Literal["drop", "cut"] = Field(default="drop", exclude_if=lambda how: how == "drop")
     """Texts above max_words are left out, or cut after max_words; SFT then learns to end there."""
     prompts_name: Name | None = None
     """Own prompts instead: a dataset with a `prompt` column (text, or a list of messages)."""

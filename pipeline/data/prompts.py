@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.data.columns import Columns
@@ -70,7 +70,7 @@ def own_prompts(prompts: list[Prompt], seed: int, evaluation: int) -> tuple[list
     return shuffled[:evaluation], shuffled[evaluation:]
 
 
-def as_prompts(dataset: Sequence[Any]) -> list[Prompt]:
+def as_prompts(dataset: Iterable[Any]) -> list[Prompt]:
     """Prompts as a script passes them: texts, messages, or rows with a column ``prompt``.
 
     Args:

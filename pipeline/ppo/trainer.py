@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
@@ -69,8 +70,8 @@ class PPOTrainer(BaseTrainer):
         reward_function: RewardFunction,
         args: PPOConfig,
         processing_class: PreTrainedTokenizerBase,
-        train_dataset: Sequence[Prompt],
-        eval_dataset: Sequence[Prompt] | None = None,
+        train_dataset: Sequence[Prompt] | Dataset,
+        eval_dataset: Sequence[Prompt] | Dataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
         log_samples: SampleLog | None = None,
     ) -> None:
