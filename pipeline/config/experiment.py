@@ -271,7 +271,8 @@ def _explain(error: ErrorDetails) -> tuple[str, str]:
         if isinstance(hint, type) and issubclass(hint, BaseModel):
             owner = hint
     if error["loc"][-1] == "[key]":
-        return key, f"the name {error['input']!r} must be text: put it in quotes"
+        name = f"the name {error['input']!r} must be text: put it in quotes"
+        return key.partition("[")[0], name
     if error["type"] == "invalid_key":
         return key.rpartition("[")[0] or "top level", f"the key {error['input']!r} is not text"
     if error["type"] == "extra_forbidden":
