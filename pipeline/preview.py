@@ -77,7 +77,7 @@ def _show_rows(experiment: Experiment, key: str, name: str) -> None:
             key=key,
             split=section.train_split,
             config=section.dataset_config if whole else None,
-            column=section.text_column if whole else "prompt",
+            column=section.text_column if whole else section.columns.prompt or "prompt",
         )
     _show_lines(lines)
     filled = Counter(

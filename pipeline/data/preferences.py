@@ -218,9 +218,12 @@ class _Reader:
         common = len(os.path.commonprefix([chosen, rejected]))
         turns = [match.end() for match in _ASSISTANT.finditer(chosen, 0, common)]
         if turns:
-            if any(_HUMAN.search(text, turns[-1]) for text in (chosen, rejected)):
-                raise _Unusable("an answer goes on with the human's turn")
-            return turns[-1]
+            begin = turns[-1]
+            asked = {match.group().strip() for match in _HUMAN.finditer(chosen, 0, begin)}
+            for text in (chosen, rejected):
+                if any(match.group().strip() in asked for match in _HUMAN.finditer(text, begin)):
+                    raise _Unusable("an answer goes on with the human's turn")
+            return begin
         # Without turns it may be chance that both begin alike, and the prompt stand elsewhere.
         others = [
             name

@@ -37,8 +37,8 @@ def read_prompts(
     Raises:
         UserError: It cannot be read, or a row's prompt is missing, empty or no prompt.
     """
-    rows = read_rows(name, key=KEY, split=split, column="prompt")
     names = Columns(columns)
+    rows = read_rows(name, key=KEY, split=split, column=names.name("prompt"))
     tally = Tally(name, "prompts")
     prompts: dict[str, Prompt] = {}
     used: set[str] = set()

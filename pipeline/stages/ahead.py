@@ -71,6 +71,7 @@ def check_template(
             system message.
     """
     model = experiment.model.model_name_or_path
+    name = getattr(experiment.data, key.removeprefix("data."))
     tried: set[tuple[str, ...]] = set()
     for prompt, answer in talks:
         messages = [] if isinstance(prompt, str) else [*prompt, *answer]
@@ -80,7 +81,7 @@ def check_template(
         tried.add(roles)
         if tokenizer.chat_template is None:
             raise UserError(
-                f"{key}: it holds conversations, but the tokenizer of {model!r} has no chat "
+                f"{key}: {name} holds conversations, but the tokenizer of {model!r} has no chat "
                 "template: use plain texts, or a model with a template"
             )
         shown = f"the conversation {_quoted(messages)} (roles {', '.join(roles)})"  # type: ignore
