@@ -27,6 +27,7 @@ TOOLS = {
     "certify": ("hold the trainers against an exactly known optimum", "pipeline.certify.command"),
     "inspect": ("a page that shows a PPO rollout token by token", "pipeline.report.inspection"),
 }
+PREVIEW = "pipeline.preview"
 INTERRUPTED = 130
 
 
@@ -36,6 +37,7 @@ def commands() -> dict[str, str]:
         "run": "all stages in order, then the report",
         **{stage.name: stage.does for stage in stages.STAGES},
         "report": "write the report from a finished comparison",
+        "data": "show what is read of the data files, as the model sees it",
     }
 
 
@@ -117,11 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pipeline.config import load_experiment
         from pipeline.runner import run
 
-        run(
-            load_experiment(arguments.config, arguments.overrides),
-            arguments.command,
-            overwrite=arguments.overwrite,
-        )
+        experiment = load_experiment(arguments.config, arguments.overrides)
+        if arguments.command == "data":
+            importlib.import_module(PREVIEW).show(experiment)
+        else:
+            run(experiment, arguments.command, overwrite=arguments.overwrite)
     except UserError as error:
         complain(f"error: {error}")
         return 2

@@ -46,6 +46,7 @@ StageFunction = Callable[[Experiment], None]
 Action = Literal["start", "resume", "skip", "replace"]
 
 REPORT = "pipeline.report.page"
+AHEAD = "pipeline.stages.ahead"
 # What flock answers where there are no locks (some network mounts).
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
@@ -63,6 +64,18 @@ def stage_function(stage: str) -> StageFunction:
     """Import a stage, or the report, and return its ``run``."""
     module = REPORT if stage == "report" else find_stage(stage).module
     return importlib.import_module(module).run
+
+
+def check_ahead(experiment: Experiment, stages: Sequence[str]) -> None:
+    """UserError where the person's own data cannot be what ``stages`` read."""
+    data = experiment.data
+    named = [data.dataset_name, data.prompts_name, data.preferences_name]
+    if stages and any(name and not _of_the_project(name) for name in named):
+        importlib.import_module(AHEAD).check(experiment, stages)
+
+
+def _of_the_project(name: str) -> bool:
+    return name == "toy" or name.startswith("embedded:")
 
 
 # --- Deciding -----------------------------------------------------------------------------------
@@ -295,6 +308,7 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
         warn_untested()
         if command == "report":
             _need_comparison(experiment)
+        check_ahead(experiment, [step.stage for step in steps if step.action != "skip"])
         try:
             for step in steps:
                 if step.action == "skip":

@@ -58,6 +58,7 @@ ORDER: list[str] = [
     "pipeline.compare",
     "pipeline.report",
     "pipeline.stages",
+    "pipeline.preview",
     "pipeline.provenance",
     "pipeline.runner",
     "pipeline.certify",

@@ -58,17 +58,44 @@ class ModelSection(_Section):
     """Run Python code that comes with a hub model. Off, as it should be for most."""
 
 
+def _is_unset(value: Any) -> bool:
+    """Keys that came later are left out of a record while unset: it stays that of older runs."""
+    return not value
+
+
+class ColumnsSection(_Section):
+    """What the data files call the columns, where it is not what TRL calls them."""
+
+    prompt: Name | None = None
+    completion: Name | None = None
+    messages: Name | None = None
+    chosen: Name | None = None
+    rejected: Name | None = None
+    system: Name | None = None
+
+
 class DataSection(_Section):
     """The texts: where they are from, and how they are divided."""
 
     dataset_name: Name = "embedded:movie-reviews"
-    """`embedded:<kind>`, a hub id, `toy`, a folder, or a .jsonl/.json/.csv/.parquet/.txt file."""
+    """`embedded:<kind>`, a hub id, `toy`, a folder (one of `save_to_disk` too), or a .jsonl, .json,
+    .csv, .tsv, .parquet, .arrow or .txt file, compressed (.gz, .bz2, .xz, .zip) or not. Rows are
+    rated texts (`text`, `label`), or demonstrations: `prompt` and `completion`, or conversations
+    (`messages`, ShareGPT's `conversations`), whose last answer SFT learns."""
     dataset_config: str | None = None
     """Name of a hub dataset's configuration."""
     train_split: Name = "train"
     text_column: Name = "text"
     label_column: Name = "label"
     """A number: a human rating (such as −4..4) or a class (0 or 1)."""
+    columns: ColumnsSection = Field(
+        default=ColumnsSection(), exclude_if=lambda c: c == ColumnsSection()
+    )
+    """What the files call TRL's columns: `{prompt: question, chosen: better, rejected: worse}`."""
+    label_values: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default={}, exclude_if=_is_unset
+    )
+    """Numbers for labels that are words: `{negative: 0, positive: 1}`."""
     positive_above: float = 0.0
     """A label above this is positive; 0.5 for classes 0 and 1."""
     neutral_margin: Annotated[float, Field(ge=0)] = 0.5
@@ -77,16 +104,30 @@ class DataSection(_Section):
     max_words: Count = 30
     prompt_words: Count = 4
     """A prompt is the first words of a text: this many."""
+    unit: Literal["words", "tokens"] = Field(
+        default="words", exclude_if=lambda unit: unit == "words"
+    )
+    """What min_words, max_words and prompt_words count. A word is what blanks divide; in scripts
+    without blanks two characters (Chinese, Japanese) or four (Thai, Lao, Khmer, Burmese). Tokens
+    are the policy's."""
+    long_texts: Literal["drop", "cut"] = Field(default="drop", exclude_if=lambda how: how == "drop")
+    """Texts above max_words are left out, or cut after max_words; SFT then learns to end there."""
     prompts_name: Name | None = None
     """Own prompts instead: a dataset with a `prompt` column (text, or a list of messages)."""
     preferences_name: Name | None = None
-    """Own preference pairs instead of labelled samples: `prompt`, `chosen`, `rejected`."""
+    """Own preference pairs instead of labelled samples: `prompt`, `chosen`, `rejected`, or one of
+    the shapes that other trainers read."""
     demonstrations: Count = 2400
     """Texts that SFT learns from."""
     heldout: Count = 256
     """Texts that only perplexity is measured on."""
     train_prompts: Count = 2048
     eval_prompts: Count = 64
+
+    def column_names(self) -> dict[str, str]:
+        """This project's names of columns to the files', where the config gives them."""
+        own = {"text": self.text_column, "label": self.label_column}
+        return own | self.columns.model_dump(exclude_none=True)
 
 
 class GenerationSection(_Section):
@@ -229,6 +270,9 @@ def _explain(error: ErrorDetails) -> tuple[str, str]:
         hint = owner.model_fields[part].annotation
         if isinstance(hint, type) and issubclass(hint, BaseModel):
             owner = hint
+    if error["loc"][-1] == "[key]":
+        name = f"the name {error['input']!r} must be text: put it in quotes"
+        return key.partition("[")[0], name
     if error["type"] == "invalid_key":
         return key.rpartition("[")[0] or "top level", f"the key {error['input']!r} is not text"
     if error["type"] == "extra_forbidden":
@@ -263,8 +307,16 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
         yield (
             "data.prompt_words",
             f"{data.prompt_words} leaves nothing to complete in a text of data.min_words"
-            f" ({data.min_words}) words; set it lower",
+            f" ({data.min_words}) {data.unit}; set it lower",
         )
+    own_texts = data.dataset_name == "toy" or data.dataset_name.startswith("embedded:")
+    for switch in ("assistant_only_loss", "completion_only_loss"):
+        if own_texts and experiment.trainer_args("sft").get(switch):
+            yield (
+                f"sft.{switch}",
+                f"true cannot work here: demonstrations are plain texts of {data.dataset_name}, "
+                "without an assistant's turns or a prompt set apart",
+            )
     if compare.best_of_n > compare.reference_samples:
         yield (
             "compare.best_of_n",

@@ -52,11 +52,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("model", "data", "sft", "seed"),
         arguments="trl:SFTConfig",
         owned=_NEVER_EVALUATED,
-        refused={
-            "assistant_only_loss": "demonstrations are plain texts, without an assistant's turns",
-            "completion_only_loss": "demonstrations are plain texts, without a prompt set apart",
-            **_NO_EVALUATION,
-        },
+        refused=_NO_EVALUATION,
     ),
     Stage(
         name="reward",

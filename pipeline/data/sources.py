@@ -1,40 +1,26 @@
-"""Reading the rows of a data set, each with the place that an error message names.
-
-Text formats are parsed here and not by ``datasets``, because a mistake in them must be told with
-its line: pandas and Arrow name neither the line nor the byte that is not UTF-8.
-"""
+"""Reading the rows of a data set: a file, a folder, one that ``datasets`` saved, or a hub id."""
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.words import first_line
+from pipeline.data.formats import SUFFIXES, format_of, read_file
+from pipeline.data.records import Row
+from pipeline.data.tally import tell
 from pipeline.errors import UserError
-
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
-"""The local file formats."""
 
 # A file of a folder belongs to a split by its name or its folder's: train.csv, test-00001.parquet.
 _SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
 # What `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in their folder.
 _SAVED_DATASET = ("state.json", "dataset_dict.json")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a data set: its columns, and where it stands (``reviews.csv, line 3``)."""
-
-    place: str
-    values: dict[str, Any]
+# What the hub and `datasets` put beside the data, in a format that data may have.
+_NO_DATA = ("dataset_infos.json", "dataset_info.json", "state.json", "readme.txt")
 
 
 def read_rows(
@@ -43,8 +29,8 @@ def read_rows(
     """Read a data set.
 
     Args:
-        name: A local file (``SUFFIXES``), a folder of such files or one written by
-            ``save_to_disk``, or a hub id.
+        name: A local file (``SUFFIXES``, compressed or not), a folder of such files or one
+            written by ``save_to_disk``, or a hub id.
         key: The config key that named it; error messages start with it.
         split: The split of a hub data set or a folder. A single file is one split.
         config: The configuration of a hub data set.
@@ -55,7 +41,7 @@ def read_rows(
     """
     path = Path(name).expanduser()
     if path.is_file():
-        rows = _read_file(path, column)
+        rows = read_file(path, column)
     elif path.is_dir():
         rows = _read_folder(path, split, column)
     elif _looks_local(name):
@@ -70,7 +56,7 @@ def read_rows(
 def _looks_local(name: str) -> bool:
     """Whether a name that is not on disk was meant as a path and not as a hub id."""
     return (
-        Path(name).suffix.lower() in SUFFIXES
+        format_of(Path(name)) is not None
         or name.startswith((".", "/", "~"))
         or "\\" in name
         or name.count("/") > 1
@@ -82,105 +68,6 @@ def _nearest(path: Path) -> str:
     names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"; nearest: {path.parent / near[0]}" if near else ""
-
-
-def _read_file(path: Path, column: str) -> list[Row]:
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path}: unknown format; use one of {', '.join(SUFFIXES)}")
-    if suffix == ".parquet":
-        return _read_parquet(path)
-    text = _read_text(path)
-    if suffix == ".csv":
-        return _read_csv(path, text)
-    if suffix == ".txt":
-        return [
-            Row(f"{path}, line {number}", {column: line.strip()})
-            for number, line in enumerate(text.split("\n"), start=1)
-            if line.strip()
-        ]
-    if suffix == ".json" and text.lstrip().startswith("["):
-        return _read_json_list(path, text)
-    return _read_json_lines(path, text)
-
-
-def _read_text(path: Path) -> str:
-    """The file as text; a byte-order mark is dropped.
-
-    Raises:
-        UserError: It cannot be read, or is not UTF-8: names the line and the byte.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        return data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{path}, line {line}: not UTF-8 (byte {error.start} is 0x{data[error.start]:02x}): "
-            "save the file as UTF-8"
-        ) from error
-
-
-def _read_json_lines(path: Path, text: str) -> list[Row]:
-    rows = []
-    # Not splitlines(): it also cuts at U+2028 and others, which JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            rows.append(_object(place, json.loads(line)))
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            raise UserError(f"{place}: not JSON ({reason}): write one object a line") from error
-    return rows
-
-
-def _read_json_list(path: Path, text: str) -> list[Row]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path}, line {error.lineno}: not JSON ({error.msg}): write a list of objects"
-        ) from error
-    return [_object(f"{path}, row {number}", value) for number, value in enumerate(values, start=1)]
-
-
-def _object(place: str, value: Any) -> Row:
-    if not isinstance(value, dict):
-        raise UserError(f"{place}: a row must be an object with named columns, found {value!r:.40}")
-    return Row(place, value)
-
-
-def _read_csv(path: Path, text: str) -> list[Row]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    rows = []
-    try:
-        for values in reader:
-            place = f"{path}, line {reader.line_num}"
-            if None in values:
-                raise UserError(f"{place}: more cells than the header has: quote cells with commas")
-            # A cell that the row does not have is a column that it does not have.
-            present = {name: cell for name, cell in values.items() if cell is not None}
-            rows.append(Row(place, present))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: not CSV ({error})") from error
-    return rows
-
-
-def _read_parquet(path: Path) -> list[Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        values = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = first_line(error)
-        raise UserError(f"{path}: cannot be read as parquet: {reason}") from error
-    return [Row(f"{path}, row {number}", value) for number, value in enumerate(values, start=1)]
 
 
 def _read_folder(folder: Path, split: str, column: str) -> list[Row]:
@@ -196,21 +83,41 @@ def _read_folder(folder: Path, split: str, column: str) -> list[Row]:
                 )
             saved = saved[split]
         return _dataset_rows(str(folder), saved)
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
+    files = sorted(path for path in folder.rglob("*") if _holds_data(path, folder))
     if not files:
         raise UserError(f"{folder}: no data file in this folder ({', '.join(SUFFIXES)})")
     named = [path for path in files if _in_split(path, folder, split)]
     others = (_in_split(path, folder, other) for path in files for other in _SPLIT_NAMES)
     if not named and any(others):
-        files_there = ", ".join(str(path.relative_to(folder)) for path in files[:8])
         raise UserError(
-            f"{folder}: no file for split {split!r} ({files_there}): set data.train_split"
+            f"{folder}: no file for split {split!r} ({_listed(files, folder)}): "
+            "set data.train_split"
         )
-    return [row for path in named or files for row in _read_file(path, column)]
+    taken = named or files
+    left = [path for path in sorted(folder.rglob("*")) if _looks_like_data(path, folder)]
+    if left := [path for path in left if path not in taken]:
+        tell(
+            f"{folder}: split {split!r} is read from {_listed(taken, folder)}; "
+            f"not read: {_listed(left, folder)}"
+        )
+    return [row for path in taken for row in read_file(path, column)]
+
+
+def _looks_like_data(path: Path, folder: Path) -> bool:
+    """Whether a person may think that the file is part of the data, whatever its format."""
+    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    described = path.name.lower() in _NO_DATA or path.suffix.lower() in ("", ".md")
+    return not hidden and not described and path.is_file()
+
+
+def _holds_data(path: Path, folder: Path) -> bool:
+    return _looks_like_data(path, folder) and format_of(path) is not None
+
+
+def _listed(files: list[Path], folder: Path) -> str:
+    """The first few by name, and how many more there are."""
+    more = f" and {len(files) - 8} more" if len(files) > 8 else ""
+    return ", ".join(str(path.relative_to(folder)) for path in files[:8]) + more
 
 
 def _in_split(path: Path, folder: Path, split: str) -> bool:
@@ -243,7 +150,9 @@ def _load(load: Callable[[], Any], where: str, mend: str = "") -> Any:
 
 
 def _dataset_rows(name: str, dataset: Any) -> list[Row]:
-    return [Row(f"{name}, row {number}", row) for number, row in enumerate(dataset, start=1)]
+    """The rows; pictures and sounds are decoded here, which may fail."""
+    rows = _load(lambda: list(dataset), name)
+    return [Row(f"{name}, row {number}", row) for number, row in enumerate(rows, start=1)]
 
 
 @contextmanager

@@ -10,27 +10,28 @@ all texts ── cleaned, 8–30 words, duplicates removed, shuffled by the seed
 
 from __future__ import annotations
 
-import json
-import math
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.config import DataSection, Experiment
 from pipeline.data import embedded
-from pipeline.data.records import Prompt, RatedText
-from pipeline.data.sources import Row, read_rows
+from pipeline.data.columns import Columns
+from pipeline.data.demonstrations import are_demonstrations, read_demonstrations
+from pipeline.data.prompts import own_prompts, read_prompts
+from pipeline.data.records import Demonstration, Prompt, RatedText, Row
+from pipeline.data.sources import read_rows
+from pipeline.data.tally import Tally, tell
 from pipeline.data.toy import toy_texts
+from pipeline.data.words import Unit, same_but_for_form, unit_of
 from pipeline.errors import UserError
 
-__all__ = ["ExperimentData", "Prompt", "RatedText", "load_data", "load_preferences"]
+__all__ = ["ExperimentData", "Prompt", "RatedText", "load_data"]
 
 _EMBEDDED = "embedded:"
 _TOY_TEXTS = 3000
 _MOST_TEST_TEXTS = 1000
-_FIXED_COLUMNS = ("prompt", "chosen", "rejected")
 _BREAK = re.compile(r"(?:\s*<br\s*/?>\s*)+", re.IGNORECASE)
 
 
@@ -39,8 +40,8 @@ class ExperimentData:
     """Everything the stages learn from and are measured on.
 
     Attributes:
-        demonstrations: Texts for SFT.
-        heldout: Texts for perplexity; in no training split.
+        demonstrations: For SFT: texts, or prompts with their answers.
+        heldout: The same for perplexity; in no training split.
         train_prompts: Prompts for PPO and for preference pairs; none is an evaluation prompt.
         eval_prompts: Prompts for the comparison, all different, from texts in no training split.
         proxy: Rated texts for the reward's classifier, neutral ones left out; empty when no
@@ -49,8 +50,8 @@ class ExperimentData:
         classifier_test: Rated texts for measuring both, neutral ones included.
     """
 
-    demonstrations: list[str]
-    heldout: list[str]
+    demonstrations: list[str] | list[Demonstration]
+    heldout: list[str] | list[Demonstration]
     train_prompts: list[Prompt]
     eval_prompts: list[Prompt]
     proxy: list[RatedText]
@@ -58,92 +59,23 @@ class ExperimentData:
     classifier_test: list[RatedText]
 
 
-def load_data(experiment: Experiment) -> ExperimentData:
+def load_data(experiment: Experiment, labels: bool = True) -> ExperimentData:
     """Read the experiment's data set and divide it; same config and seed, same splits.
+
+    Args:
+        labels: Read the ratings too. SFT learns from texts that have none.
 
     Raises:
         UserError: The data cannot be read, a row lacks a column or has one of another type, or
             there are too few texts for the splits that the config asks for.
     """
     section = experiment.data
-    labelled = "sentiment" in (experiment.reward.source, experiment.reward.gold)
-    texts = _suitable(_rated_texts(section, labelled), section)
-    random.Random(experiment.seed).shuffle(texts)
-    own = _own_prompts(section, experiment.seed) if section.prompts_name else None
-
-    evaluation, rest = ([], texts) if own else _take_evaluation(texts, section)
-    tested = min(_MOST_TEST_TEXTS, len(texts) // 10) if labelled else 0
-    _check_enough(len(texts), len(evaluation), tested, section, own is not None)
-    heldout, rest = rest[: section.heldout], rest[section.heldout :]
-    test, training = rest[:tested], rest[tested:]
-    demonstrations = training[: section.demonstrations]
-    if own:
-        eval_prompts, train_prompts = own
-    else:
-        eval_prompts = [first_words(text.text, section.prompt_words) for text in evaluation]
-        # Fresh texts first: a prompt from a demonstration is one whose answer SFT has seen.
-        others = training[section.demonstrations :] + demonstrations
-        train_prompts = _training_prompts(others, eval_prompts, section)
-    proxy, gold = training[0::2], training[1::2]
-    return ExperimentData(
-        demonstrations=[text.text for text in demonstrations],
-        heldout=[text.text for text in heldout],
-        train_prompts=train_prompts,
-        eval_prompts=list(eval_prompts),
-        proxy=_decided(proxy, section, "the proxy's half") if labelled else [],
-        gold=_decided(gold, section, "the gold judge's half") if labelled else [],
-        classifier_test=test,
-    )
-
-
-def load_preferences(name: str) -> list[dict[str, Any]]:
-    """Read preference pairs: rows of ``prompt``, ``chosen`` and ``rejected``.
-
-    Each is a text, or all three are conversations (lists of messages). A data set without a
-    ``prompt`` column, whose two conversations or texts start alike, has it taken from there.
-
-    Args:
-        name: A local file or folder, or a hub id (its ``train`` split).
-
-    Raises:
-        UserError: It cannot be read, or a row lacks a column or has one of another type.
-    """
-    pairs = []
-    for row in read_rows(name, key="data.preferences_name"):
-        pair = {column: _value(row, column) for column in ("chosen", "rejected")}
-        if row.values.get("prompt") is None:
-            # TRL is slow to import and only data sets without prompts need it.
-            from trl import extract_prompt
-
-            kinds = {type(side) for side in pair.values()}
-            if kinds not in ({str}, {list}):
-                raise UserError(f"{row.place}: chosen and rejected must both be text or messages")
-            pair = extract_prompt(pair)
-        else:
-            pair = {"prompt": row.values["prompt"], **pair}
-        for column, value in pair.items():
-            _check_text_or_messages(row.place, column, value)
-        if len({type(value) for value in pair.values()}) > 1:
-            raise UserError(
-                f"{row.place}: prompt, chosen and rejected must all be text, or all be messages"
-            )
-        pairs.append({column: pair[column] for column in ("prompt", "chosen", "rejected")})
-    return pairs
-
-
-def first_words(text: str, count: int) -> str:
-    """The text up to the end of its ``count``-th word, spacing kept."""
-    ends = [match.end() for match in re.finditer(r"\S+", text)]
-    return text[: ends[min(count, len(ends)) - 1]] if ends else ""
-
-
-def _rated_texts(section: DataSection, labelled: bool) -> list[RatedText]:
-    """Every text of the data set. Ratings are 0 where no classifier is trained on them."""
+    rated = "sentiment" in (experiment.reward.source, experiment.reward.gold)
     name = section.dataset_name
-    if name == "toy":
-        return toy_texts(_TOY_TEXTS, seed=0)
-    if name.startswith(_EMBEDDED):
-        return embedded.ratings(name.removeprefix(_EMBEDDED))
+    if name == "toy" or name.startswith(_EMBEDDED):
+        made = toy_texts(_TOY_TEXTS, seed=0) if name == "toy" else None
+        texts = made or embedded.ratings(name.removeprefix(_EMBEDDED))
+        return _of_texts(experiment, texts, rated)
     rows = read_rows(
         name,
         key="data.dataset_name",
@@ -151,103 +83,151 @@ def _rated_texts(section: DataSection, labelled: bool) -> list[RatedText]:
         config=section.dataset_config,
         column=section.text_column,
     )
+    names = Columns(section.column_names())
+    if are_demonstrations(rows[0], names):
+        if rated and labels:
+            raise UserError(
+                f"data.dataset_name: {rows[0].place}: holds a prompt with its answer, and the "
+                "classifier of reward.source=sentiment learns from rated texts: set reward.source "
+                "to your own reward"
+            )
+        return _of_demonstrations(
+            experiment, read_demonstrations(name, rows, section.column_names())
+        )
+    texts = _rated_texts(rows, names, section, rated and labels)
+    return _of_texts(experiment, texts, rated, labels)
+
+
+def _of_texts(
+    experiment: Experiment, texts: list[RatedText], rated: bool, labels: bool = True
+) -> ExperimentData:
+    """The splits of texts; ``rated`` ones teach and test the classifiers too.
+
+    Without ``labels`` the ratings were not read: the classifiers' parts are then empty.
+    """
+    section, unit = experiment.data, unit_of(experiment)
+    texts, there = _suitable(texts, section, unit)
+    random.Random(experiment.seed).shuffle(texts)
+    own = _own_prompts(experiment)
+
+    evaluation, rest = ([], texts) if own else _take_evaluation(texts, section, unit)
+    tested = min(_MOST_TEST_TEXTS, len(texts) // 10) if rated else 0
+    _check_enough(there, len(texts), None if own else len(evaluation), tested, section)
+    heldout, rest = rest[: section.heldout], rest[section.heldout :]
+    test, training = rest[:tested], rest[tested:]
+    demonstrations = training[: section.demonstrations]
+    if own:
+        eval_prompts, train_prompts = own
+    else:
+        eval_prompts = [unit.first(text.text, section.prompt_words) for text in evaluation]
+        # Fresh texts first: a prompt from a demonstration is one whose answer SFT has seen.
+        others = training[section.demonstrations :] + demonstrations
+        prompts = [unit.first(text.text, section.prompt_words) for text in others]
+        train_prompts = _training_prompts(prompts, eval_prompts, section)
+    proxy, gold = training[0::2], training[1::2]
+    return ExperimentData(
+        demonstrations=[text.text for text in demonstrations],
+        heldout=[text.text for text in heldout],
+        train_prompts=train_prompts,
+        eval_prompts=list(eval_prompts),
+        proxy=_decided(proxy, section, "the proxy's half") if rated and labels else [],
+        gold=_decided(gold, section, "the gold judge's half") if rated and labels else [],
+        classifier_test=test if labels else [],
+    )
+
+
+def _of_demonstrations(experiment: Experiment, made: list[Demonstration]) -> ExperimentData:
+    """The splits of prompts with answers; no classifier learns from them."""
+    section = experiment.data
+    random.Random(experiment.seed).shuffle(made)
+    own = _own_prompts(experiment)
+    evaluation: list[Demonstration] = []
+    if not own:
+        evaluation, made = _different(made, section)
+    count, asked = len(evaluation) + len(made), None if own else len(evaluation)
+    _check_enough("demonstrations", count, asked, 0, section)
+    heldout, training = made[: section.heldout], made[section.heldout :]
+    demonstrations = training[: section.demonstrations]
+    if own:
+        eval_prompts, train_prompts = own
+    else:
+        eval_prompts = [item.prompt for item in evaluation]
+        prompts = [item.prompt for item in training[section.demonstrations :] + demonstrations]
+        train_prompts = _training_prompts(prompts, eval_prompts, section)
+    return ExperimentData(demonstrations, heldout, train_prompts, eval_prompts, [], [], [])
+
+
+def _different(
+    made: list[Demonstration], section: DataSection
+) -> tuple[list[Demonstration], list[Demonstration]]:
+    """The first demonstrations whose prompts are all different, and those with other prompts."""
+    taken: dict[str, Demonstration] = {}
+    for item in made:
+        if len(taken) < section.eval_prompts:
+            taken.setdefault(str(item.prompt), item)
+    if len(taken) < section.eval_prompts:
+        raise _too_few(f"{len(taken)} different prompts", "eval_prompts", section)
+    return list(taken.values()), [item for item in made if str(item.prompt) not in taken]
+
+
+def _rated_texts(
+    rows: Sequence[Row], names: Columns, section: DataSection, rated: bool
+) -> list[RatedText]:
+    """Every text of the data set. Ratings are 0 where no classifier is trained on them."""
     texts = []
     for row in rows:
-        text = _text(row, section.text_column)
-        rating = _number(row, section.label_column) if labelled else 0.0
+        text = names.text(row, "text")
+        rating = names.number(row, "label", section.label_values, rows) if rated else 0.0
         texts.append(RatedText(_BREAK.sub(" ", text).strip(), rating))
     return texts
 
 
-def _value(row: Row, column: str) -> Any:
-    """A column's value; a missing one is an error that lists the columns there are."""
-    value = row.values.get(column)
-    if value is not None:
-        return value
-    if column in row.values:
-        raise UserError(f"{row.place}: column {column!r} is empty: fill it or remove the row")
-    columns = ", ".join(map(repr, row.values)) or "none"
-    mend = "" if column in _FIXED_COLUMNS else "; data.text_column and data.label_column name them"
-    raise UserError(f"{row.place}: no column {column!r}; there are {columns}{mend}")
-
-
-def _text(row: Row, column: str) -> str:
-    value = _value(row, column)
-    if not isinstance(value, str):
-        raise UserError(f"{row.place}: column {column!r} must be text, found {value!r:.40}")
-    _check_characters(row.place, column, value)
-    return value
-
-
-def _check_characters(place: str, column: str, text: str) -> None:
-    """JSON can write half of a surrogate pair, which no tokenizer and no file can take."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = f"\\u{ord(text[error.start]):04x}"
-        raise UserError(
-            f"{place}: column {column!r} holds {code} alone at character {error.start}, which is "
-            "no character: remove it"
-        ) from error
-
-
-def _number(row: Row, column: str) -> float:
-    value = _value(row, column)
-    try:
-        number = float(value) if isinstance(value, int | float | str) else math.nan
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise UserError(
-            f"{row.place}: column {column!r} must be a number, found {value!r:.40}: use ratings "
-            "such as -4..4, or classes 0 and 1"
-        )
-    return number
-
-
-def _check_text_or_messages(place: str, column: str, value: Any) -> None:
-    """A text, or a non-empty list of ``{"role": text, "content": text}``."""
-    if isinstance(value, str):
-        return _check_characters(place, column, value)
-    if not isinstance(value, list) or not value:
-        raise UserError(
-            f"{place}: column {column!r} must be text or a list of messages, found {value!r:.40}"
-        )
-    for message in value:
-        fields = message if isinstance(message, dict) else {}
-        if not all(isinstance(fields.get(part), str) for part in ("role", "content")):
-            raise UserError(
-                f"{place}: column {column!r}: a message needs role and content, both text; "
-                f"found {message!r:.60}"
-            )
-        _check_characters(place, column, fields["content"])
-    return None
-
-
-def _suitable(texts: list[RatedText], section: DataSection) -> list[RatedText]:
-    """Texts of the asked length, each once (case, spacing and punctuation aside)."""
+def _suitable(
+    texts: list[RatedText], section: DataSection, unit: Unit
+) -> tuple[list[RatedText], str]:
+    """Texts of the asked length, each once (case, spacing and punctuation aside), and in words
+    which these are and what was left out."""
     # A prompt of a whole text would leave nothing to complete.
     fewest = max(section.min_words, section.prompt_words + 1)
+    tally = Tally(section.dataset_name, "texts")
+    short = f"below data.min_words ({fewest} {unit.name})"
+    long = f"above data.max_words ({section.max_words} {unit.name}; data.long_texts=cut cuts them)"
     kept: dict[str, RatedText] = {}
+    cut = 0
     for text in texts:
-        if fewest <= len(text.text.split()) <= section.max_words:
-            kept.setdefault(" ".join(re.findall(r"\w+", text.text.casefold())), text)
+        count = unit.count(text.text)
+        if count > section.max_words and section.long_texts == "cut":
+            beginning = unit.first(text.text, section.max_words)
+            text, cut = RatedText(beginning, text.rating, text.ratings), cut + 1
+        elif count < fewest or count > section.max_words:
+            tally.leave_out(short if count < fewest else long)
+            continue
+        key = same_but_for_form(text.text)
+        if key in kept:
+            tally.leave_out("there already")
+        kept.setdefault(key, text)
     if not kept:
         raise UserError(
             f"data.dataset_name: none of the {len(texts)} texts of {section.dataset_name} has "
-            f"{fewest} to {section.max_words} words: change data.min_words or data.max_words"
+            f"{fewest} to {section.max_words} {unit.name}: change data.min_words or data.max_words "
+            f"({tally.reasons()})"
         )
-    return list(kept.values())
+    tally.tell(len(texts))
+    if cut:
+        limit = f"data.max_words ({section.max_words} {unit.name})"
+        tell(f"{section.dataset_name}: {cut:,} of {len(texts):,} texts cut at {limit}")
+    which = f"texts of {section.min_words} to {section.max_words} {unit.name}"
+    return list(kept.values()), which + (f" (left out {tally.reasons()})" if tally.left_out else "")
 
 
 def _take_evaluation(
-    texts: list[RatedText], section: DataSection
+    texts: list[RatedText], section: DataSection, unit: Unit
 ) -> tuple[list[RatedText], list[RatedText]]:
     """The first texts whose prompts are all different, and the other texts."""
     taken: dict[str, RatedText] = {}
     rest = []
     for text in texts:
-        prompt = first_words(text.text, section.prompt_words)
+        prompt = unit.first(text.text, section.prompt_words)
         if len(taken) < section.eval_prompts and prompt not in taken:
             taken[prompt] = text
         else:
@@ -258,21 +238,21 @@ def _take_evaluation(
 
 
 def _check_enough(
-    there: int, evaluation: int, tested: int, section: DataSection, own_prompts: bool
+    there: str, count: int, evaluation: int | None, tested: int, section: DataSection
 ) -> None:
-    needed = evaluation + section.heldout + tested + section.demonstrations
-    if there >= needed:
-        return
+    """UserError unless the ``count`` that is ``there`` (in words) is enough for every split."""
     parts = {"demonstrations": section.demonstrations, "heldout": section.heldout}
-    if not own_prompts:
+    if evaluation is not None:
         parts["eval_prompts"] = evaluation
+    needed = sum(parts.values()) + tested
+    if count >= needed:
+        return
     largest = max(parts, key=lambda part: parts[part])
-    asked = " + ".join(f"{count} {part}" for part, count in parts.items())
+    asked = " + ".join(f"{number} {part}" for part, number in parts.items())
     asked += f" + {tested} to test the classifier" if tested else ""
     raise UserError(
-        f"data.{largest}: {section.dataset_name} has {there} different texts of "
-        f"{section.min_words} to {section.max_words} words, but {needed} are asked for "
-        f"({asked}): lower data.{largest}"
+        f"data.{largest}: {section.dataset_name} has {count} different {there}, but {needed} are "
+        f"asked for ({asked}): lower data.{largest}"
     )
 
 
@@ -284,35 +264,23 @@ def _too_few(there: str, key: str, section: DataSection) -> UserError:
 
 
 def _training_prompts(
-    texts: list[RatedText], evaluation: Iterable[str], section: DataSection
+    prompts: Iterable[Prompt], evaluation: Iterable[Prompt], section: DataSection
 ) -> list[Prompt]:
-    """First words of the texts. They may repeat, as in life, but none is an evaluation prompt."""
-    kept_out = set(evaluation)
-    prompts = (first_words(text.text, section.prompt_words) for text in texts)
-    usable: list[Prompt] = [prompt for prompt in prompts if prompt not in kept_out]
+    """The first prompts. They may repeat, as in life, but none is an evaluation prompt."""
+    kept_out = set(map(str, evaluation))
+    usable = [prompt for prompt in prompts if str(prompt) not in kept_out]
     if len(usable) < section.train_prompts:
         raise _too_few(f"{len(usable)} prompts for training", "train_prompts", section)
     return usable[: section.train_prompts]
 
 
-def _own_prompts(section: DataSection, seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """The user's prompts, evaluation's first, then training's; all different."""
-    assert section.prompts_name
-    rows = read_rows(
-        section.prompts_name, key="data.prompts_name", split=section.train_split, column="prompt"
-    )
-    prompts: dict[str, Prompt] = {}
-    for row in rows:
-        prompt = _value(row, "prompt")
-        _check_text_or_messages(row.place, "prompt", prompt)
-        if isinstance(prompt, str) and not prompt.strip():
-            raise UserError(f"{row.place}: column 'prompt' is empty: fill it or remove the row")
-        if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
-            raise UserError(f"{row.place}: a prompt must not end with the assistant's message")
-        prompts.setdefault(json.dumps(prompt, sort_keys=True), prompt)
-    different = list(prompts.values())
-    random.Random(seed).shuffle(different)
-    evaluation, training = different[: section.eval_prompts], different[section.eval_prompts :]
+def _own_prompts(experiment: Experiment) -> tuple[list[Prompt], list[Prompt]] | None:
+    """The user's prompts, evaluation's and training's, all different; None without any."""
+    section = experiment.data
+    if not section.prompts_name:
+        return None
+    different = read_prompts(section.prompts_name, section.column_names(), section.train_split)
+    evaluation, training = own_prompts(different, experiment.seed, section.eval_prompts)
     if len(training) < section.train_prompts:
         there = f"{len(different)} different prompts, {len(training)} without the evaluation's"
         raise _too_few(there, "train_prompts", section)
@@ -327,8 +295,13 @@ def _decided(texts: list[RatedText], section: DataSection, part: str) -> list[Ra
     if 0 < positive < len(decided):
         return decided
     missing = "negative" if positive else "positive"
-    classes = {text.rating for text in texts} <= {0.0, 1.0}
-    mend = "set data.positive_above=0.5 for classes 0 and 1" if classes else "change them"
+    ratings = sorted({text.rating for text in texts})
+    low, high = (ratings[0], ratings[-1]) if ratings else (0.0, 0.0)
+    mend = "change them"
+    if not low < limit < high and low < high:
+        classes = "classes" if len(ratings) == 2 else "labels from"
+        joined = " and " if len(ratings) == 2 else " to "
+        mend = f"set data.positive_above={(low + high) / 2:g} for {classes} {low:g}{joined}{high:g}"
     raise UserError(
         f"data.label_column: {part} of {section.dataset_name} has no {missing} text at "
         f"data.positive_above={limit:g} and data.neutral_margin={section.neutral_margin:g}: {mend}"

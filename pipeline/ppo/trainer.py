@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from classic_rl.advantages import completion_gae
 from classic_rl.losses import clipped_surrogate, kl_estimate, value_loss
+from pipeline.data.prompts import as_prompts
 from pipeline.data.records import Prompt
 from pipeline.errors import UserError
 from pipeline.lm.check import check_policy
@@ -61,7 +63,8 @@ class PPOTrainer(BaseTrainer):
             only, so another tokenizer, rules or a service are all the same to it.
         args: see :class:`PPOConfig`.
         processing_class: the policy's tokenizer.
-        train_dataset: prompts, plain text or lists of messages.
+        train_dataset: prompts, plain text or lists of messages; or rows with a column ``prompt``,
+            such as a ``datasets.Dataset``.
         eval_dataset: prompts that :meth:`evaluate` samples.
         callbacks: as for the Trainer.
         log_samples: called after each rollout with the step and a few rows of text and scores.
@@ -73,14 +76,16 @@ class PPOTrainer(BaseTrainer):
         reward_function: RewardFunction,
         args: PPOConfig,
         processing_class: PreTrainedTokenizerBase,
-        train_dataset: Sequence[Prompt],
-        eval_dataset: Sequence[Prompt] | None = None,
+        train_dataset: Sequence[Prompt] | Dataset,
+        eval_dataset: Sequence[Prompt] | Dataset | None = None,
         callbacks: list[TrainerCallback] | None = None,
         log_samples: SampleLog | None = None,
     ) -> None:
         if not train_dataset:
             raise UserError("PPO has no training prompts; check the data section")
         warn_untested()
+        train_dataset = as_prompts(train_dataset)
+        eval_dataset = as_prompts(eval_dataset) if eval_dataset else None
         one_device(args)
         base = prepare(base_of(model), processing_class)
         if isinstance(model, PeftModel):  # keeps one of its own, which generate() puts in place
@@ -105,8 +110,8 @@ class PPOTrainer(BaseTrainer):
         super().__init__(
             model=ActorCritic(model, args, longest),
             args=args,
-            train_dataset=list(train_dataset),  # type: ignore[arg-type]
-            eval_dataset=list(eval_dataset) if eval_dataset else None,  # type: ignore[arg-type]
+            train_dataset=train_dataset,  # type: ignore[arg-type]
+            eval_dataset=eval_dataset,  # type: ignore[arg-type]
             processing_class=processing_class,
             callbacks=callbacks,
             log_samples=log_samples,

@@ -42,6 +42,7 @@ from pipeline.output.console import is_main_process, say
 from pipeline.output.metrics_file import read_metrics
 from pipeline.report import figures
 from pipeline.stages import tracking
+from pipeline.stages.heldout import whole_texts
 from pipeline.stages.reward import gold_reward, judge_is_proxy, proxy_reward
 
 
@@ -114,7 +115,7 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
             tokenizer,
             reference,
             data.eval_prompts,
-            data.heldout,
+            whole_texts(data.heldout, tokenizer),
             proxy=proxy,
             gold=gold,
             samples_per_prompt=(

@@ -7,7 +7,7 @@ from peft import PeftModel
 from trl import DPOConfig
 
 from pipeline.config import Experiment
-from pipeline.data.splits import load_preferences
+from pipeline.data import load_preferences
 from pipeline.errors import UserError
 from pipeline.lm.hardware import best_device
 from pipeline.lm.models import base_of, frozen_copy
@@ -26,8 +26,10 @@ def preference_dataset(experiment: Experiment) -> Dataset:
     Raises:
         UserError: sampling gave no pair of different completions.
     """
-    if experiment.data.preferences_name is not None:
-        return Dataset.from_list(load_preferences(experiment.data.preferences_name))
+    data = experiment.data
+    if data.preferences_name is not None:
+        own = load_preferences(data.preferences_name, data.column_names(), data.train_split)
+        return Dataset.from_list(own)
     pairs = make_pairs(experiment)
     if not pairs:
         raise UserError(

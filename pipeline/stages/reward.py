@@ -34,7 +34,7 @@ from common.files import new_folder, write_json
 from pipeline.config import OVER_SFT, Experiment, ModelSection
 from pipeline.data import embedded
 from pipeline.data.records import RatedText
-from pipeline.data.splits import ExperimentData, first_words, load_data
+from pipeline.data.splits import ExperimentData, load_data
 from pipeline.data.toy import toy_encoder, toy_tokenizer
 from pipeline.errors import FailedReward, UserError
 from pipeline.lm.hardware import best_device, compute_dtype, one_device
@@ -42,6 +42,7 @@ from pipeline.lm.models import lora_config
 from pipeline.output.checkpoints import CompleteMarker
 from pipeline.output.console import is_main_process, say
 from pipeline.stages import tracking
+from pipeline.stages.heldout import prompts_and_endings
 from pipeline.stages.training import resume
 from reward_models import RewardError, RewardFunction, load_reward, measure
 from reward_models.adapters import new_adapter_classifier, save_adapter_classifier
@@ -313,8 +314,7 @@ def _measure(experiment: Experiment, data: ExperimentData) -> dict[str, Any]:
     """Score the held-out texts with both and compare them with people and with each other."""
     rated = data.classifier_test
     texts = [text.text for text in rated] or data.heldout[:_TRIED]
-    prompts = [first_words(text, experiment.data.prompt_words) for text in texts]
-    endings = [text[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
+    prompts, endings = prompts_and_endings(texts, experiment)
     scores = {part: _reward(experiment, part)(prompts, endings) for part in PARTS}
     metrics: dict[str, Any] = {
         "texts": len(texts),

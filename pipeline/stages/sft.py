@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import Experiment
+from pipeline.data.records import Demonstration
 from pipeline.data.splits import load_data
 from pipeline.lm.hardware import best_device
 from pipeline.lm.models import load_base, make_trainable
@@ -15,10 +18,31 @@ from pipeline.stages.training import fit, save_trained, stage_arguments
 from pipeline.stages.trl_compat import fit_tiles_to
 
 
+def demonstration_dataset(items: Sequence[str | Demonstration], arguments: SFTConfig) -> Dataset:
+    """Demonstrations in the columns by which TRL chooses what the loss is on.
+
+    Texts are learnt whole. Of a prompt with its answer the answer is (all of it with
+    ``completion_only_loss=False``), and of a conversation with ``assistant_only_loss`` every
+    answer.
+    """
+    pairs = [item for item in items if isinstance(item, Demonstration)]
+    if not pairs:
+        return Dataset.from_dict({arguments.dataset_text_field: list(items)})
+    if arguments.assistant_only_loss:
+        talks = [[*pair.prompt, *pair.completion] for pair in pairs]
+        return Dataset.from_dict({"messages": talks})
+    return Dataset.from_dict(
+        {
+            "prompt": [pair.prompt for pair in pairs],
+            "completion": [pair.completion for pair in pairs],
+        }
+    )
+
+
 @tracking.tracked("sft")
 def run(experiment: Experiment) -> None:
     """Train on ``data.demonstrations`` and write ``sft/model``."""
-    data = load_data(experiment)
+    data = load_data(experiment, labels=False)
     arguments = stage_arguments(
         experiment, "sft", SFTConfig, gradient_checkpointing=False, dataset_text_field="text"
     )
@@ -30,7 +54,7 @@ def run(experiment: Experiment) -> None:
     trainer = SFTTrainer(
         model=make_trainable(model, experiment.model, experiment.seed),  # type: ignore[arg-type]
         args=arguments,
-        train_dataset=Dataset.from_dict({arguments.dataset_text_field: data.demonstrations}),
+        train_dataset=demonstration_dataset(data.demonstrations, arguments),
         processing_class=tokenizer,
     )
     fit(trainer, experiment, "sft")

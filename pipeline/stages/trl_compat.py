@@ -9,7 +9,9 @@ from typing import Any
 
 import trl.trainer.utils as trl_utils
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 from trl import DPOTrainer, KTOTrainer
+from trl.chat_template_utils import get_training_chat_template
 
 # Vocabulary entries per tile of TRL's fused LM head: 32,768 suits a GPU. On a processor a tile
 # must fit the cache; this halves the time of an SFT step and changes no result.
@@ -20,6 +22,18 @@ def fit_tiles_to(device_type: str) -> None:
     """Choose the tile of TRL's fused LM head for the device that will train."""
     if device_type == "cpu":
         trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = _PROCESSOR_TILE
+
+
+def marks_answers(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether TRL can tell the assistant's tokens, by the template or by one that TRL has for it.
+
+    Without, ``assistant_only_loss`` ends in its trainer's ValueError.
+    """
+    try:
+        get_training_chat_template(tokenizer)
+    except ValueError:
+        return False
+    return True
 
 
 class _TokensAsTheyAre:

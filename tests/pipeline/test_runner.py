@@ -53,6 +53,7 @@ class Fakes:
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
     fakes = Fakes()
     monkeypatch.setattr(runner, "stage_function", fakes.function)
+    monkeypatch.setattr(runner, "check_ahead", lambda *_: None)  # there are no stages to read data
     monkeypatch.setattr(runner, "free_memory", lambda: None)  # nothing to free, and it takes time
     return fakes
 

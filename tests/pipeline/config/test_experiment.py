@@ -28,6 +28,16 @@ def complaint(path: Path, *overrides: str) -> str:
     return message
 
 
+def test_data_keys_that_came_later_are_in_no_record_while_unset(tiny: Path) -> None:
+    """Finished runs of before them keep their fingerprints."""
+    later = {"columns", "label_values", "unit", "long_texts"}
+    assert not later & set(load_experiment(tiny).model_dump(mode="json")["data"])
+    overrides = ["data.columns.prompt=q", "data.unit=tokens", "data.label_values={good: 1}"]
+    data = load_experiment(tiny, overrides).model_dump(mode="json")["data"]
+    assert (data["columns"]["prompt"], data["unit"]) == ("q", "tokens")
+    assert data["label_values"] == {"good": 1.0}
+
+
 def test_shipped_configs_load(root: Path) -> None:
     paths = sorted((root / "configs").glob("*.yaml"))
     assert {"tiny.yaml", "quickstart.yaml", "gpt2-imdb.yaml"} <= {path.name for path in paths}
@@ -125,6 +135,9 @@ def test_overrides(tiny: Path) -> None:
         ("dpo.bf16=yes", "expected true or false or null, found 'yes'"),
         ("dpo.lr_scheduler_type=cosin", "did you mean cosine?"),
         ("data.prompt_words=8", "leaves nothing to complete"),
+        ("data.columns.promt=q", "did you mean data.columns.prompt?"),
+        ("data.label_values={3: 1}", "the name 3 must be text: put it in quotes"),
+        ("data.label_values={good: best}", "expected"),
         ("compare.best_of_n=99", "is above compare.reference_samples (8)"),
     ],
 )

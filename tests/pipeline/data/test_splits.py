@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.config import Experiment
+from pipeline.config import Experiment, load_experiment
+from pipeline.data import load_data, load_preferences
 from pipeline.data.records import RatedText
 from pipeline.data.sources import read_rows
-from pipeline.data.splits import ExperimentData, first_words, load_data, load_preferences
-from pipeline.data.toy import toy_texts
+from pipeline.data.splits import ExperimentData
+from pipeline.data.tally import listening
+from pipeline.data.toy import toy_texts, toy_tokenizer
+from pipeline.data.words import first_words
 from pipeline.errors import UserError
 
 SMALL = {"demonstrations": 60, "heldout": 20, "train_prompts": 50, "eval_prompts": 10}
 
 
-def experiment(seed: int = 0, reward: dict[str, Any] | None = None, **data: Any) -> Experiment:
+def experiment(
+    seed: int = 0,
+    reward: dict[str, Any] | None = None,
+    model_name: str = "toy",
+    **data: Any,
+) -> Experiment:
     tree = {"seed": seed, "data": {"dataset_name": "toy", **SMALL, **data}, "reward": reward}
+    tree["model"] = {"model_name_or_path": model_name}
     return Experiment.model_validate(tree)
 
 
@@ -55,6 +66,17 @@ def test_split_sizes_and_determinism():
     assert data.demonstrations != load_data(experiment(seed=1)).demonstrations
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [("tiny", "83d7c5318631572b"), ("quickstart", "e898cf408d0012d2")],
+)
+def test_shipped_configs_keep_their_splits(config, expected, root):
+    """Finished runs of the shipped configs stay comparable."""
+    data = load_data(load_experiment(root / "configs" / f"{config}.yaml"))
+    plain = json.dumps(dataclasses.asdict(data), sort_keys=True)
+    assert hashlib.sha256(plain.encode()).hexdigest()[:16] == expected
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_nothing_held_out_is_trained_on(seed):
     data = load_data(experiment(seed=seed))
@@ -76,7 +98,7 @@ def test_evaluation_texts_are_in_no_training_split(tmp_path):
     path = write_jsonl(tmp_path / "remarks.jsonl", rows)
     data = load_data(experiment(dataset_name=str(path), prompt_words=3))
     rated = [text.text for text in data.proxy + data.gold + data.classifier_test]
-    used = {first_words(text, 3) for text in data.demonstrations + data.heldout + rated}
+    used = {first_words(str(text), 3) for text in data.demonstrations + data.heldout + rated}
     assert not used & set(map(str, data.eval_prompts))
 
 
@@ -101,7 +123,70 @@ def test_duplicates_are_removed_before_splitting(tmp_path):
 
 def test_lengths_are_respected():
     data = load_data(experiment(min_words=12, max_words=16))
-    assert {len(text.split()) for text in data.demonstrations + data.heldout} <= set(range(12, 17))
+    assert {len(str(text).split()) for text in data.demonstrations + data.heldout} <= set(
+        range(12, 17)
+    )
+
+
+def test_long_texts_are_counted_or_cut(tmp_path):
+    rows = [{"text": f"{n} " + "and on and on " * (2 + n % 3), "label": n % 2} for n in range(90)]
+    path = write_jsonl(tmp_path / "long.jsonl", rows)  # 9, 13 or 17 words
+    limits = {"max_words": 13, "demonstrations": 20, "train_prompts": 20, "positive_above": 0.5}
+    own = {"source": "my_rewards:length"}
+    with listening() as lines:
+        load_data(experiment(dataset_name=str(path), reward=own, **limits))
+    assert lines == [
+        f"{path}: 30 of 90 texts left out: above data.max_words (13 words; data.long_texts=cut"
+        " cuts them) (30)"
+    ]
+    with listening() as lines:
+        data = load_data(experiment(dataset_name=str(path), reward=own, long_texts="cut", **limits))
+    assert lines == [f"{path}: 30 of 90 texts cut at data.max_words (13 words)"]
+    words = {len(str(text).split()) for text in data.demonstrations + data.heldout}
+    assert words == {9, 13}
+    message = message_of(path, max_words=13, demonstrations=60, positive_above=0.5)
+    assert "60 different texts of 8 to 13 words (left out above data.max_words (13 words" in message
+
+
+def test_texts_without_blanks(tmp_path):
+    places, things = "东西南北上下左右前后", "水壶台灯帐篷耳机电脑"
+    rows = [
+        {"text": f"我在{a}边买的{b}质量很好，声音{a}也不大，大家都喜欢{n}次。", "label": n % 2}
+        for n, (a, b) in enumerate((a, b) for a in places for b in things)
+    ]
+    path = write_jsonl(tmp_path / "zh.jsonl", rows)
+    few = {"demonstrations": 30, "heldout": 5, "train_prompts": 20, "positive_above": 0.5}
+    data = load_data(experiment(dataset_name=str(path), **few))
+    assert all(len(str(prompt)) == 8 for prompt in data.train_prompts)
+
+
+def test_lengths_in_tokens():
+    data = load_data(experiment(unit="tokens", min_words=9, max_words=30, prompt_words=5))
+    tokenizer = toy_tokenizer()
+    lengths = {len(tokenizer(str(text))["input_ids"]) for text in data.demonstrations}
+    assert min(lengths) >= 9 and max(lengths) <= 30
+    assert {len(tokenizer(str(prompt))["input_ids"]) for prompt in data.train_prompts} == {5}
+
+
+def test_labels_that_are_words(tmp_path):
+    rows = [{**row, "label": ["bad", "good"][row["label"] > 0]} for row in rated_rows()]
+    path = write_jsonl(tmp_path / "words.jsonl", rows)
+    assert "data.label_values={bad: …, good: …}" in message_of(path)
+    values = {"bad": -1.0, "good": 1.0}
+    data = load_data(experiment(dataset_name=str(path), label_values=values))
+    assert {text.rating for text in data.proxy} == {-1.0, 1.0}
+
+
+def test_star_ratings_name_the_limit_to_set(tmp_path):
+    rows = [{**row, "label": 1 + number % 5} for number, row in enumerate(rated_rows())]
+    message = message_of(write_jsonl(tmp_path / "stars.jsonl", rows))
+    assert message.endswith("set data.positive_above=3 for labels from 1 to 5")
+
+
+def test_a_header_that_looks_like_data_is_named(tmp_path):
+    path = tmp_path / "raw.csv"
+    path.write_text("0,17,the film is good\n4,18,the film is bad\n", encoding="utf-8")
+    assert "the first line looks like data: put a header line" in message_of(path)
 
 
 def test_first_words_keeps_the_spacing():
@@ -170,8 +255,10 @@ def test_line_breaks_of_web_pages_become_spaces(tmp_path):
     for row in rows:
         row["text"] = row["text"].replace(" is ", "<br /><br />is ")
     data = load_data(experiment(dataset_name=str(write_jsonl(tmp_path / "web.jsonl", rows))))
-    assert not any("<br" in text for text in data.demonstrations)
-    assert sorted(data.demonstrations)[0] in {text.text for text in toy_texts(200, seed=5)}
+    assert not any("<br" in str(text) for text in data.demonstrations)
+    assert sorted(map(str, data.demonstrations))[0] in {
+        text.text for text in toy_texts(200, seed=5)
+    }
 
 
 def test_classes_work_with_their_own_limit(tmp_path):
@@ -319,7 +406,7 @@ def test_prompts_of_a_text_file_are_its_lines(tmp_path):
     [
         (3, "must be text or a list of messages, found 3"),
         (" ", "column 'prompt' is empty"),
-        ([], "must be text or a list of messages"),
+        ([], "column 'prompt' is empty"),
         (["hello"], "a message needs role and content"),
         ([{"role": "user"}], "a message needs role and content"),
         ([{"role": "assistant", "content": "x"}], "must not end with the assistant's message"),
@@ -340,9 +427,12 @@ def test_preferences(tmp_path):
         {"prompt": chat("is it?"), "chosen": answer, "rejected": refusal},
         {"chosen": chat("is it?") + answer, "rejected": chat("is it?") + refusal},
     ]
-    pairs = load_preferences(str(write_jsonl(tmp_path / "pairs.jsonl", rows)))
-    assert pairs[0] == {"prompt": "is it", "chosen": " good", "rejected": " bad"}
-    assert pairs[1] == pairs[2] == rows[1]
+    pairs = load_preferences(str(write_jsonl(tmp_path / "pairs.jsonl", rows[:1])))
+    assert pairs == [{"prompt": "is it", "chosen": " good", "rejected": " bad"}]
+    pairs = load_preferences(str(write_jsonl(tmp_path / "talks.jsonl", rows[1:])))
+    assert pairs == [rows[1], rows[1]]
+    with pytest.raises(UserError, match="line 2: not text as in .*line 1"):
+        load_preferences(str(write_jsonl(tmp_path / "both.jsonl", rows)))
 
 
 @pytest.mark.parametrize(
@@ -350,7 +440,7 @@ def test_preferences(tmp_path):
     [
         ({"prompt": "a", "chosen": "b"}, "no column 'rejected'; there are 'prompt', 'chosen'"),
         ({"prompt": "a", "chosen": "b", "rejected": 4}, "column 'rejected' must be text"),
-        ({"prompt": "a", "chosen": "b", "rejected": chat("c")}, "must all be text"),
+        ({"prompt": "a", "chosen": "b", "rejected": chat("c")}, "must both be text or messages"),
         ({"chosen": "b", "rejected": chat("c")}, "must both be text or messages"),
     ],
 )

@@ -1,0 +1,86 @@
+"""SFT on texts, on prompts with completions and on conversations: what the loss is on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trl import SFTConfig, SFTTrainer
+
+from pipeline import runner
+from pipeline.config import load_experiment
+from pipeline.data.records import Demonstration
+from pipeline.data.toy import toy_language_model, toy_tokenizer
+from pipeline.stages.sft import demonstration_dataset
+
+ASK, SAY = "the film is", " warm"
+USER, ASSISTANT = {"role": "user", "content": ASK}, {"role": "assistant", "content": SAY}
+FIRST = [{"role": "user", "content": "the plot"}, {"role": "assistant", "content": "plot"}]
+MARKING = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}"
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def learnt(items: list[Any], tmp_path: Path, template: str | None = None, **arguments: Any) -> str:
+    """The text whose tokens SFT's loss is on, in the first demonstration."""
+    tokenizer = toy_tokenizer()
+    tokenizer.chat_template = template or tokenizer.chat_template
+    config = SFTConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], **arguments
+    )
+    trainer = SFTTrainer(
+        model=toy_language_model(0),
+        args=config,
+        train_dataset=demonstration_dataset(items, config),
+        processing_class=tokenizer,
+    )
+    assert trainer.train_dataset is not None
+    row = next(iter(trainer.train_dataset))
+    kept = [
+        token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label >= 0
+    ]
+    return str(tokenizer.decode(kept)).replace(" ", "")
+
+
+def test_what_the_loss_is_on(tmp_path: Path) -> None:
+    end = str(toy_tokenizer().eos_token)
+    warm, whole = f"warm{end}", f"thefilmiswarm{end}"
+    pairs = [Demonstration(ASK, SAY)]
+    talks = [Demonstration([*FIRST, USER], [ASSISTANT])]
+    assert learnt([ASK + SAY], tmp_path) == whole
+    assert learnt(pairs, tmp_path) == warm
+    assert learnt(pairs, tmp_path, completion_only_loss=False) == whole
+    assert learnt(talks, tmp_path) == learnt(talks, tmp_path, MARKING) == warm
+    assert learnt(talks, tmp_path, MARKING, assistant_only_loss=True) == f"plot{end}{warm}"
+
+
+@pytest.mark.parametrize("kind", ["messages", "pairs"])
+def test_the_pipeline_runs_on_demonstrations(kind: str, tiny: Path, tmp_path: Path) -> None:
+    """SFT learns from them, the reward is asked about them, and compare measures on them."""
+    rows = [
+        {"prompt": f"the film number {n} is", "completion": f" good and {n} times so"}
+        if kind == "pairs"
+        else {"messages": [{"role": "user", "content": f"film {n}"}, ASSISTANT]}
+        for n in range(60)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "mine.py").write_text(
+        "def score(prompts, completions):\n    return [float(len(c)) for c in completions]\n",
+        encoding="utf-8",
+    )
+    overrides = [
+        f"output_dir={tmp_path / 'out'}", f"data.dataset_name={path}", "data.demonstrations=32",
+        "data.heldout=8", "data.train_prompts=16", "data.eval_prompts=4",
+        f"reward.source={tmp_path / 'mine.py'}:score", "ppo.total_episodes=16",
+        "pairs.max_pairs=8", "dpo.max_steps=1", "sft.max_steps=2", "compare.reference_samples=4",
+        "generation.max_new_tokens=4",
+    ]  # fmt: skip
+    runner.run(load_experiment(tiny, overrides), "run")
+    results = json.loads((tmp_path / "out" / "compare" / "results.json").read_text("utf-8"))
+    assert {"sft", "ppo", "dpo"} <= set(json.dumps(results).replace('"', " ").split())
