@@ -43,7 +43,8 @@ _LASTING = (
 _LASTING_OF_FILES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """Print a warning."""
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
@@ -83,7 +84,7 @@ class RewardCall:
     timeout: float | None = None
     retries: int = 0
     batch_size: int | None = None
-    warn: Callable[[str], None] = _to_stderr
+    warn: Callable[[str], None] = to_stderr
     raises: type[RewardError] = RewardError
     one_line: tuple[type[Exception], ...] = (RewardError,)
 

@@ -40,6 +40,7 @@ def reward_call(function: Callable[..., Any], args: PPOConfig) -> RewardCall:
         checked(function),
         timeout=args.reward_timeout,
         retries=args.reward_retries,
+        batch_size=None,  # a rollout is one call
         warn=_warn,
         raises=FailedReward,
         one_line=_ONE_LINE,
