@@ -168,6 +168,7 @@ def length_limit(
     """The longest input in tokens: as asked, but within the model and its tokenizer."""
     config: Any = model.config
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
+    positions = math.inf if positions < 0 else positions  # XLNet's −1 is no limit
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             # RoBERTa's positions start behind the pad token's, so it has fewer than it says.
