@@ -7,19 +7,20 @@ asked again, and one that hangs does not hang the run.
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import numbers
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reward_models import waiting
+from reward_models.arguments import bound
 from reward_models.interface import RewardError
+from reward_models.waiting import answer
 
 _SHOWN = 40  # characters of a completion in a message
 _UNANSWERED = "; see that what it calls answers"
@@ -42,7 +43,8 @@ _LASTING = (
 _LASTING_OF_FILES = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """Print a warning."""
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
@@ -51,8 +53,8 @@ class RewardCall:
     """A reward function and how it is called; itself a `RewardFunction` that keeps the interface.
 
     A returned tuple, generator, NumPy array or tensor (any device, ``(N,)`` or ``(N, 1)``) is
-    accepted and becomes a list of floats. A function that takes ``completions`` by keyword, as
-    TRL's reward functions do (``def reward(completions, **kwargs)``), is called that way.
+    accepted and becomes a list of floats. Parameters get what their names say (`bound`), and what
+    an ``async def`` returns is awaited.
 
     A call that gave no answer in time, or that raised what :func:`may_pass` says may pass, is made
     again with the same texts after 1, 2, 4, … seconds, so a run that waited ends where an
@@ -66,6 +68,7 @@ class RewardCall:
         timeout: Seconds that one call may take; None is for ever. With one the function is called
             in a thread, which is left behind when it hangs.
         retries: Further calls after one that failed.
+        batch_size: Completions in one call, so that little is asked again; None is all.
         warn: Takes a line for each call that is made again.
         raises: The kind of `RewardError` that a call raises.
         one_line: Errors whose message is one line already, which is passed on as it is.
@@ -80,28 +83,36 @@ class RewardCall:
     label: str
     timeout: float | None = None
     retries: int = 0
-    warn: Callable[[str], None] = _to_stderr
+    batch_size: int | None = None
+    warn: Callable[[str], None] = to_stderr
     raises: type[RewardError] = RewardError
     one_line: tuple[type[Exception], ...] = (RewardError,)
 
     def __post_init__(self) -> None:
-        _by_keyword(self.function, self.label)  # whether it can be called at all
+        bound(self.function, self.label, [], [])  # whether it can be called at all
 
     def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
         """One finite score for each completion."""
         if len(prompts) != len(completions):
             raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
-        if not completions:
-            return []
-        result = self._answer(prompts, completions)
+        size = self.batch_size or len(completions) or 1
+        scores: list[float] = []
+        for first in range(0, len(completions), size):
+            part = slice(first, first + size)
+            scores += self._batch(prompts[part], completions[part], first)
+        return scores
+
+    def _batch(self, prompts: list[str], completions: list[str], first: int) -> list[float]:
+        """One finite score for each of the completions, which begin at index ``first`` of all."""
+        result = self._answer(prompts, completions, first)
         try:
-            return _scores(self.label, result, completions)
+            return _scores(self.label, result, completions, first)
         except RewardError as error:
             wrong = self.raises(str(error))
             wrong.returned = result
             raise wrong from None
 
-    def _answer(self, prompts: list[str], completions: list[str]) -> Any:
+    def _answer(self, prompts: list[str], completions: list[str], first: int) -> Any:
         """What the function returned, at the last try if not before."""
         tries, number = self.retries + 1, 0
         while True:
@@ -113,7 +124,7 @@ class RewardCall:
             if not may_pass(failure, self.one_line):
                 if isinstance(failure, self.raises):
                     raise failure
-                raise self.raises(self._mistake(failure, prompts, completions)) from failure
+                raise self.raises(self._mistake(failure, prompts, completions, first)) from failure
             if number == tries:
                 break
             wait = 2.0 ** (number - 1)
@@ -128,12 +139,8 @@ class RewardCall:
 
     def _once(self, prompts: list[str], completions: list[str]) -> Any:
         """One call, with copies of the lists."""
-        texts = list(prompts), list(completions)
-        if _by_keyword(self.function, self.label):
-            return _in_time(
-                lambda: self.function(prompts=texts[0], completions=texts[1]), self.timeout
-            )
-        return _in_time(lambda: self.function(*texts), self.timeout)
+        given = bound(self.function, self.label, prompts, completions)
+        return answer(lambda: self.function(*given.args, **given.kwargs), self.timeout)
 
     def _reason(self, error: Exception) -> str:
         """What went wrong, in one line that ends without advice."""
@@ -142,7 +149,9 @@ class RewardCall:
         first = (str(error).strip() or "no message").splitlines()[0]
         return f"{type(error).__name__}: {first}{_place(error)}"
 
-    def _mistake(self, error: Exception, prompts: list[str], completions: list[str]) -> str:
+    def _mistake(
+        self, error: Exception, prompts: list[str], completions: list[str], first: int
+    ) -> str:
         """The message about a call that raised what will not pass: where, and at which text."""
         if isinstance(error, self.one_line):
             return str(error)
@@ -150,7 +159,7 @@ class RewardCall:
         if index is None:
             where = f"on {len(completions)} completions together, though not on fewer"
         else:
-            where = f"on {_shown(index, completions)}"
+            where = f"on {_shown(index, completions, first)}"
         return (
             f"{self.label}: raised {self._reason(error)} {where}; mend the function so that it "
             "scores every text"
@@ -212,76 +221,17 @@ def may_pass(
     return isinstance(error, Exception) and not isinstance(error, _LASTING)
 
 
-def _by_keyword(function: Callable[..., Any], label: str) -> bool:
-    """Whether the function has a name for the completions; else it is called by position.
-
-    Raises:
-        RewardError: it takes neither.
-    """
-    if not callable(function):
-        raise RewardError(
-            f"{label}: is {type(function).__name__}, not a function; name a function that takes "
-            "(prompts, completions)"
-        )
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some built-ins have none
-        return False
-    if "completions" in signature.parameters and _binds(signature, prompts=[], completions=[]):
-        return True
-    if _binds(signature, [], []):
-        return False
-    raise RewardError(
-        f"{label}: takes {signature}; it must take (prompts, completions), two lists of text"
-    )
-
-
-def _binds(signature: inspect.Signature, *args: Any, **kwargs: Any) -> bool:
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError:
-        return False
-    return True
-
-
-def _in_time(call: Callable[[], Any], timeout: float | None) -> Any:
-    """The result of ``call``; TimeoutError when there is none after ``timeout`` seconds.
-
-    Python cannot end a thread: one that hangs is left behind, and does not keep the process from
-    ending. Without a timeout there is no thread.
-    """
-    if timeout is None:
-        return call()
-    outcome: list[tuple[Any, BaseException | None]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((call(), None))
-        except BaseException as error:  # raised again where it was asked for
-            outcome.append((None, error))
-
-    worker = threading.Thread(target=run, name="reward", daemon=True)
-    worker.start()
-    worker.join(timeout)
-    if not outcome:
-        raise TimeoutError(f"no answer in {timeout:g} s")
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result
-
-
 def _place(error: BaseException) -> str:
     """The reward's file and line that raised ``error``, in brackets; empty where there is none."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None or trace.tb_frame.f_code.co_filename == __file__:  # our own time-out
+    if trace is None or trace.tb_frame.f_code.co_filename == waiting.__file__:  # our own time-out
         return ""
     return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
 
 
-def _scores(label: str, result: Any, completions: list[str]) -> list[float]:
+def _scores(label: str, result: Any, completions: list[str], first: int) -> list[float]:
     """The result as a list of finite floats, one for each completion."""
     values = _as_list(result)
     if values is None:
@@ -293,7 +243,7 @@ def _scores(label: str, result: Any, completions: list[str]) -> list[float]:
         raise RewardError(
             f"{label}: returned {len(values)} scores for {len(completions)} completions; return "
             f"one number for each completion (the first without its own is completion "
-            f"{min(len(values), len(completions))})"
+            f"{first + min(len(values), len(completions))})"
         )
     scores = []
     for index, value in enumerate(values):
@@ -301,8 +251,8 @@ def _scores(label: str, result: Any, completions: list[str]) -> list[float]:
         if number is None or not math.isfinite(number):
             shown = repr(value) if number is None else str(number)
             raise RewardError(
-                f"{label}: scored {_shown(index, completions)} as {shown[:60]}; return a finite "
-                "number"
+                f"{label}: scored {_shown(index, completions, first)} as {shown[:60]}; return a "
+                "finite number"
             )
         scores.append(number)
     return scores
@@ -333,7 +283,7 @@ def _as_number(value: Any) -> float | None:
         return math.inf
 
 
-def _shown(index: int, completions: list[str]) -> str:
-    """A completion in a message: its index and its first characters, on one line."""
+def _shown(index: int, completions: list[str], first: int) -> str:
+    """A completion in a message: its index among all and its first characters, on one line."""
     text = completions[index]
-    return f"completion {index} ({text[:_SHOWN] + ('…' if len(text) > _SHOWN else '')!r})"
+    return f"completion {first + index} ({text[:_SHOWN] + ('…' if len(text) > _SHOWN else '')!r})"

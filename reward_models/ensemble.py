@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+from reward_models.calling import checked
 from reward_models.interface import RewardFunction
 
 
@@ -33,6 +34,8 @@ def ensemble(
     if how not in ("mean", "min", "pessimistic"):
         raise ValueError(f"how must be mean, min or pessimistic, found {how!r}")
 
+    members = [checked(reward) for reward in rewards]
+
     def combine(scores: tuple[float, ...]) -> float:
         if how == "min":
             return min(scores)
@@ -42,8 +45,8 @@ def ensemble(
         return mean - k * math.sqrt(math.fsum((s - mean) ** 2 for s in scores) / len(scores))
 
     def reward(prompts: list[str], completions: list[str]) -> list[float]:
-        members = [member(prompts, completions) for member in rewards]
-        return [combine(scores) for scores in zip(*members, strict=True)]
+        columns = [member(prompts, completions) for member in members]
+        return [combine(scores) for scores in zip(*columns, strict=True)]
 
     return reward
 
@@ -52,13 +55,14 @@ def weighted_sum(parts: Sequence[tuple[float, RewardFunction]]) -> RewardFunctio
     """Return ``Σ weight · reward``: e.g. a classifier, and rules for length and repetition."""
     if not parts:
         raise ValueError("a weighted sum needs at least one reward")
+    members = [checked(part) for _, part in parts]
+    weights = [weight for weight, _ in parts]
 
     def reward(prompts: list[str], completions: list[str]) -> list[float]:
-        members = [part(prompts, completions) for _, part in parts]
-        weights = [weight for weight, _ in parts]
+        columns = [member(prompts, completions) for member in members]
         return [
             math.fsum(weight * score for weight, score in zip(weights, scores, strict=True))
-            for scores in zip(*members, strict=True)
+            for scores in zip(*columns, strict=True)
         ]
 
     return reward

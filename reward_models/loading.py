@@ -8,15 +8,19 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from reward_models.calling import RewardCall, checked
+from reward_models.calling import RewardCall, checked, to_stderr
 from reward_models.interface import RewardError
 
 if TYPE_CHECKING:  # a package that only names rewards need not load it
     import torch
+
+    from reward_models.reading import Format
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _FORMS = "a model folder, a hub id, file.py:function or module:function"
@@ -32,43 +36,57 @@ def load_reward(
     device: torch.device | str | None = None,
     base_model: Path | None = None,
     share_with: torch.nn.Module | None = None,
+    positive_labels: Sequence[str] | None = None,
+    format: Format | None = None,
+    warn: Callable[[str], None] = to_stderr,
 ) -> RewardCall:
     """Return the reward that ``spec`` names, as `checked` makes it.
 
     Args:
         spec: A folder or hub id of a sequence-classification checkpoint, ``file.py:function`` or
-            ``module:function``. Functions take (prompts, completions).
+            ``module:function``. Functions take (prompts, completions), see `bound`.
         base: The folder that a relative path starts from, and where modules are looked for too;
             None is the current one.
-        max_length: The longest text in tokens (checkpoints only).
-        batch_size: Texts scored at once (checkpoints only).
+        max_length: The longest text in tokens; None is what the checkpoint can take.
+        batch_size: Texts scored at once.
         dtype: ``torch.bfloat16`` for autocast (checkpoints only).
         device: Where a checkpoint computes; None is the processor.
         base_model: What a folder of adapters belongs to; None is what it says itself.
         share_with: A model whose frozen weights a checkpoint uses where its own equal them.
+        positive_labels: A checkpoint's good labels, where their names do not tell.
+        format: How a checkpoint reads prompt and completion; None is `usual_format`.
+        warn: Takes a line for each call that is made again, and about texts that are cut.
 
     Raises:
         RewardError: There is no such model, file, module or function, or it is not a reward.
     """
     base = base or Path.cwd()
     source, colon, name = spec.rpartition(":")
+    function = None
     if colon and source.endswith(".py"):
-        return checked(
-            _function(_import_file(spec, base / Path(source).expanduser()), name, spec), spec
-        )
-    if colon and _MODULE.fullmatch(source) and name.isidentifier():
-        return checked(_function(_import_module(spec, source, base), name, spec), spec)
-    if spec.endswith(".py"):
+        module = _import_file(spec, base / Path(source).expanduser())
+        function = _function(module, name, spec)
+    elif colon and _MODULE.fullmatch(source) and name.isidentifier():
+        function = _function(_import_module(spec, source, base), name, spec)
+    elif spec.endswith(".py"):
         raise RewardError(f"reward {spec}: names no function; write {spec}:function")
+    if function is not None:
+        for option, value in (("positive_labels", positive_labels), ("format", format)):
+            if value is not None:
+                raise RewardError(
+                    f"reward {spec}: is a function, for which {option} means nothing; remove it"
+                )
+        return replace(checked(function, spec), batch_size=batch_size, warn=warn)
     from reward_models.sentiment import load_classifier
 
     options: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
-    options |= {"base_model": base_model, "share_with": share_with}
+    options |= {"base_model": base_model, "share_with": share_with, "warn": warn}
+    options |= {"positive_labels": positive_labels, "format": format}
     folder = _model_folder(spec, base)
     classifier = load_classifier(
         folder or spec, dtype=dtype, device=device, name=f"reward {spec}", **options
     )
-    return checked(classifier, spec)
+    return replace(checked(classifier, spec), warn=warn)
 
 
 def _model_folder(spec: str, base: Path) -> Path | None:

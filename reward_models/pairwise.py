@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_models.interface import RewardFunction
-from reward_models.sentiment import APPENDS_EOS
+from reward_models.reading import APPENDS_EOS
 
 
 def train_pairwise(

@@ -1,77 +1,52 @@
-"""A sequence-classification checkpoint as a reward: the log-odds of its positive label."""
+"""A sequence-classification checkpoint as a reward: its scalar, or the log-odds of its good labels.
+
+Which labels are good is `labels`' to find, how the texts are read `reading`'s.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from reward_models.adapters import ADAPTER_CONFIG, load_adapter_classifier, share_weights
+from reward_models.calling import to_stderr
 from reward_models.interface import RewardError
+from reward_models.labels import find_positive
+from reward_models.reading import APPENDS_EOS, Format, Reader, Row, length_limit, usual_format
 
-_POSITIVE = {"positive", "pos"}
-_NEGATIVE = {"negative", "neg"}
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
-# Set in the config of a model that was trained on texts ending with EOS (`pairwise` does).
-APPENDS_EOS = "reward_appends_eos"
-
-
-def positive_label(id2label: Mapping[Any, Any], place: str = "the classifier") -> int:
-    """Find the positive label's column by its name.
-
-    The rule, in this order: the one label named positive or pos (any case); of two labels, the one
-    that is not named negative or neg; of LABEL_0 and LABEL_1 (names that were never chosen),
-    LABEL_1, as in every data set whose classes are 0 and 1.
-
-    Args:
-        id2label: Column to name, from a model's config.
-        place: What the message calls the classifier.
-
-    Raises:
-        RewardError: The names do not tell.
-    """
-    names = {int(column): str(name).strip().lower() for column, name in id2label.items()}
-    named = [column for column, name in names.items() if name in _POSITIVE]
-    if not named and len(names) == 2:
-        negative = [column for column, name in names.items() if name in _NEGATIVE]
-        if len(negative) == 1:
-            named = [column for column in names if column not in negative]
-        elif sorted(names.values()) == ["label_0", "label_1"]:
-            named = [column for column, name in names.items() if name == "label_1"]
-    if len(named) == 1:
-        return named[0]
-    shown = ", ".join(
-        f"{column}: {id2label[key]}" for column, key in zip(names, id2label, strict=True)
-    )
-    raise RewardError(
-        f"{place}: its labels ({shown}) do not tell which one is positive; name that one "
-        "'positive' in id2label of its config.json"
-    )
+_INDEPENDENT = ("multi_label_classification", "regression")
+# How far padding may move a score, as a share of it: in float32, and in what computes coarser.
+_ROUNDING, _COARSE = 1e-3, 0.05
 
 
 class SequenceClassifier:
     """Scores prompt + completion with a classifier and the classifier's own tokenizer.
 
-    One label: its scalar output. Two labels: the logit margin of the positive one, found by name
-    (`positive_label`). More: the same log-odds, positive against all others together. In nats; not
-    rescaled.
+    One label: its scalar output. More: the log-odds of the positive ones together against all
+    others, by name (`find_positive`); of two labels that is the logit margin. In nats, and not
+    rescaled. Of outputs that are independent of each other (``problem_type`` regression or
+    multi_label_classification) the positive one, as it is.
 
-    The text is the prompt and the completion joined as they are, without special tokens of the
-    policy: the classifier reads text as it was trained to. Texts above ``max_length`` tokens lose
-    their beginning, so that what is scored, the completion, stays.
+    A text above ``max_length`` tokens loses its beginning, so that what is scored, the completion,
+    stays; that it does is said.
     """
 
     def __init__(
@@ -84,99 +59,160 @@ class SequenceClassifier:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         name: str = "the classifier",
+        positive_labels: Sequence[str] | None = None,
+        format: Format | None = None,
+        warn: Callable[[str], None] = to_stderr,
     ) -> None:
-        """Move ``model`` to ``device`` in evaluation mode.
+        """Move ``model`` to ``device`` in evaluation mode, and try it.
 
         Args:
             model: A sequence classifier; its weights stay as they are.
             tokenizer: Its tokenizer. Without a pad token, EOS pads.
-            max_length: In tokens; never more than the model has positions for.
+            max_length: In tokens; None, and any more, is what model and tokenizer can take.
             batch_size: Texts scored at once, sorted by length.
             dtype: ``torch.bfloat16`` computes under autocast, None in the weights' own dtype.
             device: None is where the model is.
             name: What messages call it.
+            positive_labels: Those that are positive, where their names do not tell.
+            format: How it reads a prompt and a completion; None is `usual_format`.
+            warn: Takes a line about texts that are cut.
 
         Raises:
-            RewardError: The labels do not tell which one is positive, or nothing can pad.
+            RewardError: The labels do not tell which are positive, nothing can pad, the format is
+                none that the tokenizer has, or the model cannot score a text.
         """
         self.__name__ = name
-        self.column = None
-        if model.config.num_labels != 1:
-            self.column = positive_label(model.config.id2label or {}, name)
+        self.model = model.eval().to(device or model.device)  # type: ignore[arg-type]
+        self.columns = self._columns(positive_labels)
         if tokenizer.pad_token_id is None:
             if tokenizer.eos_token_id is None:
                 raise RewardError(
                     f"{name}: its tokenizer has neither pad nor EOS token; set pad_token"
                 )
             tokenizer.pad_token = tokenizer.eos_token
-        if model.config.pad_token_id is None:  # decoders find the last token by it
-            model.config.pad_token_id = tokenizer.pad_token_id
-        self.model = model.eval().to(device or model.device)  # type: ignore[arg-type]
         self.tokenizer = tokenizer
-        self.max_length = _length_limit(model, tokenizer, max_length)
+        self.max_length = length_limit(model, tokenizer, max_length)
         self.batch_size = batch_size
         self.dtype = dtype
-        self.ending = str(tokenizer.eos_token) if getattr(model.config, APPENDS_EOS, False) else ""
+        ending = str(tokenizer.eos_token) if getattr(model.config, APPENDS_EOS, False) else ""
+        self.format = format or usual_format(model, tokenizer)
+        self.read = Reader(tokenizer, self.format, self.max_length, ending, name, warn)
+        self._pad = model.config.pad_token_id
+        self._pads = True
+        self._try()
+
+    def _columns(self, names: Sequence[str] | None) -> list[int] | None:
+        """The positive labels' columns; None where the one output is the reward."""
+        config, name = self.model.config, self.__name__
+        if config.num_labels == 1:
+            if names is not None:
+                raise RewardError(
+                    f"{name}: has one output, which is the reward; remove positive_labels"
+                )
+            return None
+        independent = config.problem_type in _INDEPENDENT
+        return find_positive(config.id2label or {}, name, names, independent)
+
+    def describe(self) -> str:
+        """How it reads and what it scores, in a line."""
+        words = {"text": "one text", "pair": "a pair of texts", "chat": "a chat in its template"}
+        scores = "the one output"
+        if self.columns is not None:
+            labels: Any = self.model.config.id2label
+            named = ", ".join(str(labels[column]) for column in self.columns)
+            independent = self.model.config.problem_type in _INDEPENDENT
+            scores = f"the output {named}" if independent else f"the log-odds of {named}"
+        return f"reads {words[self.format]} of up to {self.max_length} tokens, gives {scores}"
 
     def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
         """Return one score for each completion."""
-        texts = [prompt + end for prompt, end in zip(prompts, completions, strict=True)]
-        return self.score(texts)
+        return self._scores(self.read(prompts, completions))
 
-    @torch.no_grad()
     def score(self, texts: list[str]) -> list[float]:
         """Return one score for each text."""
-        encoded = self._encode(texts)
-        order = sorted(range(len(texts)), key=lambda i: len(encoded[i]["input_ids"]))
-        scores = [0.0] * len(texts)
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            values = self._forward([encoded[row] for row in rows])
-            for row, value in zip(rows, values, strict=True):
-                scores[row] = value
+        return self([""] * len(texts), texts)
+
+    @torch.no_grad()
+    def _scores(self, rows: list[Row]) -> list[float]:
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
+        # Texts of one length need no padding.
+        by_length = groupby(order, lambda i: 0 if self._pads else len(rows[i]["input_ids"]))
+        scores = [0.0] * len(rows)
+        for group in (list(group) for _, group in by_length):
+            for start in range(0, len(group), self.batch_size):
+                part = group[start : start + self.batch_size]
+                values = self._forward([rows[i] for i in part])
+                for i, value in zip(part, values, strict=True):
+                    scores[i] = value
         return scores
 
-    def _encode(self, texts: list[str]) -> list[dict[str, list[int]]]:
-        side = self.tokenizer.truncation_side
-        self.tokenizer.truncation_side = "left"
-        try:
-            encoded = self.tokenizer(
-                [text + self.ending for text in texts], truncation=True, max_length=self.max_length
-            )
-        finally:
-            self.tokenizer.truncation_side = side
-        names = [name for name in self.tokenizer.model_input_names if name in encoded]
-        rows = [{name: encoded[name][i] for name in names} for i in range(len(texts))]
-        for row in rows:
-            if not row["input_ids"]:  # an empty text, and a tokenizer that frames nothing
-                for name in names:
-                    row[name] = [self.tokenizer.pad_token_id if name == "input_ids" else 0]
-                row["attention_mask"] = [1]
-        return rows
-
-    def _forward(self, rows: list[dict[str, list[int]]]) -> list[float]:
+    def _forward(self, rows: list[Row]) -> list[float]:
         """Scores of one batch; ``(B, labels)`` logits become B numbers."""
-        batch = self.tokenizer.pad(rows, padding_side="right", return_tensors="pt")
         device = self.model.device
         mixed = torch.autocast(device.type, self.dtype) if self.dtype else nullcontext()
         with mixed:
-            logits = self.model(**batch.to(device)).logits
+            logits = self.model(**{k: v.to(device) for k, v in self._padded(rows).items()}).logits
         logits = logits.float()
-        if self.column is None:
+        if self.columns is None:
             return logits.reshape(-1).tolist()
-        others = torch.cat([logits[:, : self.column], logits[:, self.column + 1 :]], dim=1)
-        return (logits[:, self.column] - others.logsumexp(1)).tolist()
+        if self.model.config.problem_type in _INDEPENDENT:
+            return logits[:, self.columns[0]].tolist()
+        others = [column for column in range(logits.shape[1]) if column not in self.columns]
+        return (logits[:, self.columns].logsumexp(1) - logits[:, others].logsumexp(1)).tolist()
+
+    def _padded(self, rows: list[Row]) -> dict[str, Tensor]:
+        """A batch of rows, padded on the right.
+
+        Decoders find a text's last token by the pad token of their config. One that names none gets
+        a token that is in no text here: EOS, say, would be taken for padding at a text's end.
+        """
+        pad = self._pad
+        if pad is None:
+            used = {token for row in rows for token in row["input_ids"]}
+            pad = next(token for token in range(len(used) + 1) if token not in used)
+            config: Any = self.model.config
+            config.pad_token_id = config.get_text_config().pad_token_id = pad
+        fill = {"input_ids": pad, "token_type_ids": self.tokenizer.pad_token_type_id}
+        width = max(len(row["input_ids"]) for row in rows)
+        return {
+            name: torch.tensor(
+                [row[name] + [fill.get(name, 0)] * (width - len(row[name])) for row in rows]
+            )
+            for name in rows[0]
+        }
+
+    def _try(self) -> None:
+        """Score a text alone and beside a longer one; where that differs, do without padding."""
+        short, long = self.read(["The film", "The film that we saw"], [" is good", " is good" * 4])
+        try:
+            alone, together = self._scores([short])[0], self._scores([short, long])[0]
+        except Exception as error:  # whatever a foreign model may raise
+            reason = (str(error).strip() or "no message").splitlines()[0]
+            raise RewardError(
+                f"{self.__name__}: cannot score a text ({type(error).__name__}: {reason}); give "
+                "another checkpoint"
+            ) from error
+        coarse = self.dtype is not None or self.model.dtype != torch.float32
+        allowed = (_COARSE if coarse else _ROUNDING) * max(1.0, abs(alone))
+        self._pads = abs(alone - together) <= allowed
 
 
-def _length_limit(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, asked: int | None
-) -> int:
-    """The longest input in tokens: as asked, but within the model and its tokenizer."""
-    positions = getattr(model.config, "max_position_embeddings", None) or math.inf
-    # RoBERTa's positions start behind the pad token's, so it has fewer than it says.
-    if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= (model.config.pad_token_id or 0) + 1
-    return int(min(asked or math.inf, positions, tokenizer.model_max_length, 2**20))
+def _refuse_another_task(config: PretrainedConfig, label: str) -> None:
+    """RewardError for a checkpoint whose head is for something else, or has code of its own.
+
+    The weights of a token classifier's head, for one, fit a sequence classifier's.
+    """
+    for name in config.architectures or []:
+        if re.search(r"For(?!SequenceClassification)[A-Z]\w*$", name):
+            raise RewardError(
+                f"{label}: is a {name}, not trained to score a text; give a sequence-classification"
+                " checkpoint"
+            )
+    if "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {}):
+        raise RewardError(
+            f"{label}: scores by Python code of its own, which is not run; call it in a function of"
+            " your own (file.py:function)"
+        )
 
 
 def load_classifier(
@@ -200,6 +236,7 @@ def load_classifier(
     options = {**options, "name": label}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source))
+        _refuse_another_task(AutoConfig.from_pretrained(str(source)), label)
         if (Path(source) / ADAPTER_CONFIG).is_file():
             model, missing = load_adapter_classifier(Path(source), base_model), set()
             if model.get_base_model().dtype == torch.bfloat16:  # adapters stay float32
@@ -209,6 +246,8 @@ def load_classifier(
                 str(source), output_loading_info=True
             )
             missing = info["missing_keys"]
+    except RewardError:
+        raise
     except _UNREADABLE as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RewardError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.compare.frontier import Array
 from pipeline.data.records import Prompt
 from pipeline.lm.generation import sample
+from pipeline.lm.kept import keep_samples, kept_samples
 from pipeline.lm.scoring import completion_kl, text_nll
 from pipeline.output.terminal import progress
 from reward_models import RewardFunction
@@ -74,6 +76,7 @@ def evaluate_policy(
     batch_size: int,
     seed: int,
     label: str,
+    kept: Path,
 ) -> Evaluation:
     """Sample ``policy`` at temperature 1 and score the samples.
 
@@ -83,17 +86,22 @@ def evaluate_policy(
         proxy, gold: score completions; the same object scores once.
         batch_size: completions generated, and scored, at once.
         label: opens the lines of progress.
+        kept: file that holds the samples until everything is measured; read where it is there.
     """
-    completions = sample(
-        policy,
-        tokenizer,
-        prompts,
-        samples_per_prompt=samples_per_prompt,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        seed=seed,
-        label=f"{label}: sampling",
-    )
+    rows = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
+    completions = kept_samples(kept, rows)
+    if completions is None:
+        completions = sample(
+            policy,
+            tokenizer,
+            prompts,
+            samples_per_prompt=samples_per_prompt,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+            label=f"{label}: sampling",
+        )
+        keep_samples(kept, completions)
     shown, texts = [c.prompt for c in completions], [c.text for c in completions]
     scores = score(proxy, shown, texts, batch_size, f"{label}: reward")
     judged = scores if gold is proxy else score(gold, shown, texts, batch_size, f"{label}: gold")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.config.experiment import (
         OVER_SFT,
+        TRAINED_HERE,
+        TRAINED_LENGTH,
         CompareSection,
         DataSection,
         Experiment,
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OVER_SFT",
+    "TRAINED_HERE",
+    "TRAINED_LENGTH",
     "CompareSection",
     "DataSection",
     "Experiment",

@@ -10,7 +10,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from common.yamlfile import parse_override, read_yaml
@@ -21,6 +29,10 @@ from pipeline.errors import UserError
 
 OVER_SFT = "sft"
 """What `reward.encoder` is where the classifier is adapters over the SFT model."""
+TRAINED_HERE = "sentiment"
+"""What `reward.source` and `reward.gold` are where the classifier is trained by the pipeline."""
+TRAINED_LENGTH = 64
+"""Tokens that the classifier trained here reads unless `reward.max_length` says otherwise."""
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -29,6 +41,11 @@ class _Section(BaseModel):
     """A part of the tree: immutable, no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+def _is_none(value: Any) -> bool:
+    """True where a key says nothing, so that it is left out of what a result was made with."""
+    return value is None
 
 
 class _TrainerSection(_Section):
@@ -156,8 +173,31 @@ class RewardSection(_TrainerSection):
     """Trunk of the classifier: `embedded:all-minilm-l6-v2`, a hub id, a folder, `toy`, or `sft`:
     LoRA adapters (model.lora_*) over the SFT model, in its dtype; what PPO leaves frozen is then
     held once."""
-    max_length: Count = 64
-    """Longest text the classifier reads, in its tokens."""
+    max_length: Count | None = None
+    """Longest text a classifier reads, in its tokens; a longer one loses its beginning, which is
+    said. Null is 64 for one that is trained here, and all that it can take for another."""
+    format: Literal["text", "pair", "chat"] | None = Field(None, exclude_if=_is_none)
+    """How a checkpoint reads prompt and completion: joined to one `text`, as a `pair`, or as a
+    `chat` in its template, the completion as the assistant's message. Null is `chat` for one with a
+    single output and a chat template, else `text`."""
+    gold_format: Literal["text", "pair", "chat"] | None = Field(None, exclude_if=_is_none)
+    """The same for the judge."""
+    positive_labels: list[str] | None = Field(None, min_length=1, exclude_if=_is_none)
+    """Labels of a checkpoint that are good, where their names do not tell; its reward is their
+    log-odds against the others'."""
+    gold_positive_labels: list[str] | None = Field(None, min_length=1, exclude_if=_is_none)
+    """The same for the judge."""
+    timeout: Annotated[float, Field(gt=0)] | None = Field(None, exclude=True)
+    """Seconds that a reward may take for one batch (in PPO for a rollout); null is for ever."""
+    retries: Annotated[int, Field(ge=0)] = Field(2, exclude=True)
+    """Further calls with the same texts, after 1, 2, 4, … seconds, where a reward gives no answer;
+    PPO's own are `ppo.reward_timeout` and `ppo.reward_retries`."""
+
+    @field_serializer("max_length")
+    def _length_as_trained(self, value: int | None) -> int | None:
+        """What null amounts to where both parts are trained here."""
+        here = self.source == TRAINED_HERE and self.gold in (None, TRAINED_HERE)
+        return TRAINED_LENGTH if value is None and here else value
 
 
 class PPOSection(_TrainerSection):
@@ -323,6 +363,28 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
             f"{compare.best_of_n} is above compare.reference_samples"
             f" ({compare.reference_samples}), from which the best are taken",
         )
+    yield from _reward_contradictions(experiment)
+
+
+def _reward_contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Settings of the reward that would cut completions away, or that nothing reads."""
+    reward, tokens = experiment.reward, experiment.generation.max_new_tokens
+    parts = {"": reward.source, "gold_": reward.gold}
+    length = reward.max_length or TRAINED_LENGTH
+    if TRAINED_HERE in parts.values() and tokens >= length:
+        yield (
+            "reward.max_length",
+            f"a completion of generation.max_new_tokens ({tokens}) does not fit in {length} tokens;"
+            f" set it to {2 * tokens} or so, and the classifier is trained to read them",
+        )
+    for prefix, source in parts.items():
+        for key in ("format", "positive_labels"):
+            if source in (None, TRAINED_HERE) and getattr(reward, prefix + key) is not None:
+                which = "gold" if prefix else "source"
+                yield (
+                    f"reward.{prefix}{key}",
+                    f"is for a checkpoint, and reward.{which} is {shown(source)}; remove it",
+                )
 
 
 def _apply(tree: dict[str, Any], override: str) -> str:

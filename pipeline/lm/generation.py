@@ -16,6 +16,7 @@ from pipeline.lm.decoding import Decoder, dense_head_input
 from pipeline.lm.hardware import autocast
 from pipeline.lm.models import base_of
 from pipeline.output.terminal import progress
+from reward_models.interface import ChatPrompt
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ def prompt_text(
     tokenizer: PreTrainedTokenizerBase, prompt: Prompt, prompt_ids: Sequence[int]
 ) -> str:
     """A prompt as a reward reads it: the text itself, or a conversation as the chat template
-    writes it, without special tokens."""
+    writes it, without special tokens, and its messages with it (`ChatPrompt`)."""
     if isinstance(prompt, str):
         return prompt
-    return str(tokenizer.decode(list(prompt_ids), skip_special_tokens=True))
+    text = str(tokenizer.decode(list(prompt_ids), skip_special_tokens=True))
+    return ChatPrompt(text, prompt)
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:

@@ -125,12 +125,18 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
             batch_size=experiment.generation.batch_size,
             seed=experiment.seed,
             label=f"compare {method.name}",
+            kept=_samples(experiment, method),
         )
         write_json(_work(experiment, method), evaluation.to_json())
+        _samples(experiment, method).unlink(missing_ok=True)
         del policy
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _samples(experiment: Experiment, method: Method) -> Path:
+    return _work(experiment, method).with_suffix(".samples.jsonl")
 
 
 def _checkpoints(experiment: Experiment) -> dict[Method, Path]:

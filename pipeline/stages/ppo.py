@@ -27,6 +27,8 @@ def run(experiment: Experiment) -> None:
         response_length=generation.max_new_tokens,
         temperature=generation.temperature,
         generation_batch_size=generation.batch_size,
+        reward_timeout=experiment.reward.timeout,
+        reward_retries=experiment.reward.retries,
     )
     model, tokenizer = load_trainable_sft(experiment)
     # Weights that a launcher splits or moves cannot be shared.

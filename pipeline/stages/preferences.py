@@ -6,13 +6,21 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
 from common.files import write_text
 from pipeline.config import Experiment
+from pipeline.data.records import Prompt
 from pipeline.data.splits import load_data
-from pipeline.lm.generation import Completion, sample
+from pipeline.lm.generation import Completion, encode_prompt, sample
+from pipeline.lm.hardware import best_device
+from pipeline.lm.kept import keep_samples, kept_samples
 from pipeline.lm.models import load_checkpoint
 from pipeline.lm.positions import check_prompts
 from pipeline.stages.reward import proxy_reward
@@ -64,35 +72,85 @@ def label_pairs(
 def make_pairs(experiment: Experiment) -> list[dict[str, Any]]:
     """Sample π_ref on the training prompts and label pairs; kept in ``dpo/pairs.jsonl``.
 
-    A finished file is read back instead: an interrupted stage goes on with the same pairs.
+    A finished file is read back instead: an interrupted stage goes on with the same pairs. So are
+    the samples, which are kept until they are labelled. Several processes share the sampling and
+    get the pairs that one would make; the first one labels and writes them.
     """
-    path = experiment.stage_dir("dpo") / "pairs.jsonl"
-    if path.is_file():
-        return read_pairs(path)
-    settings = experiment.pairs
-    prompts = load_data(experiment).train_prompts
-    prompts = prompts[: -(-settings.max_pairs // settings.per_prompt)]
-    length = experiment.generation.max_new_tokens
-    reward = proxy_reward(experiment)
+    folder, settings = experiment.stage_dir("dpo"), experiment.pairs
+    state = _processes(experiment)
+    path, kept = folder / "pairs.jsonl", folder / "samples.jsonl"
+    pairs = None
+    if state.is_main_process and path.is_file():
+        pairs = read_pairs(path)
+    [made] = broadcast_object_list([pairs is not None])
+    if not made:
+        wanted = -(-settings.max_pairs // settings.per_prompt)
+        prompts = load_data(experiment).train_prompts[:wanted]
+        rows = [prompt for prompt in prompts for _ in range(2 * settings.per_prompt)]
+        # Before any sampling: it may not be there.
+        reward = proxy_reward(experiment) if state.is_main_process else None
+        completions = kept_samples(kept, rows) if state.is_main_process else None
+        [sampled] = broadcast_object_list([completions is not None])
+        if not sampled:
+            completions = _sample(experiment, rows, state)
+        if reward is not None and completions is not None:
+            keep_samples(kept, completions)
+            rewards = reward([c.prompt for c in completions], [c.text for c in completions])
+            pairs = label_pairs(completions, rewards, settings.hard_labels, experiment.seed)
+            pairs = pairs[: settings.max_pairs]
+            lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+            write_text(path, "".join(lines))
+            kept.unlink()
+    return broadcast_object_list([pairs])[0]
+
+
+def _processes(experiment: Experiment) -> PartialState:
+    """The processes of this run, each with a device of its own from now on."""
+    given = experiment.trainer_args("dpo")
+    return PartialState(
+        cpu=best_device().type == "cpu",
+        backend=given.get("ddp_backend"),
+        timeout=timedelta(seconds=given.get("ddp_timeout", 1800)),
+    )
+
+
+def _sample(
+    experiment: Experiment, prompts: Sequence[Prompt], state: PartialState
+) -> list[Completion]:
+    """One completion for each of ``prompts``, on every process all of them.
+
+    Every process takes whole batches of those that one process would make, with the random numbers
+    that it would draw for them, so the result does not depend on how many there are.
+    """
     model, tokenizer = load_checkpoint(experiment.stage_dir("sft") / "model")
-    check_prompts(model, tokenizer, prompts, length, "training")
+    settings, seed = experiment.generation, experiment.seed + 1
+    each_once = prompts[:: 2 * experiment.pairs.per_prompt]
+    check_prompts(model, tokenizer, each_once, settings.max_new_tokens, "training")
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda row: (len(encoded[row]), row))
+    size = settings.batch_size
+    batches = [order[start : start + size] for start in range(0, len(order), size)]
+    draws = torch.empty(len(prompts), settings.max_new_tokens)
+    generator = torch.Generator().manual_seed(seed)
+    for batch in batches:
+        draws[batch] = torch.rand(settings.max_new_tokens, len(batch), generator=generator).T
+    mine = [row for batch in batches[state.process_index :: state.num_processes] for row in batch]
     completions = sample(
         model,
         tokenizer,
-        prompts,
-        samples_per_prompt=2 * settings.per_prompt,
-        max_new_tokens=length,
-        batch_size=experiment.generation.batch_size,
-        seed=experiment.seed + 1,
-        label="dpo: sampling pairs",
+        [prompts[row] for row in mine],
+        max_new_tokens=settings.max_new_tokens,
+        batch_size=size,
+        seed=seed,
+        draws=draws[mine],
+        encoded=[encoded[row] for row in mine],
+        label="dpo: sampling pairs" if state.is_main_process else None,
     )
-    rewards = reward([c.prompt for c in completions], [c.text for c in completions])
-    pairs = label_pairs(completions, rewards, settings.hard_labels, experiment.seed)
-    pairs = pairs[: settings.max_pairs]
-    write_text(path, "".join(json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs))
-    return pairs
+    everyone = gather_object(list(zip(mine, completions, strict=True)))
+    return [completion for _, completion in sorted(everyone, key=lambda made: made[0])]
 
 
 def read_pairs(path: Path) -> list[dict[str, Any]]:
     """Pairs as :func:`make_pairs` wrote them."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other line breaks
+    return [json.loads(line) for line in lines if line]

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from common.files import new_folder, write_json
-from pipeline.config import OVER_SFT, Experiment, ModelSection
+from pipeline.config import OVER_SFT, TRAINED_HERE, TRAINED_LENGTH, Experiment, ModelSection
 from pipeline.data import embedded
 from pipeline.data.records import RatedText
 from pipeline.data.splits import ExperimentData, load_data
@@ -44,14 +44,14 @@ from pipeline.output.console import is_main_process, say
 from pipeline.stages import tracking
 from pipeline.stages.heldout import prompts_and_endings
 from pipeline.stages.training import resume
-from reward_models import RewardError, RewardFunction, load_reward, measure
+from reward_models import RewardCall, RewardError, RewardFunction, load_reward, measure
 from reward_models.adapters import new_adapter_classifier, save_adapter_classifier
+from reward_models.sentiment import SequenceClassifier
 from reward_models.training import LABELS, classifier_trainer, encode, new_classifier
 
 Part = Literal["proxy", "gold"]
 
 PARTS: tuple[Part, Part] = ("proxy", "gold")
-TRAINED_HERE = "sentiment"
 EMBEDDED_ENCODER = "embedded:all-minilm-l6-v2"
 # A reward without labels to measure it is tried on this many texts before hours are spent on it.
 _TRIED = 64
@@ -127,11 +127,12 @@ def _is_trained(experiment: Experiment, part: Part) -> bool:
 # --- Scoring ------------------------------------------------------------------------------------
 
 
-def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None) -> RewardFunction:
-    spec = _spec(experiment, part)
-    key = "reward.gold" if part == "gold" and experiment.reward.gold else "reward.source"
+def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None) -> RewardCall:
+    spec, section = _spec(experiment, part), experiment.reward
+    trained, gold = spec == TRAINED_HERE, part == "gold" and section.gold is not None
+    key = "reward.gold" if gold else "reward.source"
     base = None
-    if spec == TRAINED_HERE:
+    if trained:
         folder = _folder(experiment, part)
         if not _is_trained(experiment, part):
             raise UserError(
@@ -139,14 +140,17 @@ def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None)
             )
         spec = str(folder.absolute())
         # Of this run, wherever its folder was moved or copied to.
-        base = _sft_model(experiment) if experiment.reward.encoder == OVER_SFT else None
+        base = _sft_model(experiment) if section.encoder == OVER_SFT else None
     mixed = _has_bfloat16(experiment)
     if base is None:  # else the base's dtype decides
         mixed = bool(experiment.trainer_args("reward").get("bf16", mixed))
     try:
         reward = load_reward(
             spec,
-            max_length=experiment.reward.max_length,
+            max_length=_max_length(experiment) if trained else section.max_length,
+            positive_labels=section.gold_positive_labels if gold else section.positive_labels,
+            format="text" if trained else section.gold_format if gold else section.format,
+            warn=_warn,
             dtype=torch.bfloat16 if mixed else None,
             device=best_device(),
             base_model=base,
@@ -154,7 +158,18 @@ def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None)
         )
     except RewardError as error:
         raise UserError(f"{key}: {str(error).removeprefix('reward ')}") from error
-    return replace(reward, label=f"{key}: {spec}", raises=FailedReward, warn=_warn)
+    return replace(
+        reward,
+        label=f"{key}: {spec}",
+        timeout=section.timeout,
+        retries=section.retries,
+        raises=FailedReward,
+    )
+
+
+def _max_length(experiment: Experiment) -> int:
+    """Tokens that a classifier trained here reads."""
+    return experiment.reward.max_length or TRAINED_LENGTH
 
 
 def _warn(line: str) -> None:
@@ -188,7 +203,7 @@ def _train(
             tokenizer,
             [text.text for text in rows],
             [text.rating > label for text in rows],
-            experiment.reward.max_length,
+            _max_length(experiment),
         )
         for rows in (texts, test)
     )
@@ -315,7 +330,8 @@ def _measure(experiment: Experiment, data: ExperimentData) -> dict[str, Any]:
     rated = data.classifier_test
     texts = [text.text for text in rated] or data.heldout[:_TRIED]
     prompts, endings = prompts_and_endings(texts, experiment)
-    scores = {part: _reward(experiment, part)(prompts, endings) for part in PARTS}
+    rewards = {part: _reward(experiment, part) for part in PARTS}
+    scores = {part: reward(prompts, endings) for part, reward in rewards.items()}
     metrics: dict[str, Any] = {
         "texts": len(texts),
         "judge_is_proxy": judge_is_proxy(experiment),
@@ -324,6 +340,8 @@ def _measure(experiment: Experiment, data: ExperimentData) -> dict[str, Any]:
     for part in PARTS:
         spec = _spec(experiment, part)
         metrics[part] = {"source": spec} | _spread(scores[part])
+        if spec != TRAINED_HERE and isinstance(rewards[part].function, SequenceClassifier):
+            metrics[part]["described"] = rewards[part].function.describe()
         if rated:
             metrics[part] |= _against_people(experiment, rated, scores[part], spec == TRAINED_HERE)
     if rated:
@@ -374,6 +392,8 @@ def _tell(metrics: dict[str, Any]) -> None:
     ]
     for part in PARTS:
         numbers = metrics[part]
+        if "described" in numbers:
+            say(f"reward {part} · {numbers['described']}")
         parts = [
             f"{word} {show(numbers[k])}" for k, word, show in shown if numbers.get(k) is not None
         ]

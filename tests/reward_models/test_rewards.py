@@ -15,9 +15,10 @@ from transformers import BertForSequenceClassification, BertModel
 from pipeline.data.toy import toy_encoder, toy_language_model, toy_tokenizer
 from reward_models import RewardError, checked, load_reward, measure
 from reward_models.ensemble import ensemble, weighted_sum
+from reward_models.labels import find_positive
 from reward_models.pairwise import pair_accuracy, train_pairwise
 from reward_models.rules import contains, length_window, matches, repetition_penalty
-from reward_models.sentiment import SequenceClassifier, load_classifier, positive_label
+from reward_models.sentiment import SequenceClassifier, load_classifier
 from reward_models.training import LengthGrouped, new_classifier
 
 PROMPTS = ["the film about love", "a movie about war", "this story about jazz"]
@@ -46,63 +47,6 @@ def logits(model: BertForSequenceClassification, text: str) -> list[float]:
     tokenizer = toy_tokenizer()
     with torch.no_grad():
         return model(**tokenizer(text, return_tensors="pt")).logits[0].tolist()
-
-
-# --- Labels -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("labels", "column"),
-    [
-        ({0: "NEGATIVE", 1: "POSITIVE"}, 1),
-        ({0: "Positive", 1: "Negative"}, 0),
-        ({0: "pos", 1: "neg"}, 0),
-        ({0: "good", 1: "negative"}, 0),
-        ({0: "LABEL_0", 1: "LABEL_1"}, 1),
-        ({"0": "negative", "1": "neutral", "2": "positive"}, 2),
-    ],
-)
-def test_positive_label_is_found_by_name(labels: dict, column: int) -> None:
-    assert positive_label(labels) == column
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [
-        {0: "spam", 1: "ham"},
-        {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"},
-        {0: "1 star", 1: "5 stars"},
-        {0: "positive", 1: "pos"},
-        {0: "negative", 1: "neg"},
-    ],
-)
-def test_labels_that_do_not_tell_are_an_error(labels: dict[int, str]) -> None:
-    with pytest.raises(RewardError, match="do not tell which one is positive"):
-        positive_label(labels)
-
-
-def test_margin_is_that_of_the_positive_label_whatever_its_column() -> None:
-    text = PROMPTS[0] + COMPLETIONS[0]
-    for labels, positive in (
-        ({0: "negative", 1: "positive"}, 1),
-        ({0: "positive", 1: "negative"}, 0),
-    ):
-        model = classifier(labels)
-        raw = logits(model, text)
-        score = SequenceClassifier(model, toy_tokenizer())([PROMPTS[0]], [COMPLETIONS[0]])[0]
-        assert score == pytest.approx(raw[positive] - raw[1 - positive], abs=1e-6)
-        assert abs(score) > 1e-4
-
-
-def test_three_labels_give_the_log_odds_and_one_label_its_scalar() -> None:
-    text = PROMPTS[1] + COMPLETIONS[1]
-    model = classifier({0: "negative", 1: "neutral", 2: "positive"})
-    p = torch.tensor(logits(model, text)).softmax(0)[2].item()
-    score = SequenceClassifier(model, toy_tokenizer())([PROMPTS[1]], [COMPLETIONS[1]])[0]
-    assert score == pytest.approx(math.log(p / (1 - p)), abs=1e-5)
-    scalar = classifier({0: "LABEL_0"})
-    score = SequenceClassifier(scalar, toy_tokenizer())([PROMPTS[1]], [COMPLETIONS[1]])[0]
-    assert score == pytest.approx(logits(scalar, text)[0], abs=1e-6)
 
 
 # --- Scoring ------------------------------------------------------------------------------------
@@ -196,12 +140,12 @@ def _bad_specs(folder: Path) -> dict[str, str]:
         "names.py:scores": "did you mean score?",
         "names.py:NUMBER": "is int, not a function",
         "names.py": "write names.py:function",
-        "narrow.py:score": "it must take (prompts, completions)",
+        "narrow.py:score": "there is nothing for 'text'",
         "no_such_module_here:score": "cannot be imported (ModuleNotFoundError",
         "./nowhere": "there is no such folder",
         "empty": "config.json is missing",
         "encoder": "is no trained classifier (it has no weights for classifier.",
-        "unnamed": "do not tell which one is positive",
+        "unnamed": "do not tell which are positive",
         "broken": "no sequence-classification model can be loaded",
         "names": "no sequence-classification model can be loaded",
     }
@@ -321,7 +265,7 @@ def test_a_new_classifier_keeps_a_trained_pooler_and_replaces_an_untrained_one(
     assert torch.equal(fresh["classifier.weight"], again["classifier.weight"])
     other = new_classifier(str(tmp_path / "0.0"), seed=2).state_dict()
     assert not torch.equal(fresh["classifier.weight"], other["classifier.weight"])
-    assert positive_label(model.config.id2label or {}) == 1
+    assert find_positive(model.config.id2label or {}) == [1]
 
 
 def test_a_pairwise_model_learns_the_preference_and_loads_as_a_reward(tmp_path: Path) -> None:
@@ -352,7 +296,7 @@ def test_a_pairwise_model_learns_the_preference_and_loads_as_a_reward(tmp_path: 
     assert pair_accuracy(lambda prompts, completions: [0.0] * len(prompts), pairs) == 0.5
     # It was trained on texts that end with EOS, and is shown them so.
     assert json.loads((folder / "config.json").read_text())["reward_appends_eos"] is True
-    assert load_classifier(folder).ending == "<eos>"
+    assert load_classifier(folder).read.ending == "<eos>"
 
 
 def test_the_package_does_not_import_the_pipeline() -> None:

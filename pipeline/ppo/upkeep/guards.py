@@ -40,6 +40,7 @@ def reward_call(function: Callable[..., Any], args: PPOConfig) -> RewardCall:
         checked(function),
         timeout=args.reward_timeout,
         retries=args.reward_retries,
+        batch_size=None,  # a rollout is one call
         warn=_warn,
         raises=FailedReward,
         one_line=_ONE_LINE,
@@ -62,6 +63,7 @@ class Guards:
         self._completions: list[Completion] = []
         self._columns: dict[str, Tensor] = {}
         self._above = False
+        self._first = True
         self._stop: str | None = None
 
     def look_at_rollout(self, rollout: Rollout, metrics: dict[str, float], step: int) -> None:
@@ -83,6 +85,9 @@ class Guards:
         for name, column in self._columns.items():
             if not bool(torch.isfinite(column).all()):
                 raise UserError(self._not_finite(f"the {name} of a completion", step))
+        if self._first:
+            self._look_at_scale(metrics)
+            self._first = False
         self._look_at_kl(metrics, step)
 
     def look_at_gradient(self, norm: Any, step: int) -> None:
@@ -115,6 +120,21 @@ class Guards:
 
     # -- KL ------------------------------------------------------------------------------------
 
+    def _look_at_scale(self, metrics: dict[str, float]) -> None:
+        """Warn where β is no brake on scores of this scale, so that KL will only grow."""
+        args, beta = self.args, metrics["objective/kl_coef"]
+        limit = args.kl_warning
+        if args.normalize_rewards or args.kl_target is not None or beta <= 0 or limit is None:
+            return
+        spread = min(metrics["objective/scores_std"], args.reward_clip or math.inf)
+        optimum = _kl_at_optimum(spread, beta)
+        if optimum > limit:
+            say(
+                f"warning: the scores spread by {spread:.3g}, and at that scale β={beta:g} is no"
+                f" brake: the optimum is some {optimum:.3g} nats of KL a completion away; set β"
+                f" (kl_coef) to {spread / 3:.2g} or so, or normalize_rewards"
+            )
+
     def _look_at_kl(self, metrics: dict[str, float], step: int) -> None:
         args, kl = self.args, metrics["objective/kl_exact"]
         warn, stop = args.kl_warning, args.kl_stop
@@ -141,10 +161,8 @@ class Guards:
         )
         price = f"β={beta:g} too small for scores that spread by {spread:.3g} (raise kl_coef)"
         causes = [step, price]
-        # The optimum for normally distributed rewards has KL = variance / 2β²: when that is far
-        # away too, nothing but β holds the policy back.
-        optimum = spread**2 / (2 * beta**2) if beta > 0 else math.inf
-        if optimum > metrics["objective/kl_exact"]:
+        # When the optimum is far away too, nothing but β holds the policy back.
+        if _kl_at_optimum(spread, beta) > metrics["objective/kl_exact"]:
             causes.reverse()
         causes.append("a reward that is exploited (read the samples; ask another judge)")
         causes.append(
@@ -169,6 +187,11 @@ class Guards:
         if self._stop:
             message, self._stop = self._stop, None
             raise UserError(f"{message}. checkpoint-{step} is saved")
+
+
+def _kl_at_optimum(spread: float, beta: float) -> float:
+    """KL of the optimum at β for normally distributed rewards: variance / 2β²."""
+    return spread**2 / (2 * beta**2) if beta > 0 else math.inf
 
 
 def failed_reward(

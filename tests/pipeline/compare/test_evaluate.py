@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -107,7 +108,7 @@ def test_scoring_in_parts_keeps_the_order() -> None:
     assert calls == [3, 3, 1]
 
 
-def test_evaluating_a_model() -> None:
+def test_evaluating_a_model(tmp_path: Path) -> None:
     tokenizer = toy_tokenizer()
     reference = prepare(toy_language_model(0), tokenizer).eval()
     policy = prepare(toy_language_model(1), tokenizer).eval()
@@ -117,7 +118,8 @@ def test_evaluating_a_model() -> None:
     def words(prompts: list[str], completions: list[str]) -> list[float]:
         return [float(len(c.split())) for c in completions]
 
-    def measure(which: torch.nn.Module, seed: int = 3) -> Evaluation:
+    def measure(which: torch.nn.Module, seed: int = 3, kept: str = "fresh") -> Evaluation:
+        (tmp_path / "fresh").unlink(missing_ok=True)
         return evaluate.evaluate_policy(
             which,  # type: ignore[arg-type]
             tokenizer,
@@ -131,6 +133,7 @@ def test_evaluating_a_model() -> None:
             batch_size=4,
             seed=seed,
             label="test",
+            kept=tmp_path / kept,
         )
 
     found = measure(policy)
@@ -145,6 +148,7 @@ def test_evaluating_a_model() -> None:
     assert min(found.kl) > 0
     assert found == measure(policy)
     assert found.texts != measure(policy, seed=4).texts
+    assert found == measure(policy, kept="kept") == measure(policy, seed=4, kept="kept")
     assert measure(reference).kl == [0.0] * 12
     # A random model knows nothing: close to the vocabulary's size.
     assert evaluate.perplexity(found.nll, found.nll_tokens) == pytest.approx(
