@@ -9,6 +9,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,12 @@ from common.words import flatten
 from pipeline.config import OVER_SFT, Experiment, stages
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "rlhf-pipeline")
+Record = dict[str, Any]
+"""What a stage's stage.json holds."""
+
+TRAINED_HERE = "sentiment"
+"""What `reward.source` and `reward.gold` are where the reward stage trains them."""
+
 # Files above this are known by their size and both ends: hashing tens of GB at every start would
 # cost more than it tells.
 _WHOLE = 64 * 2**20
@@ -50,7 +58,7 @@ def content_hash(name: str | None) -> str | None:
 
     ``name`` is a file, a folder, or a Python function as `file.py:function` or `module:function`.
     """
-    if not name or name.startswith("embedded:") or name in ("toy", "sentiment"):
+    if not name or name.startswith("embedded:") or name in ("toy", TRAINED_HERE):
         return None
     path = Path(name).expanduser()
     if not path.exists() and ":" in name:
@@ -68,10 +76,10 @@ def content_hash(name: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def _contents(experiment: Experiment, sections: tuple[str, ...]) -> dict[str, str]:
-    """Hashes of the local files that these sections name, by config key."""
+def named_files(experiment: Experiment) -> dict[str, str | None]:
+    """The config keys that may name something on this machine, and what they name."""
     model, data, reward = experiment.model, experiment.data, experiment.reward
-    named = {
+    return {
         "model.model_name_or_path": model.model_name_or_path,
         "data.dataset_name": data.dataset_name,
         "data.prompts_name": data.prompts_name,
@@ -80,35 +88,98 @@ def _contents(experiment: Experiment, sections: tuple[str, ...]) -> dict[str, st
         "reward.gold": reward.gold,
         "reward.encoder": None if reward.encoder == OVER_SFT else reward.encoder,
     }
-    hashes = {
-        key: content_hash(name) for key, name in named.items() if key.split(".")[0] in sections
-    }
-    return {key: value for key, value in hashes.items() if value is not None}
 
 
-def upstream(experiment: Experiment) -> dict[str, tuple[str, ...]]:
-    """The stages whose output each stage reads: those of the table, and of a shared encoder."""
-    section = experiment.reward
-    trained = "sentiment" in (section.source, section.gold)
-    needs = {stage.name: stage.needs for stage in stages.STAGES}
-    return needs | ({"reward": ("sft",)} if trained and section.encoder == OVER_SFT else {})
+def trains(experiment: Experiment, stage: str) -> bool:
+    """False for a stage that, as configured, only copies or measures what is there."""
+    if stage == "sft":
+        return not experiment.sft.skip
+    return stage != "reward" or TRAINED_HERE in (experiment.reward.source, experiment.reward.gold)
 
 
-def stage_inputs(experiment: Experiment) -> dict[str, dict[str, Any]]:
+def left_out(experiment: Experiment) -> dict[str, str]:
+    """The stages that this config has no use for, and why."""
+    if experiment.beta > 0:
+        return {}
+    return {"dpo": "beta: DPO learns nothing at 0, where no preference tells; set it above 0"}
+
+
+def upstream(
+    experiment: Experiment, there: Container[str] | None = None
+) -> dict[str, tuple[str, ...]]:
+    """The stages whose output each stage reads: those of the table, and of a shared encoder.
+
+    Args:
+        there: the stages whose output is or will be there; None is all that the config asks for.
+    """
+    section, out = experiment.reward, left_out(experiment)
+    over_sft = trains(experiment, "reward") and section.encoder == OVER_SFT
+    known: dict[str, tuple[str, ...]] = {}
+    for stage in stages.STAGES:
+        if stage.name not in out:
+            taken = (s for s in stage.takes if s not in out and (there is None or s in there))
+            known[stage.name] = (*stage.needs, *taken)
+    return known | ({"reward": ("sft",)} if over_sft else {})
+
+
+def _keys(experiment: Experiment, stage: stages.Stage) -> Callable[[str], bool]:
+    """Which dotted keys of the config decide the stage's output."""
+    reads = stage.reads
+    if stage.name == "sft" and experiment.sft.skip:
+        reads = ("model", "sft.skip", "seed")
+
+    def is_read(key: str) -> bool:
+        inside = any(key == part or key.startswith(f"{part}.") for part in reads)
+        return inside and key not in stage.unread
+
+    return is_read
+
+
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """A config as dotted keys, 1.0 written as 1 and an empty section not at all."""
+    return {key: value for key, value in flatten(_plain(config)).items() if value != {}}
+
+
+def stage_inputs(
+    experiment: Experiment,
+    records: Mapping[str, Record | None] | None = None,
+    there: Container[str] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Everything that decides each stage's output, by stage.
 
-    Each value holds `config` (the sections it reads), `content` (hashes of local files they name)
-    and `upstream` (fingerprints of the stages it builds on).
+    Each value holds `config` (the settings it reads, by dotted key), `content` (hashes of local
+    files they name) and `upstream` (fingerprints of the stages it builds on).
+
+    Args:
+        records: the stage.json of stages in place. One that was made from the same, if under other
+            words (a renamed file, a setting that is new), counts by its own fingerprint, so that
+            what was made from it stays valid.
+        there: see `upstream`.
     """
-    dumped = _plain(experiment.model_dump(mode="json"))
-    needs = upstream(experiment)
+    settings = _settings(experiment.model_dump(mode="json"))
+    hashes = {key: content_hash(name) for key, name in named_files(experiment).items()}
     inputs: dict[str, dict[str, Any]] = {}
-    for stage in stages.STAGES:
-        inputs[stage.name] = {
-            "config": {part: dumped[part] for part in stage.reads},
-            "content": _contents(experiment, stage.reads),
-            "upstream": {name: fingerprint(inputs[name]) for name in needs[stage.name]},
+    prints: dict[str, str] = {}
+    for name, needs in upstream(experiment, there).items():
+        stage = stages.find_stage(name)
+        reads = _keys(experiment, stage)
+        made: dict[str, Any] = {
+            "config": {
+                key: value is not None if key in stage.whether else value
+                for key, value in settings.items()
+                if reads(key)
+            },
+            "content": {
+                key: digest
+                for key, digest in hashes.items()
+                if digest is not None and reads(key) and key not in stage.whether
+            },
+            "upstream": {need: prints[need] for need in needs},
         }
+        record = (records or {}).get(name)
+        same = record is not None and not differences(experiment, name, record, made)
+        prints[name] = record_print(record) if record and same else fingerprint(made)
+        inputs[name] = made
     return inputs
 
 
@@ -116,6 +187,11 @@ def fingerprint(inputs: dict[str, Any]) -> str:
     """sha256 over the canonical JSON of a stage's inputs."""
     text = json.dumps(inputs, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def record_print(record: Record) -> str:
+    """The fingerprint that a stage.json was written with."""
+    return str(record.get("fingerprint") or fingerprint(record["inputs"]))
 
 
 def downstream(experiment: Experiment, stage: str) -> list[str]:
@@ -128,20 +204,84 @@ def downstream(experiment: Experiment, stage: str) -> list[str]:
     return [name for name in known if name in reached and name != stage]
 
 
-def first_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs first between two inputs of one stage, in words."""
-    for part in ("config", "content", "upstream"):
-        old, new = flatten(before.get(part, {})), flatten(now.get(part, {}))
-        for key in dict.fromkeys([*old, *new]):
-            if old.get(key) == new.get(key) and (key in old) == (key in new):
-                continue
-            if part == "config":
-                was, is_now = (repr(tree[key]) if key in tree else "unset" for tree in (old, new))
-                return f"{key} = {was}, the config now has {is_now}"
-            if part == "content":
-                return f"another content of the file that {key} names"
-            return f"the output of an earlier {key}"
-    return "other inputs"
+@dataclass(frozen=True)
+class Difference:
+    """Something that a stage in place was made from and that is another now.
+
+    Attributes:
+        part: `config`, `content` or `upstream`. key: of the setting, the file's setting, the stage.
+        before, now: the two values; UNSET where there is none.
+    """
+
+    part: str
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        if self.part == "config":
+            return f"{self.key} = {self.before!r}, the config now has {self.now!r}"
+        if self.part == "content":
+            return f"another content of the file that {self.key} names"
+        return f"the output of an earlier {self.key}"
+
+
+class _Unset:
+    """No value, where None is one."""
+
+    def __repr__(self) -> str:
+        return "unset"
+
+
+UNSET = _Unset()
+
+
+def differences(
+    experiment: Experiment, stage: str, record: Record, now: dict[str, Any]
+) -> list[Difference]:
+    """What the stage of ``record`` was made from and is another in the inputs ``now``.
+
+    A setting that the record's release did not have was at its default. A file counts by its
+    content, wherever it lies; by its name where one of the two has no hash of it.
+    """
+    old_content, content = record["inputs"].get("content", {}), now["content"]
+    found = {
+        key: Difference("content", key, old_content[key], content[key])
+        for key in content
+        if key in old_content and old_content[key] != content[key]
+    }
+    table = stages.find_stage(stage)
+    reads = _keys(experiment, table)
+    before = _settings(Experiment().model_dump(mode="json"))
+    before |= _settings(_read(record, table))
+    old = {key: value for key, value in before.items() if reads(key)}
+    new = now["config"]
+    changed: list[Difference] = []
+    for key in dict.fromkeys([*old, *new]):
+        was, is_now = old.get(key, UNSET), new.get(key, UNSET)
+        if key in table.whether and not isinstance(was, bool):
+            was = was is not None
+        moved = key in content and key in old_content and _form(was) == _form(is_now)
+        if was != is_now and not moved and key not in found:
+            changed.append(Difference("config", key, was, is_now))
+    older, newer = record["inputs"].get("upstream", {}), now["upstream"]
+    built = [
+        Difference("upstream", name, older.get(name, UNSET), newer.get(name, UNSET))
+        for name in dict.fromkeys([*older, *newer])
+        if older.get(name) != newer.get(name)
+    ]
+    return [*changed, *found.values(), *built]
+
+
+def _read(record: Record, stage: stages.Stage) -> dict[str, Any]:
+    """The config that a stage was made with; its inputs alone where the record keeps no more."""
+    return record.get("config") or record["inputs"]["config"]
+
+
+def _form(name: Any) -> tuple[str, str]:
+    """How what a config value names is read: by its endings, and the function in it."""
+    path, _, function = str(name).partition(".py:")
+    return "".join(Path(path).suffixes).lower(), function
 
 
 def origin() -> dict[str, Any]:

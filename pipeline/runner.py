@@ -29,21 +29,28 @@ from common.words import clock
 from pipeline.config import Experiment
 from pipeline.config.stages import find_stage, stage_names
 from pipeline.errors import UserError
-from pipeline.output import quiet
+from pipeline.output import hub, quiet
 from pipeline.output.console import is_main_process, say, wait_for_every_rank
 from pipeline.output.memory import peak_memory
 from pipeline.output.versions import warn_untested
+from pipeline.output.work import holds_work
 from pipeline.provenance import (
+    Difference,
+    Record,
+    differences,
     downstream,
     fingerprint,
-    first_difference,
+    left_out,
     origin,
+    record_print,
     stage_inputs,
+    trains,
     upstream,
 )
+from pipeline.stages.longer import only_longer, why_not
 
 StageFunction = Callable[[Experiment], None]
-Action = Literal["start", "resume", "skip", "replace"]
+Action = Literal["start", "resume", "skip", "replace", "anew", "extend"]
 
 REPORT = "pipeline.report.page"
 AHEAD = "pipeline.stages.ahead"
@@ -58,6 +65,7 @@ class Step:
     stage: str
     action: Action
     inputs: dict[str, Any]
+    fingerprint: str
 
 
 def stage_function(stage: str) -> StageFunction:
@@ -107,49 +115,129 @@ def _record(experiment: Experiment, stage: str) -> dict[str, Any] | None:
     return record
 
 
-def _refusal(experiment: Experiment, stage: str, record: dict[str, Any], now: dict) -> UserError:
+def _refusal(
+    experiment: Experiment, stage: str, found: list[Difference], hint: str = ""
+) -> UserError:
     """The error about outputs that another config made."""
     return UserError(
-        f"{experiment.stage_dir(stage)}: was made with {first_difference(record['inputs'], now)};"
+        f"{experiment.stage_dir(stage)}: was made with {found[0]};{hint}"
         " set another output_dir, or add --overwrite to remove and redo "
         + ", ".join([stage, *downstream(experiment, stage)])
     )
 
 
+def _closure(experiment: Experiment, stages: Sequence[str]) -> set[str]:
+    """``stages`` and all that they are made from."""
+    reached = set(stages)
+    for stage, needs in reversed(upstream(experiment).items()):
+        if stage in reached:
+            reached.update(needs)
+    return reached
+
+
 def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False) -> list[Step]:
     """Decide what to do about each of ``stages``; UserError when outputs in place differ.
 
-    ``overwrite`` replaces what differs, and a stage that was asked for alone in any case.
+    ``overwrite`` replaces what differs, and a stage that was asked for alone in any case. A stage
+    that they need and that trains nothing as configured is done before them.
     """
-    inputs = stage_inputs(experiment)
+    out = left_out(experiment)
+    if len(stages) == 1 and stages[0] in out:
+        raise UserError(out[stages[0]])
+    stages = [stage for stage in stages if stage not in out]
+    records = {stage: _record(experiment, stage) for stage in _closure(experiment, stages)}
+    finished = {s for s, record in records.items() if record and record["status"] == "finished"}
+    there = finished.union(stages)
+    needs = upstream(experiment, there)
+    stages = _with_needed(experiment, stages, needs, finished)
+    inputs = stage_inputs(experiment, records, there)
     replaced: set[str] = set()
     steps: list[Step] = []
     for stage in stages:
-        record = _record(experiment, stage)
-        same = record is not None and fingerprint(record["inputs"]) == fingerprint(inputs[stage])
+        record = records.get(stage)
+        found = differences(experiment, stage, record, inputs[stage]) if record else []
         action: Action
         if record is None:
             action = "start"
-        elif stage in replaced or (overwrite and (not same or len(stages) == 1)):
+        elif stage in replaced or (overwrite and (found or len(stages) == 1)):
             action = "replace"
             replaced.update(downstream(experiment, stage))
-        elif not same:
-            raise _refusal(experiment, stage, record, inputs[stage])
+        elif found:
+            action = _despite(experiment, stage, record, found)
         else:
             action = "skip" if record["status"] == "finished" else "resume"
-        steps.append(Step(stage, action, inputs[stage]))
-    needs = upstream(experiment)
+        kept = record_print(record) if record and not found else fingerprint(inputs[stage])
+        steps.append(Step(stage, action, inputs[stage], kept))
+    _check_needs(experiment, stages, needs, records, inputs)
+    return steps
+
+
+def _with_needed(
+    experiment: Experiment,
+    stages: Sequence[str],
+    needs: dict[str, tuple[str, ...]],
+    finished: set[str],
+) -> list[str]:
+    """``stages`` and, in order, the unfinished ones they need that cost no training."""
+    wanted = set(stages)
+    for stage in reversed(stage_names()):
+        if stage in wanted:
+            missing = set(needs[stage]) - finished
+            wanted.update(need for need in missing if not trains(experiment, need))
+    return [stage for stage in stage_names() if stage in wanted]
+
+
+def _despite(experiment: Experiment, stage: str, record: Record, found: list[Difference]) -> Action:
+    """What to do about a stage in place that differs by ``found``; UserError for nothing."""
+    folder = experiment.stage_dir(stage)
+    if record["status"] == "started" and not holds_work(folder):
+        return "anew"
+    # More policies to compare: those measured stay measured.
+    more = all(
+        f.part == "upstream" and isinstance(f.now, str) and not isinstance(f.before, str)
+        for f in found
+    )
+    if more and stage == "compare":
+        return "resume"
+    if not only_longer(stage, found):
+        raise _refusal(experiment, stage, found)
+    reason = why_not(stage, experiment.trainer_args(stage))
+    later = [s for s in downstream(experiment, stage) if experiment.stage_dir(s).exists()]
+    if reason is None and later:
+        reason = f"{', '.join(later)} was made from what it is now; remove that"
+    if reason is not None:
+        raise _refusal(experiment, stage, found, f" it cannot go on to the longer run: {reason};")
+    return "extend"
+
+
+def _check_needs(
+    experiment: Experiment,
+    stages: Sequence[str],
+    needs: dict[str, tuple[str, ...]],
+    records: dict[str, Record | None],
+    inputs: dict[str, dict[str, Any]],
+) -> None:
+    """UserError unless what ``stages`` build on, none of them, is finished and the same."""
     needed = {need for stage in stages for need in needs[stage]}.difference(stages)
     for need in (stage for stage in stage_names() if stage in needed):
-        record = _record(experiment, need)
+        record = records[need]
         if record is None or record["status"] != "finished":
+            skip = ", or set sft.skip=true where the model is fine-tuned already"
             raise UserError(
                 f"{experiment.stage_dir(need)}: not finished, and {stages[0]} builds on it;"
                 f" run `rlhf {need}` first, or `rlhf run` for all stages"
+                + (skip if need == "sft" else "")
             )
-        if fingerprint(record["inputs"]) != fingerprint(inputs[need]):
-            raise _refusal(experiment, need, record, inputs[need])
-    return steps
+        found = differences(experiment, need, record, inputs[need])
+        if found:
+            raise _refusal(experiment, need, found)
+    for stage in stages:
+        takes = find_stage(stage).takes
+        if takes and not set(needs[stage]).intersection(takes):
+            raise UserError(
+                f"{stage}: none of {', '.join(takes)} is finished; run `rlhf {takes[0]}` first,"
+                " or `rlhf run` for all stages"
+            )
 
 
 # --- Doing --------------------------------------------------------------------------------------
@@ -220,11 +308,15 @@ def _run_step(experiment: Experiment, step: Step) -> None:
     main = is_main_process()
     if main and step.action == "replace":
         _remove(experiment, stage)
-    before = (_record(experiment, stage) or {}) if step.action == "resume" else {}
+    if main and step.action == "anew":
+        say(f"{stage}: the earlier try left nothing to go on from")
+        shutil.rmtree(experiment.stage_dir(stage))
+    goes_on = step.action in ("resume", "extend")
+    before = (_record(experiment, stage) or {}) if goes_on else {}
     record: dict[str, Any] = {
         "stage": stage,
         "status": "started",
-        "fingerprint": fingerprint(step.inputs),
+        "fingerprint": step.fingerprint,
         "started": before.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": before.get("seconds", 0.0),
         "seed": experiment.seed,
@@ -234,7 +326,7 @@ def _run_step(experiment: Experiment, step: Step) -> None:
     }
     if main:
         write_json(path, record)
-    say(f"{stage}: {'resuming' if step.action == 'resume' else 'starting'}")
+    say(f"{stage}: {'resuming' if goes_on else 'starting'}")
     start = time.monotonic()
     earlier = record["seconds"]
     try:
@@ -306,10 +398,14 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
     with lock(experiment.output_dir) if is_main_process() else nullcontext():
         steps = plan(experiment, stages, overwrite)
         warn_untested()
+        if is_main_process():
+            hub.check(experiment, [step.stage for step in steps if step.action != "skip"])
         if command == "report":
             _need_comparison(experiment)
         check_ahead(experiment, [step.stage for step in steps if step.action != "skip"])
         try:
+            for stage, why in left_out(experiment).items() if command == "run" else ():
+                say(f"{stage}: left out ({why})")
             for step in steps:
                 if step.action == "skip":
                     say(f"{step.stage}: finished already, skipped")

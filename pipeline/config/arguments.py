@@ -20,6 +20,8 @@ from annotated_types import Ge, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.bounds import AboveZero, Count, NotNegative, out_of_bounds
+from pipeline.config.evaluation import problems
+from pipeline.config.former import today
 from pipeline.config.stages import Stage
 
 # Arguments that the pipeline sets itself, and what to set instead.
@@ -112,6 +114,9 @@ def unknown_key(section: str, key: str, valid: Iterable[str], elsewhere: Mapping
     ``section`` is "" at the top level; ``elsewhere`` maps a bare key to the dotted key of the
     section that has it.
     """
+    instead = today(section, key)
+    if instead is not None:
+        return f"unknown key; it is an older release's: set {instead}"
     prefix = f"{section}." if section else ""
     names = sorted(valid)
     near = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
@@ -134,6 +139,23 @@ def _enum_in(hint: Any) -> type[enum.Enum] | None:
     return None
 
 
+def fits(value: Any, hint: Any) -> bool:
+    """True when ``value`` has the hinted type; nothing is converted."""
+    adapter = TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def listed(value: Any, hint: Any) -> Any:
+    """``[value]`` where a list is asked for and its one item is given bare, else ``value``."""
+    if not isinstance(value, str | int | float) or fits(value, hint):
+        return value
+    return [value] if fits([value], hint) else value
+
+
 def _check_type(key: str, value: Any, hint: Any) -> None:
     """Raise ArgumentProblem unless ``value`` has the hinted type."""
     choices = _enum_in(hint)
@@ -146,11 +168,8 @@ def _check_type(key: str, value: Any, hint: Any) -> None:
                 key, f"expected one of {', '.join(allowed)}, found {shown(value)}{hint_text}"
             )
         return
-    adapter = TypeAdapter(hint, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
-    try:
-        adapter.validate_python(value)
-    except ValidationError:
-        raise ArgumentProblem(key, f"expected {describe(hint)}, found {shown(value)}") from None
+    if not fits(value, hint):
+        raise ArgumentProblem(key, f"expected {describe(hint)}, found {shown(value)}")
 
 
 def _check_bounds(key: str, value: Any, hint: Any) -> None:
@@ -161,16 +180,16 @@ def _check_bounds(key: str, value: Any, hint: Any) -> None:
             raise ArgumentProblem(key, f"expected a number {bounds}, found {shown(value)}")
 
 
-def _check_together(config_class: Any, arguments: Mapping[str, Any]) -> None:
-    """Raise ArgumentProblem where values clash, by the dataclass's own rules if it has any.
+def _check_together(stage: Stage, config_class: Any, arguments: Mapping[str, Any]) -> None:
+    """Raise ArgumentProblem where values clash: about evaluation, or by the dataclass's own rules.
 
-    The rules are its static method ``clashes(values)``, see `PPOConfig`.
+    Those are its static method ``clashes(values)``, if it has one, see `PPOConfig`.
     """
-    if not hasattr(config_class, "clashes"):
-        return
-    values = {field.name: field.default for field in dataclasses.fields(config_class)}
-    values |= arguments
-    for key, expected in config_class.clashes(values):
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+    for key, problem in problems(stage, arguments, defaults):
+        raise ArgumentProblem(key, problem)
+    values = defaults | dict(arguments)
+    for key, expected in config_class.clashes(values) if hasattr(config_class, "clashes") else ():
         raise ArgumentProblem(key, f"expected {expected}, found {shown(values[key])}")
 
 
@@ -182,6 +201,8 @@ def _check_name(
         return
     owned = _OWNED | dict(stage.owned)
     valid = (fields | set(own)) - owned.keys()
+    if today(stage.name, key) is not None:
+        raise ArgumentProblem(key, unknown_key(stage.name, key, valid, elsewhere))
     near_owned = difflib.get_close_matches(key, [*valid, *owned], n=1)
     if near_owned and near_owned[0] in owned:
         raise ArgumentProblem(key, f"unknown key; for {near_owned[0]} set {owned[near_owned[0]]}")
@@ -190,25 +211,31 @@ def _check_name(
 
 def check_arguments(
     stage: Stage, arguments: Mapping[str, Any], own: Iterable[str], elsewhere: Mapping[str, str]
-) -> None:
+) -> dict[str, Any]:
     """Check a stage section's pass-through arguments; ArgumentProblem on the first wrong one.
 
     ``own`` are the section's own keys, ``elsewhere`` as in `unknown_key`.
+
+    Returns:
+        the arguments, a list's only item in a list where it was given bare.
     """
     owned = _OWNED | dict(stage.owned)
     for key in arguments:
         if key in owned:
             raise ArgumentProblem(key, f"the pipeline sets this; set {owned[key]}")
     if not arguments:
-        return
+        return {}
     config_class = target(stage)
     fields = {field.name for field in dataclasses.fields(config_class) if field.init}
     hints = typing.get_type_hints(config_class)
     bounded = typing.get_type_hints(config_class, include_extras=True)
-    for key, value in arguments.items():
+    checked: dict[str, Any] = {}
+    for key, given in arguments.items():
         _check_name(stage, key, fields, own, elsewhere)
+        value = checked[key] = listed(given, hints[key])
         _check_type(key, value, hints[key])
         _check_bounds(key, value, bounded[key])
         if key in stage.refused and value not in (None, False, "no"):
             raise ArgumentProblem(key, f"{shown(value)} cannot work here: {stage.refused[key]}")
-    _check_together(config_class, arguments)
+    _check_together(stage, config_class, checked)
+    return checked

@@ -19,11 +19,19 @@ from pydantic import (
     field_serializer,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from common.yamlfile import parse_override, read_yaml
 from pipeline.bounds import Count
-from pipeline.config.arguments import ArgumentProblem, check_arguments, describe, shown, unknown_key
+from pipeline.config.arguments import (
+    ArgumentProblem,
+    check_arguments,
+    describe,
+    listed,
+    shown,
+    unknown_key,
+)
 from pipeline.config.stages import trained
 from pipeline.errors import UserError
 
@@ -41,6 +49,23 @@ class _Section(BaseModel):
     """A part of the tree: immutable, no unknown keys, no silent conversions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_item(cls, tree: Any) -> Any:
+        """A list's only item may be given bare: `report_to: wandb`."""
+        if not isinstance(tree, dict):
+            return tree
+        fields = cls.model_fields
+        return {
+            key: listed(value, _hint(fields[key])) if key in fields else value
+            for key, value in tree.items()
+        }
+
+
+def _hint(field: FieldInfo) -> Any:
+    """A field's type with its bounds."""
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
 
 
 def _is_none(value: Any) -> bool:
@@ -160,6 +185,9 @@ class GenerationSection(_Section):
 class SFTSection(_TrainerSection):
     """Fields of trl.SFTConfig."""
 
+    skip: bool = False
+    """Take model.model_name_or_path as it is for the reference policy: it is fine-tuned already."""
+
 
 class RewardSection(_TrainerSection):
     """The reward (proxy) and the judge (gold); fields of transformers.TrainingArguments too."""
@@ -218,6 +246,10 @@ class PairsSection(_Section):
 class DPOSection(_TrainerSection):
     """Fields of trl.DPOConfig."""
 
+    eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the prompts whose pairs are evaluated on and not trained on; with
+    dpo.eval_strategy only."""
+
 
 class CompareSection(_Section):
     """How the finished policies are measured."""
@@ -251,8 +283,9 @@ class Experiment(_Section):
     output_dir: Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)] = Path()
     """Default: runs/<name>."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    beta: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """β, the KL coefficient of PPO, DPO and the comparison, in reward units a nat."""
+    beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """β, the KL coefficient of PPO, DPO and the comparison, in reward units a nat. 0: PPO pays
+    nothing for KL; there is then no DPO and no optimum."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     generation: GenerationSection = GenerationSection()
@@ -341,6 +374,8 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
             "model.trainable_layers",
             "does not go with model.use_peft: LoRA adapts every layer; set one of them",
         )
+    if experiment.beta == 0 and experiment.trainer_args("ppo").get("kl_target") is not None:
+        yield "beta", "0 is no coefficient for ppo.kl_target to steer; set it above 0: beta=0.05"
     if data.min_words > data.max_words:
         yield "data.min_words", f"{data.min_words} is above data.max_words ({data.max_words})"
     if data.prompt_words >= data.min_words:
@@ -428,8 +463,12 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         raise complain(key, problem)
     for stage in trained():
         own = type(getattr(experiment, stage.name)).model_fields
+        given = experiment.trainer_args(stage.name)
         try:
-            check_arguments(stage, experiment.trainer_args(stage.name), own, _HOME)
+            checked = check_arguments(stage, given, own, _HOME)
         except ArgumentProblem as problem:
             raise complain(f"{stage.name}.{problem.key}", problem.problem) from None
+        if checked != given:
+            section = getattr(experiment, stage.name).model_copy(update=checked)
+            experiment = experiment.model_copy(update={stage.name: section})
     return experiment

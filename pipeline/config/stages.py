@@ -11,11 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 _BETA = "the top-level beta, shared by PPO, DPO and the comparison"
-_NO_EVALUATION: dict[str, str] = dict.fromkeys(
-    ("eval_strategy", "eval_on_start", "load_best_model_at_end"),
-    "this stage trains without evaluation data",
-)
-_NEVER_EVALUATED = {"do_eval": "nothing: this stage trains without evaluation data"}
+# Whether more is better; None is as one sees it.
+_SFT_METRICS = {"loss": False, "mean_token_accuracy": True, "entropy": None}
+_DPO_METRICS = {
+    **_SFT_METRICS,
+    **{"rewards/accuracies": True, "rewards/margins": True},
+    **{"rewards/chosen": None, "rewards/rejected": None},
+    **{"logps/chosen": None, "logps/rejected": None},
+    **{"logits/chosen": None, "logits/rejected": None},
+}
+_PPO_METRICS = {"objective": True, "scores": True, "kl": None, "length": None, "ended": None}
 
 
 @dataclass(frozen=True)
@@ -27,21 +32,30 @@ class Stage:
         module: dotted module with ``run(experiment)``; imported only when the stage runs.
         does: one line for ``--help``.
         needs: stages whose output it reads. They stand before it in the table.
-        reads: what it reads of the config, sections and top-level keys.
+        takes: stages whose output it reads where it is there; at least one must be.
+        reads: what it reads of the config: sections, or dotted keys.
+        unread: dotted keys in those sections that change nothing in its output.
+        whether: dotted keys of which it reads only whether they are set.
         arguments: ``module:class`` of the dataclass that its section's further keys are fields
             of; None where the section takes no others.
         owned: fields of that dataclass that the pipeline sets, and what to set instead.
         refused: fields of it that must stay off here (false, ``no`` or null), and why.
+        metrics: what its evaluations measure, as `metric_for_best_model` names it, and whether
+            more of it is better (None: as one sees it).
     """
 
     name: str
     module: str
     does: str
     needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
     reads: tuple[str, ...] = ("seed",)
+    unread: tuple[str, ...] = ()
+    whether: tuple[str, ...] = ()
     arguments: str | None = None
     owned: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, bool | None] = field(default_factory=dict)
 
 
 STAGES: tuple[Stage, ...] = (
@@ -50,23 +64,33 @@ STAGES: tuple[Stage, ...] = (
         module="pipeline.stages.sft",
         does="fine-tune the model on demonstrations: the reference policy",
         reads=("model", "data", "sft", "seed"),
+        unread=(
+            "data.preferences_name",
+            "data.train_prompts",
+            "data.positive_above",
+            "data.neutral_margin",
+        ),
+        whether=("data.prompts_name",),
         arguments="trl:SFTConfig",
-        owned=_NEVER_EVALUATED,
-        refused=_NO_EVALUATION,
+        metrics=_SFT_METRICS,
     ),
     Stage(
         name="reward",
         module="pipeline.stages.reward",
         does="train the reward model (proxy) and the judge (gold)",
         reads=("data", "reward", "seed"),
+        unread=("data.preferences_name", "data.train_prompts"),
+        whether=("data.prompts_name",),
         arguments="transformers:TrainingArguments",
+        metrics={"loss": False, "accuracy": True},
     ),
     Stage(
         name="ppo",
         module="pipeline.stages.ppo",
         does="optimise the reward by PPO with a KL penalty",
         needs=("sft", "reward"),
-        reads=("generation", "beta", "ppo", "seed"),
+        reads=("data", "generation", "beta", "ppo", "seed"),
+        unread=("data.preferences_name",),
         arguments="pipeline.ppo.config:PPOConfig",
         owned={
             "kl_coef": _BETA,
@@ -74,23 +98,26 @@ STAGES: tuple[Stage, ...] = (
             "generation_batch_size": "generation.batch_size",
             "temperature": "generation.temperature",
         },
+        metrics=_PPO_METRICS,
     ),
     Stage(
         name="dpo",
         module="pipeline.stages.dpo",
         does="draw preference pairs from the SFT model and train DPO on them",
         needs=("sft", "reward"),
-        reads=("generation", "beta", "pairs", "dpo", "seed"),
+        reads=("data", "generation", "beta", "pairs", "dpo", "seed"),
         arguments="trl:DPOConfig",
-        owned={"beta": _BETA, **_NEVER_EVALUATED},
-        refused=_NO_EVALUATION,
+        owned={"beta": _BETA},
+        metrics=_DPO_METRICS,
     ),
     Stage(
         name="compare",
         module="pipeline.stages.compare",
         does="measure SFT, PPO, DPO and best-of-N against the optimum",
-        needs=("sft", "reward", "ppo", "dpo"),
-        reads=("generation", "beta", "compare", "seed"),
+        needs=("sft", "reward"),
+        takes=("ppo", "dpo"),
+        reads=("data", "generation", "beta", "compare", "seed"),
+        unread=("data.preferences_name",),
     ),
 )
 

@@ -3,13 +3,15 @@
 transformers' Trainer writes a checkpoint file by file, so a killed process leaves half of one
 under its final name. `Trainer._save_checkpoint` has written everything when `on_save` is called;
 the marker written there, once the disk has it all, lists the files with their sizes and checksums
-and is what makes a checkpoint count. Older checkpoints go only after that.
+and is what makes a checkpoint count. Older checkpoints go only after that. One that does not
+count is never removed here: it is set aside, and its owner is told.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +26,9 @@ from pipeline.errors import UserError
 from pipeline.output.console import say, wait_for_every_rank
 
 MARKER = "complete.json"
+ASIDE = "not-whole"
+"""Ends the name of a checkpoint that was set aside."""
+_PAUSES = (0.5, 2.0)  # seconds before what cannot be read is tried again
 _BLOCK = 1 << 20  # bytes read at once
 _THREADS = 8  # checksums let go of the interpreter lock; more than this no disk feeds
 
@@ -63,13 +68,34 @@ def mark_complete(checkpoint: Path) -> None:
 
 
 def flaw(checkpoint: Path) -> str | None:
-    """What is wrong with ``checkpoint``, to follow its name; None when it is whole."""
+    """What is wrong with ``checkpoint``, to follow its name; None when it is whole.
+
+    Raises:
+        UserError: it cannot be read, whatever is in it: the disk or the network, which may pass.
+    """
+    for pause in _PAUSES:
+        try:
+            return _flaw(checkpoint)
+        except OSError:
+            time.sleep(pause)
+    try:
+        return _flaw(checkpoint)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or checkpoint}: cannot be read ({error.strerror or error}), which"
+            f" does not say that it is broken; run the same command when the disk reads again, or"
+            f" move {checkpoint} away to do without it"
+        ) from error
+
+
+def _flaw(checkpoint: Path) -> str | None:
+    """As `flaw`; OSError where something cannot be read."""
     try:
         files = dict(read_json(checkpoint / MARKER)["files"])
         expected = {str(n): (int(f["bytes"]), int(f["crc32"])) for n, f in files.items()}
     except FileNotFoundError:
-        return "was not finished"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "was not finished" if checkpoint.is_dir() else "is not there"
+    except (ValueError, KeyError, TypeError, AttributeError):
         return f"has an unreadable {MARKER}"
     for name, (size, _) in expected.items():
         path = checkpoint / name
@@ -78,7 +104,7 @@ def flaw(checkpoint: Path) -> str | None:
         if path.stat().st_size != size:
             return f"has {path.stat().st_size} bytes of {name} instead of {size}"
     with ThreadPoolExecutor(_THREADS) as pool:
-        sums = pool.map(_readable_checksum, (checkpoint / name for name in expected))
+        sums = pool.map(_plain_checksum, (checkpoint / name for name in expected))
         for (name, (_, checksum)), present in zip(expected.items(), sums, strict=True):
             if present != checksum:
                 return f"has other content in {name} than was saved"
@@ -94,6 +120,9 @@ def last_complete(folder: Path) -> Path | None:
     """The newest whole checkpoint in ``folder``, None when there is none.
 
     The broken ones newer than it are told in one line.
+
+    Raises:
+        UserError: one of them cannot be read.
     """
     broken, chosen = [], None
     for checkpoint in reversed(checkpoints(folder)):
@@ -106,6 +135,11 @@ def last_complete(folder: Path) -> Path | None:
         where = f"from {chosen.name}" if chosen else "from the start"
         say(f"{folder}: {'; '.join(broken)}: skipped, going on {where}")
     return chosen
+
+
+def beside(checkpoint: Path, step: int) -> Path:
+    """The folder of the checkpoint of ``step`` in the folder that ``checkpoint`` lies in."""
+    return checkpoint.parent / f"{PREFIX_CHECKPOINT_DIR}-{step}"
 
 
 def require_whole(checkpoint: Path) -> None:
@@ -138,12 +172,8 @@ def _flushed_checksum(path: Path) -> int:
     return _checksum(path, flush=True)
 
 
-def _readable_checksum(path: Path) -> int | None:
-    """The file's checksum; None when the disk cannot read it."""
-    try:
-        return _checksum(path, flush=False)
-    except OSError:
-        return None
+def _plain_checksum(path: Path) -> int:
+    return _checksum(path, flush=False)
 
 
 def _flush(folder: Path) -> None:
@@ -160,14 +190,21 @@ def _flush(folder: Path) -> None:
 # --- Keeping and removing -----------------------------------------------------------------------
 
 
-def remove_after(folder: Path, checkpoint: Path | None) -> None:
-    """Remove the checkpoints after ``checkpoint``, all of them for None.
+def set_aside_after(folder: Path, checkpoint: Path | None) -> None:
+    """Rename the checkpoints after ``checkpoint``, all of them for None, and tell the new names.
 
-    After the last whole one there are only half-written and damaged ones, which fill the disk.
+    After the last whole one there are only half-written and damaged ones. Under another name no
+    training writes over them and no rotation takes them away.
     """
     for other in checkpoints(folder):
         if checkpoint is None or step_of(other) > step_of(checkpoint):
-            shutil.rmtree(other)
+            aside = folder / f"{other.name}-{ASIDE}"
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = folder / f"{other.name}-{ASIDE}-{number}"
+            other.rename(aside)
+            say(f"{other.name} is kept as {aside}; remove it when the space is needed")
 
 
 def _rotate(folder: Path, limit: int | None, keep: Iterable[Path]) -> None:
@@ -200,6 +237,10 @@ class CompleteMarker(TrainerCallback):
         """Take over the limit (which may be ours still, when an earlier call was cut short)."""
         self._limit = args.save_total_limit or self._limit
         args.save_total_limit = None
+        if state.best_global_step and state.best_model_checkpoint is None:
+            # The Trainer forgets a best checkpoint whose run was moved to another folder.
+            best = _folder(args, state.best_global_step)
+            state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

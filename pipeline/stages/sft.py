@@ -10,11 +10,13 @@ from trl import SFTConfig, SFTTrainer
 from pipeline.config import Experiment
 from pipeline.data.records import Demonstration
 from pipeline.data.splits import load_data
-from pipeline.lm.hardware import best_device
-from pipeline.lm.models import load_base, make_trainable
+from pipeline.lm.check import check_policy
+from pipeline.lm.hardware import best_device, compute_dtype
+from pipeline.lm.models import load_base, make_trainable, save_policy
 from pipeline.lm.positions import check_prompts, cut_length
+from pipeline.output.console import is_main_process, say
 from pipeline.stages import tracking
-from pipeline.stages.training import fit, save_trained, stage_arguments
+from pipeline.stages.training import evaluates, fit, save_trained, stage_arguments
 from pipeline.stages.trl_compat import fit_tiles_to
 
 
@@ -41,22 +43,45 @@ def demonstration_dataset(items: Sequence[str | Demonstration], arguments: SFTCo
 
 @tracking.tracked("sft")
 def run(experiment: Experiment) -> None:
-    """Train on ``data.demonstrations`` and write ``sft/model``."""
+    """Train on ``data.demonstrations`` and write ``sft/model``: the model as it is for sft.skip.
+
+    What it is evaluated on, where it is, are the texts of ``data.heldout``.
+    """
+    if experiment.sft.skip:
+        return _take_over(experiment)
     data = load_data(experiment, labels=False)
     arguments = stage_arguments(
         experiment, "sft", SFTConfig, gradient_checkpointing=False, dataset_text_field="text"
     )
     model, tokenizer = load_base(experiment.model, experiment.seed)
+    length, longest = experiment.generation.max_new_tokens, 0
     for prompts, kind in ((data.train_prompts, "training"), (data.eval_prompts, "evaluation")):
-        check_prompts(model, tokenizer, prompts, experiment.generation.max_new_tokens, kind)
+        longest = max(longest, check_prompts(model, tokenizer, prompts, length, kind))
+    check_policy(model, tokenizer, longest + length)
     arguments.max_length = cut_length(model, arguments.max_length, "sft.max_length")
     fit_tiles_to(best_device().type)
     trainer = SFTTrainer(
         model=make_trainable(model, experiment.model, experiment.seed),  # type: ignore[arg-type]
         args=arguments,
         train_dataset=demonstration_dataset(data.demonstrations, arguments),
+        eval_dataset=(
+            Dataset.from_dict({arguments.dataset_text_field: data.heldout})
+            if evaluates(arguments)
+            else None
+        ),
         processing_class=tokenizer,
     )
     fit(trainer, experiment, "sft")
     policy = trainer.accelerator.unwrap_model(trainer.model)
     save_trained(trainer, experiment, "sft", policy)
+
+
+def _take_over(experiment: Experiment) -> None:
+    """Write the model that the experiment starts from as the reference policy, untrained."""
+    if is_main_process():
+        model, tokenizer = load_base(experiment.model, experiment.seed)
+        check_policy(model, tokenizer)
+        folder = experiment.stage_dir("sft") / "model"
+        save_policy(model, tokenizer, folder, compute_dtype(experiment.model))
+        name = experiment.model.model_name_or_path
+        say(f"sft: skipped, {name} is the reference as it is")

@@ -16,13 +16,19 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 
-from common.files import read_json
 from pipeline.config import Experiment
 from pipeline.errors import UserError
 from pipeline.lm.hardware import compute_dtype, one_device, policy_dtype, trainer_precision
 from pipeline.lm.models import load_pretrained, make_trainable, prepare, save_policy
-from pipeline.output.checkpoints import CompleteMarker, last_complete, remove_after
+from pipeline.output.checkpoints import (
+    CompleteMarker,
+    beside,
+    flaw,
+    last_complete,
+    set_aside_after,
+)
 from pipeline.output.console import is_main_process
 from pipeline.stages import tracking
 
@@ -95,7 +101,18 @@ def fit(trainer: Trainer, experiment: Experiment, stage: str) -> None:
         trainer.add_callback(callback)
     if not any(isinstance(c, CompleteMarker) for c in trainer.callback_handler.callbacks):
         trainer.add_callback(CompleteMarker())
-    resume(trainer)
+    try:
+        resume(trainer)
+    except KeyError as error:
+        if "metric_for_best_model" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"{stage}.metric_for_best_model: {reason}") from error
+
+
+def evaluates(arguments: TrainingArguments) -> bool:
+    """True when something is to be held out, to be evaluated on while training."""
+    return arguments.eval_strategy != "no" or arguments.eval_on_start
 
 
 def save_trained(trainer: Trainer, experiment: Experiment, stage: str, policy: nn.Module) -> None:
@@ -111,16 +128,42 @@ def save_trained(trainer: Trainer, experiment: Experiment, stage: str, policy: n
 def resume(trainer: Trainer) -> None:
     """Train from the last whole checkpoint in the output folder, or from the start.
 
-    Broken checkpoints are removed: they would fill the disk. A checkpoint of the last step is only
-    loaded: the Trainer's loop would make one step more when that step lies within an epoch.
+    Checkpoints after it, which are not whole, are set aside. One of the last step is only loaded,
+    or the best where that is asked for: the Trainer's loop would make one step more when that step
+    lies within an epoch.
     """
     checkpoint = _resume_point(Path(str(trainer.args.output_dir)))
     if checkpoint is not None:
-        state = read_json(checkpoint / "trainer_state.json")
-        if state["global_step"] >= state["max_steps"]:
-            trainer._load_from_checkpoint(str(checkpoint))
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step >= state.max_steps and state.global_step >= _last_step(trainer):
+            _load_finished(trainer, checkpoint, state)
             return
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def _last_step(trainer: Trainer) -> int:
+    """How many optimizer steps the trainer is to take in all: more than before in a longer run."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    return trainer.set_initial_training_values(args, trainer.get_train_dataloader())[-1]
+
+
+def _load_finished(trainer: Trainer, checkpoint: Path, state: TrainerState) -> None:
+    """Give the trainer the weights that its run ended with: the last, or the best as configured."""
+    trainer.state = state
+    trainer._load_from_checkpoint(str(checkpoint))
+    if not trainer.args.load_best_model_at_end or state.best_global_step is None:
+        return
+    best = beside(checkpoint, state.best_global_step)
+    problem = flaw(best)
+    if problem is not None:
+        raise UserError(
+            f"{best}: the best checkpoint {problem}; bring it back, or remove {checkpoint} to train"
+            " its last steps again"
+        )
+    state.best_model_checkpoint = str(best)
+    trainer._load_best_model()
 
 
 def _resume_point(folder: Path) -> Path | None:
@@ -128,5 +171,5 @@ def _resume_point(folder: Path) -> Path | None:
     points: list[Path | None] = [None]
     if is_main_process():
         points = [last_complete(folder)]
-        remove_after(folder, points[0])
+        set_aside_after(folder, points[0])
     return broadcast_object_list(points)[0]

@@ -9,8 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    IntervalStrategy,
+    SchedulerType,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
+import pipeline.output.checkpoints as output_checkpoints
 from pipeline.errors import UserError
 from pipeline.output.checkpoints import (
     MARKER,
@@ -122,20 +129,87 @@ def test_every_part_of_a_large_file_counts(tmp_path: Path) -> None:
         assert not is_complete(checkpoint), position
 
 
-def test_trainer_marks_and_resumes(tmp_path: Path) -> None:
+def test_trainer_marks_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer(tmp_path, 6).train()
     assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (2, 4, 6)]
     assert all(map(is_complete, checkpoints(tmp_path)))
     # As after a kill: the newest is half-written, so the one before is resumed from, the half-
-    # written one goes, and training ends with the same weights.
+    # written one is set aside, and training ends with the same weights.
     expected = (tmp_path / "checkpoint-6" / "model.safetensors").read_bytes()
     (tmp_path / "checkpoint-6" / "model.safetensors").write_bytes(expected[:9])
+    (tmp_path / "checkpoint-6-not-whole").mkdir()  # of an earlier kill
     again, seen = trainer(tmp_path, 6), SeenAtStart()
     again.add_callback(seen)
     resume(again)
     assert seen.found == [(4, ["checkpoint-2", "checkpoint-4"])]
     assert (tmp_path / "checkpoint-6" / "model.safetensors").read_bytes() == expected
     assert is_complete(tmp_path / "checkpoint-6")
+    kept = tmp_path / "checkpoint-6-not-whole-2"
+    assert (kept / "model.safetensors").read_bytes() == expected[:9]
+    assert str(kept) in capsys.readouterr().err
+
+
+def test_a_read_error_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that passes costs a second; one that stays ends the run and leaves all as it is."""
+    whole = fake(tmp_path, 10)
+    plain, errors = output_checkpoints._checksum, [OSError(5, "Input/output error", "weights")]
+    monkeypatch.setattr(output_checkpoints, "_PAUSES", (0.0, 0.0))
+
+    def read(path: Path, flush: bool) -> int:
+        if errors and path.name == "weights":
+            raise errors.pop()
+        return plain(path, flush)
+
+    monkeypatch.setattr(output_checkpoints, "_checksum", read)
+    assert last_complete(tmp_path) == whole and errors == []
+    errors += [OSError(5, "Input/output error", "weights")] * 9
+    with pytest.raises(UserError, match="weights: cannot be read .Input/output error., which does"):
+        resume(trainer(tmp_path, 12))
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+
+
+def best_trainer(folder: Path, losses: dict[int, float]) -> Trainer:
+    """A trainer that evaluates before each checkpoint, with these losses by step for results."""
+    made = trainer(folder, 6)
+    made.args.eval_strategy = IntervalStrategy.STEPS
+    made.args.eval_steps, made.args.load_best_model_at_end = 2, True
+    made.args.metric_for_best_model, made.args.greater_is_better = "loss", False
+    made.evaluate = lambda **_: {"eval_loss": losses[made.state.global_step]}  # type: ignore[method-assign]
+    return made
+
+
+def test_a_run_killed_after_its_last_checkpoint_keeps_the_best(tmp_path: Path) -> None:
+    first = best_trainer(tmp_path / "run", {2: 3.0, 4: 1.0, 6: 2.0})
+    first.train()
+    model: Any = first.model
+    best = model.w.item()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    again = best_trainer(tmp_path / "moved", {})
+    resume(again)
+    model = again.model
+    assert model.w.item() == best
+    # Also where the run goes on: the Trainer itself forgets a best checkpoint that was moved.
+    (tmp_path / "moved" / "checkpoint-6" / MARKER).unlink()
+    third = best_trainer(tmp_path / "moved", {6: 2.0})
+    resume(third)
+    model = third.model
+    assert model.w.item() == best
+    (tmp_path / "moved" / "checkpoint-4" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="checkpoint-4: the best checkpoint lacks model.safetens"):
+        resume(best_trainer(tmp_path / "moved", {}))
+
+
+def test_a_longer_run_ends_as_if_it_had_been_so_long(tmp_path: Path) -> None:
+    def made(name: str, steps: int) -> Trainer:
+        one = trainer(tmp_path / name, steps)
+        one.args.lr_scheduler_type = SchedulerType.CONSTANT
+        return one
+
+    made("short", 4).train()
+    resume(made("short", 8))
+    made("long", 8).train()
+    weights = [tmp_path / n / "checkpoint-8" / "model.safetensors" for n in ("short", "long")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 class SeenAtStart(TrainerCallback):
