@@ -110,6 +110,8 @@ class PPOConfig(TrainingArguments):
             when the lower layers are frozen, so that every pass runs the upper layers only. Not
             under DeepSpeed's ZeRO-3.
         logits_chunk: completion tokens whose logits exist at once; ``None`` = as suits the device.
+        float32_logits: compute the head's matrix product in float32 under bfloat16 too, in sampling
+            and in scoring; ``benchmarks/head_precision.py`` prints what it changes.
         log_completions: completions kept of each rollout, for the sample log and ``rlhf inspect``.
 
     ``logging_steps`` (default: one rollout), ``save_steps``, ``eval_steps`` and ``max_steps``
@@ -180,6 +182,7 @@ class PPOConfig(TrainingArguments):
     # Memory and logging
     cache_trunk: bool = True
     logits_chunk: Count | None = None
+    float32_logits: bool = False
     log_completions: Annotated[int, Ge(0)] = 4
 
     @property

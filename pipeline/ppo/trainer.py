@@ -26,6 +26,7 @@ from pipeline.lm.generation import Completion, encode_prompt, sample
 from pipeline.lm.hardware import one_device, use_plain_attention
 from pipeline.lm.models import base_of, prepare, upcast_trained
 from pipeline.lm.positions import check_prompts
+from pipeline.lm.route import make_head_float32
 from pipeline.lm.scoring import TokenBatch
 from pipeline.output.console import say
 from pipeline.output.versions import warn_untested
@@ -99,6 +100,8 @@ class PPOTrainer(BaseTrainer):
         if eval_dataset:
             check_prompts(base, processing_class, eval_dataset, length, "evaluation")
         use_plain_attention(base, args.device, longest)
+        if args.float32_logits:
+            make_head_float32(model)
         check_policy(model, processing_class, longest)
         self.reward = reward_call(reward_function, args)
         for line in args.advice():

@@ -101,7 +101,8 @@ def make_pairs(experiment: Experiment) -> list[dict[str, Any]]:
             lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
             write_text(path, "".join(lines))
             kept.unlink()
-    return broadcast_object_list([pairs])[0]
+    [pairs] = broadcast_object_list([pairs or []])
+    return pairs
 
 
 def _processes(experiment: Experiment) -> PartialState:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from transformers import (
@@ -60,6 +61,13 @@ def stage_arguments(
         reason = " ".join(str(error).split())
         raise UserError(f"{stage}: {reason}") from error
     one_device(made)
+    mixed = compute_dtype(experiment.model) == torch.bfloat16
+    if made.bf16 != mixed:
+        raise UserError(
+            f"{stage}.bf16: {str(made.bf16).lower()} does not go with the model's "
+            f"{'bfloat16' if mixed else 'float32'}; leave it out and set model.dtype="
+            f"{'float32' if mixed else 'bfloat16'}"
+        )
     return made
 
 

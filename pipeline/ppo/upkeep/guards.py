@@ -27,6 +27,7 @@ from reward_models import RewardCall, RewardError, checked, may_pass
 
 _ONE_LINE = (RewardError, UserError)
 _SHOWN = 2000  # characters of a value that is not a number
+_NOTHING_LEARNED = 1e-3  # nats per completion; a copy computes the same to the bit
 _CALM = 0.9  # below this share of the limit KL may cross it anew
 
 
@@ -88,6 +89,12 @@ class Guards:
         if self._first:
             self._look_at_scale(metrics)
             self._first = False
+        if step == 0 and metrics["objective/kl_exact"] > _NOTHING_LEARNED:
+            raise UserError(
+                f"PPO step 0: KL is {metrics['objective/kl_exact']:.3g} nats per completion before"
+                " anything is learned, so the reference is not the policy that training starts"
+                " from; please report the model and the settings"
+            )
         self._look_at_kl(metrics, step)
 
     def look_at_gradient(self, norm: Any, step: int) -> None:
