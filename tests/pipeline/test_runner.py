@@ -181,17 +181,17 @@ def test_what_a_setting_affects(load: Load, override: str, changed: set[str]) ->
 FINGERPRINTS = {
     "sft": "2af3b893d215d4ad",
     "reward": "63fbad63ea6dbb3d",
-    "ppo": "fd1ea61faedc0f4e",
+    "ppo": "bcc73f84d3f72d27",
     "dpo": "9739cbd7a95e72f8",
-    "compare": "243807d68ed16c80",
+    "compare": "0d7078137c19d3e1",
 }
 CHANGED = ("reward.encoder=sft", "ppo.kl_target=3", "beta=0.5", "seed=3")
 FINGERPRINTS_CHANGED = {
     "sft": "f159eb9535eaa2e7",
     "reward": "65ee396150503ca8",
-    "ppo": "28b0bb7df4c1dfa3",
+    "ppo": "baca62e2930a8dd2",
     "dpo": "9726e92780359004",
-    "compare": "ebf9a217f228b59a",
+    "compare": "eee44b90d2673e1d",
 }
 
 
