@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pipeline.compare.frontier import Array
 from pipeline.data.records import Prompt
 from pipeline.lm.generation import sample
+from pipeline.lm.positions import check_prompts
 from pipeline.lm.scoring import completion_kl, text_nll
 from pipeline.output.terminal import progress
 from reward_models import RewardFunction
@@ -83,7 +84,11 @@ def evaluate_policy(
         proxy, gold: score completions; the same object scores once.
         batch_size: completions generated, and scored, at once.
         label: opens the lines of progress.
+
+    Raises:
+        UserError: a prompt leaves the model no room for a completion.
     """
+    check_prompts(policy, tokenizer, prompts, max_new_tokens, "evaluation")
     completions = sample(
         policy,
         tokenizer,
