@@ -19,6 +19,7 @@ from pipeline.compare.frontier import Array
 from pipeline.data.records import Prompt
 from pipeline.lm.generation import sample
 from pipeline.lm.kept import keep_samples, kept_samples
+from pipeline.lm.positions import check_prompts
 from pipeline.lm.scoring import completion_kl, text_nll
 from pipeline.output.terminal import progress
 from reward_models import RewardFunction
@@ -87,7 +88,11 @@ def evaluate_policy(
         batch_size: completions generated, and scored, at once.
         label: opens the lines of progress.
         kept: file that holds the samples until everything is measured; read where it is there.
+
+    Raises:
+        UserError: a prompt leaves the model no room for a completion.
     """
+    check_prompts(policy, tokenizer, prompts, max_new_tokens, "evaluation")
     rows = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
     completions = kept_samples(kept, rows)
     if completions is None:

@@ -49,7 +49,7 @@ def check_prompts(
         UserError: a prompt does not fit; it is named with its tokens, the limit and the mend.
     """
     lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
-    longest = max(lengths)
+    longest = max(lengths, default=0)
     wanted = longest + response_length
     limit = tokens_taken(model, wanted)
     name = type(model).__name__

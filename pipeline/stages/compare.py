@@ -37,7 +37,6 @@ from pipeline.data.splits import load_data
 from pipeline.errors import UserError
 from pipeline.lm.hardware import policy_dtype
 from pipeline.lm.models import load_checkpoint
-from pipeline.lm.positions import check_prompts
 from pipeline.output.console import is_main_process, say
 from pipeline.output.metrics_file import read_metrics
 from pipeline.report import figures
@@ -104,8 +103,6 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
     proxy = proxy_reward(experiment)
     gold = proxy if judge_is_proxy(experiment) else gold_reward(experiment)
     reference, tokenizer = load_checkpoint(folders[methods.reference()], dtype)
-    length = experiment.generation.max_new_tokens
-    check_prompts(reference, tokenizer, data.eval_prompts, length, "evaluation")
     for method in missing:
         policy = reference
         if not method.reference:
@@ -121,7 +118,7 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
             samples_per_prompt=(
                 section.reference_samples if method.reference else section.samples_per_prompt
             ),
-            max_new_tokens=length,
+            max_new_tokens=experiment.generation.max_new_tokens,
             batch_size=experiment.generation.batch_size,
             seed=experiment.seed,
             label=f"compare {method.name}",

@@ -89,7 +89,7 @@ class Broken(Walk):
 class NotAnEnv:
     observation_space = Walk.observation_space
     action_space = Walk.action_space
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = {"render_modes": []}
 
     def reset(self) -> Any:
         return 0

@@ -43,7 +43,7 @@ def test_prompts_that_leave_no_room_are_told_in_the_first_stage(
     assert len(lines) == 1
     data = load_data(load_experiment(root / "configs" / "tiny.yaml"))
     encode = toy.toy_tokenizer()
-    row = next(i for i, p in enumerate(data.train_prompts) if len(encode(p)["input_ids"]) > 3)
+    row = next(i for i, p in enumerate(data.train_prompts) if len(encode(str(p))["input_ids"]) > 3)
     assert f"training prompt {row} (" in lines[0] and "GPT2LMHeadModel takes 16 tokens" in lines[0]
     assert not list(tmp_path.rglob("checkpoint-*"))
 
