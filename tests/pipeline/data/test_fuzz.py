@@ -57,8 +57,9 @@ def pairs(n: int) -> Row:
 
 
 def talks(n: int) -> Row:
-    ask = [user(f"question {n}?")]
-    return {"chosen": [*ask, assistant(f"yes {n}")], "rejected": [*ask, assistant(f"no {n}")]}
+    ask = f"question {n}?"  # a message of its own in each, as one of them may be damaged
+    said = {"chosen": f"yes {n}", "rejected": f"no {n}"}
+    return {column: [user(ask), assistant(answer)] for column, answer in said.items()}
 
 
 def transcripts(n: int) -> Row:
@@ -187,7 +188,12 @@ def damage_row(row: Row, rng: random.Random) -> str | None:
     column = rng.choice(list(row))
     what = rng.randrange(8)
     if what < 5:
-        row[column] = rng.choice(ODD)
+        place, key = row, column
+        # Half of the time deeper: a message, its content, its role.
+        while isinstance(place[key], dict | list) and place[key] and rng.random() < 0.8:
+            place = place[key]
+            key = rng.choice(list(place) if isinstance(place, dict) else range(len(place)))
+        place[key] = rng.choice(ODD)
         return column
     if what == 5:
         del row[column]
