@@ -78,7 +78,7 @@ def make_pairs(experiment: Experiment) -> list[dict[str, Any]]:
     folder, settings = experiment.stage_dir("dpo"), experiment.pairs
     state = _processes(experiment)
     path, kept = folder / "pairs.jsonl", folder / "samples.jsonl"
-    pairs = None
+    pairs: list[dict[str, Any]] | None = None
     if state.is_main_process and path.is_file():
         pairs = read_pairs(path)
     [made] = broadcast_object_list([pairs is not None])
@@ -100,7 +100,8 @@ def make_pairs(experiment: Experiment) -> list[dict[str, Any]]:
             lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
             write_text(path, "".join(lines))
             kept.unlink()
-    return broadcast_object_list([pairs])[0]
+    everywhere: list[Any] = broadcast_object_list([pairs])
+    return everywhere[0]
 
 
 def _processes(experiment: Experiment) -> PartialState:
