@@ -1,11 +1,13 @@
 """Reward models behind one small interface: ``reward(prompts, completions) -> list of floats``.
 
-* `sentiment`: a sequence-classification checkpoint, read by the name of its positive label
+* `sentiment`: a sequence-classification checkpoint: its scalar, or its good labels' log-odds
+* `labels`: which labels are good; `reading`: how prompt and completion become one input
 * `pairwise`: a scalar head trained on preference pairs (Bradley–Terry), on trl.RewardTrainer
 * `rules`: length windows, patterns, repetition
 * `ensemble`: mean, minimum, mean less k standard deviations, weighted sums
 * `loading`: from a name in a config to a function
 * `calling`: any function, called in time, again where that may help, with its mistakes in one line
+* `arguments`: what each of its parameters gets; `waiting`: answers in time, or that come later
 """
 
 from __future__ import annotations

@@ -9,15 +9,15 @@ Overoptimization").
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from reward_models.calling import checked
 from reward_models.interface import RewardFunction
 
 
 def ensemble(
-    rewards: Sequence[RewardFunction],
+    rewards: Sequence[Callable[..., Any]],
     how: Literal["mean", "min", "pessimistic"] = "mean",
     k: float = 1.0,
 ) -> RewardFunction:
@@ -51,7 +51,7 @@ def ensemble(
     return reward
 
 
-def weighted_sum(parts: Sequence[tuple[float, RewardFunction]]) -> RewardFunction:
+def weighted_sum(parts: Sequence[tuple[float, Callable[..., Any]]]) -> RewardFunction:
     """Return ``Σ weight · reward``: e.g. a classifier, and rules for length and repetition."""
     if not parts:
         raise ValueError("a weighted sum needs at least one reward")

@@ -87,8 +87,9 @@ class Reader:
                 rows[i] = row
         for row in rows:
             if not row["input_ids"]:  # an empty text, and a tokenizer that frames nothing
+                pad: Any = self.tokenizer.pad_token_id
                 for name in row:
-                    row[name] = [self.tokenizer.pad_token_id if name == "input_ids" else 0]
+                    row[name] = [pad if name == "input_ids" else 0]
                 row["attention_mask"] = [1]
         return rows
 
@@ -162,9 +163,7 @@ class Reader:
             self.warn(f"{line} are longer: the beginning of their prompts is cut")
 
 
-def length_limit(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, asked: int | None
-) -> int:
+def length_limit(model: nn.Module, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int:
     """The longest input in tokens: as asked, but within the model and its tokenizer."""
     config: Any = model.config
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -43,6 +43,9 @@ TRAINED_LENGTH = 64
 """Tokens that the classifier trained here reads unless `reward.max_length` says otherwise."""
 
 Name = Annotated[str, Field(min_length=1)]
+T = TypeVar("T")
+# A key that is left out of what a result was made with unless the config sets it.
+Unsaid = Annotated[T | None, Field(exclude_if=lambda value: value is None)]
 
 
 class _Section(BaseModel):
@@ -66,11 +69,6 @@ class _Section(BaseModel):
 def _hint(field: FieldInfo) -> Any:
     """A field's type with its bounds."""
     return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-
-
-def _is_none(value: Any) -> bool:
-    """True where a key says nothing, so that it is left out of what a result was made with."""
-    return value is None
 
 
 class _TrainerSection(_Section):
@@ -204,20 +202,20 @@ class RewardSection(_TrainerSection):
     max_length: Count | None = None
     """Longest text a classifier reads, in its tokens; a longer one loses its beginning, which is
     said. Null is 64 for one that is trained here, and all that it can take for another."""
-    format: Literal["text", "pair", "chat"] | None = Field(None, exclude_if=_is_none)
+    format: Unsaid[Literal["text", "pair", "chat"]] = None
     """How a checkpoint reads prompt and completion: joined to one `text`, as a `pair`, or as a
     `chat` in its template, the completion as the assistant's message. Null is `chat` for one with a
     single output and a chat template, else `text`."""
-    gold_format: Literal["text", "pair", "chat"] | None = Field(None, exclude_if=_is_none)
+    gold_format: Unsaid[Literal["text", "pair", "chat"]] = None
     """The same for the judge."""
-    positive_labels: list[str] | None = Field(None, min_length=1, exclude_if=_is_none)
+    positive_labels: Unsaid[Annotated[list[str], Field(min_length=1)]] = None
     """Labels of a checkpoint that are good, where their names do not tell; its reward is their
     log-odds against the others'."""
-    gold_positive_labels: list[str] | None = Field(None, min_length=1, exclude_if=_is_none)
+    gold_positive_labels: Unsaid[Annotated[list[str], Field(min_length=1)]] = None
     """The same for the judge."""
-    timeout: Annotated[float, Field(gt=0)] | None = Field(None, exclude=True)
+    timeout: Annotated[Annotated[float, Field(gt=0)] | None, Field(exclude=True)] = None
     """Seconds that a reward may take for one batch (in PPO for a rollout); null is for ever."""
-    retries: Annotated[int, Field(ge=0)] = Field(2, exclude=True)
+    retries: Annotated[int, Field(ge=0, exclude=True)] = 2
     """Further calls with the same texts, after 1, 2, 4, … seconds, where a reward gives no answer;
     PPO's own are `ppo.reward_timeout` and `ppo.reward_retries`."""
 

@@ -79,7 +79,7 @@ def make_pairs(experiment: Experiment) -> list[dict[str, Any]]:
     folder, settings = experiment.stage_dir("dpo"), experiment.pairs
     state = _processes(experiment)
     path, kept = folder / "pairs.jsonl", folder / "samples.jsonl"
-    pairs = None
+    pairs: list[dict[str, Any]] | None = None
     if state.is_main_process and path.is_file():
         pairs = read_pairs(path)
     [made] = broadcast_object_list([pairs is not None])

@@ -22,9 +22,6 @@ import torch
 from peft import PeftModel
 from torch import nn
 from transformers import (
-    AutoTokenizer,
-    BertForSequenceClassification,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
     set_seed,
@@ -32,27 +29,25 @@ from transformers import (
 
 from common.files import new_folder, write_json
 from pipeline.config import OVER_SFT, TRAINED_HERE, TRAINED_LENGTH, Experiment, ModelSection
-from pipeline.data import embedded
 from pipeline.data.records import RatedText
 from pipeline.data.splits import ExperimentData, load_data
-from pipeline.data.toy import toy_encoder, toy_tokenizer
 from pipeline.errors import FailedReward, UserError
 from pipeline.lm.hardware import best_device, compute_dtype, one_device
-from pipeline.lm.models import lora_config
 from pipeline.output.checkpoints import CompleteMarker
 from pipeline.output.console import is_main_process, say
 from pipeline.stages import tracking
+from pipeline.stages.encoders import new_encoder, sft_model
 from pipeline.stages.heldout import prompts_and_endings
 from pipeline.stages.training import resume
 from reward_models import RewardCall, RewardError, RewardFunction, load_reward, measure
-from reward_models.adapters import new_adapter_classifier, save_adapter_classifier
+from reward_models.adapters import save_adapter_classifier
+from reward_models.reading import length_limit
 from reward_models.sentiment import SequenceClassifier
-from reward_models.training import LABELS, classifier_trainer, encode, new_classifier
+from reward_models.training import classifier_trainer, encode
 
 Part = Literal["proxy", "gold"]
 
 PARTS: tuple[Part, Part] = ("proxy", "gold")
-EMBEDDED_ENCODER = "embedded:all-minilm-l6-v2"
 # A reward without labels to measure it is tried on this many texts before hours are spent on it.
 _TRIED = 64
 _DEFAULTS: dict[str, Any] = {
@@ -140,7 +135,7 @@ def _reward(experiment: Experiment, part: Part, policy: nn.Module | None = None)
             )
         spec = str(folder.absolute())
         # Of this run, wherever its folder was moved or copied to.
-        base = _sft_model(experiment) if section.encoder == OVER_SFT else None
+        base = sft_model(experiment) if section.encoder == OVER_SFT else None
     mixed = _has_bfloat16(experiment)
     if base is None:  # else the base's dtype decides
         mixed = bool(experiment.trainer_args("reward").get("bf16", mixed))
@@ -193,17 +188,19 @@ def _train(
     """Train one classifier and write its folder; goes on from its last whole checkpoint."""
     seed = _seed(experiment, part)
     set_seed(seed)
-    model, tokenizer = _encoder(experiment, seed)
+    model, tokenizer = new_encoder(experiment, seed)
     checkpoints = experiment.stage_dir("reward") / "checkpoints" / part
     label = experiment.data.positive_above
     margin = experiment.data.neutral_margin
     test = [text for text in test if abs(text.rating - label) >= margin]
+    length = _max_length(experiment)
+    _look_at_lengths(model, tokenizer, [text.text for text in texts], length)
     train_rows, test_rows = (
         encode(
             tokenizer,
             [text.text for text in rows],
             [text.rating > label for text in rows],
-            _max_length(experiment),
+            length,
         )
         for rows in (texts, test)
     )
@@ -226,6 +223,25 @@ def _train(
                 trained.save_pretrained(beside)
             tokenizer.save_pretrained(beside)
     trainer.accelerator.wait_for_everyone()
+
+
+def _look_at_lengths(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str], length: int
+) -> None:
+    """Say what is cut off; UserError where the encoder cannot read ``length`` tokens."""
+    limit = length_limit(model, tokenizer, None)
+    if length > limit:
+        raise UserError(
+            f"reward.max_length: {length} tokens are more than the encoder reads; set it to {limit}"
+            " or less"
+        )
+    encoded: Any = tokenizer(texts, verbose=False)["input_ids"]
+    longer = sum(len(ids) > length for ids in encoded)
+    if longer:
+        _warn(
+            f"reward.max_length: {longer} of {len(texts)} texts are longer than {length} tokens;"
+            " the classifier does not learn from their ends"
+        )
 
 
 def _seed(experiment: Experiment, part: Part) -> int:
@@ -259,67 +275,6 @@ def _arguments(
         raise UserError(f"reward: these training arguments do not go together: {reason}") from error
     one_device(made)
     return made
-
-
-def _sft_model(experiment: Experiment) -> Path:
-    return (experiment.stage_dir("sft") / "model").absolute()
-
-
-def _over_sft(experiment: Experiment, seed: int) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Adapters and a fresh two-label head over the SFT model, and the SFT model's tokenizer."""
-    section, folder = experiment.model, _sft_model(experiment)
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"reward.encoder: {OVER_SFT} needs the SFT model, and {folder} is not there; run "
-            "`rlhf sft` with this config first"
-        )
-    lora = lora_config(section, "SEQ_CLS")
-    try:
-        model = new_adapter_classifier(folder, lora, compute_dtype(section), seed)
-    except ValueError as error:  # no such class in transformers, or no such modules for PEFT
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"reward.encoder: the SFT model cannot become a classifier with model.lora_* ({reason})"
-            f"; mend model.lora_target_modules, or set {EMBEDDED_ENCODER!r} or another encoder"
-        ) from error
-    return model, AutoTokenizer.from_pretrained(folder)
-
-
-def _encoder(
-    experiment: Experiment, seed: int
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
-    """The configured encoder with a fresh two-label head, and its tokenizer."""
-    name = experiment.reward.encoder
-    if name == OVER_SFT:
-        return _padded(*_over_sft(experiment, seed))
-    if name == "toy":
-        encoder, tokenizer = toy_encoder(seed), toy_tokenizer()
-        encoder.config.id2label = LABELS
-        encoder.config.label2id = {label: column for column, label in LABELS.items()}
-        model = BertForSequenceClassification(encoder.config)
-        model.bert.load_state_dict(encoder.state_dict())
-        return model, tokenizer
-    source = str(embedded.encoder()) if name == EMBEDDED_ENCODER else name
-    try:
-        model = new_classifier(source, seed)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"reward.encoder: no encoder can be loaded from {name!r} ({reason}); give a Hugging "
-            f"Face folder, a hub id or {EMBEDDED_ENCODER!r}"
-        ) from error
-    return _padded(model, tokenizer)
-
-
-def _padded(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
-    """Both, with a token to pad with that the model knows of."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
 
 
 # --- Measuring ----------------------------------------------------------------------------------

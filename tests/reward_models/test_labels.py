@@ -17,7 +17,7 @@ PROMPT, COMPLETION = "a movie about war", " is dull"
 
 
 def classifier(labels: list[str], problem_type: str | None = None) -> BertForSequenceClassification:
-    config = toy_encoder(0).config
+    config: Any = toy_encoder(0).config
     config.id2label = dict(enumerate(labels))
     config.label2id = {name: column for column, name in config.id2label.items()}
     config.problem_type = problem_type

@@ -37,6 +37,7 @@ MESSAGES = [
 
 def llama(labels: int = 1, **settings: Any) -> LlamaForSequenceClassification:
     torch.manual_seed(0)
+    given: dict[str, Any] = {"num_labels": labels}
     config = LlamaConfig(
         vocab_size=len(toy_tokenizer()),
         hidden_size=32,
@@ -44,8 +45,7 @@ def llama(labels: int = 1, **settings: Any) -> LlamaForSequenceClassification:
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=128,
-        num_labels=labels,
-        **settings,
+        **(settings | given),
     )
     return LlamaForSequenceClassification(config).eval()
 
@@ -73,7 +73,7 @@ def test_a_reward_with_a_chat_template_is_asked_with_it() -> None:
     assert reward.format == "chat" and reward.describe().startswith("reads a chat")
 
     def expected(conversation: list[dict[str, str]]) -> float:
-        text = tokenizer.apply_chat_template(conversation, tokenize=False)
+        text: Any = tokenizer.apply_chat_template(conversation, tokenize=False)
         return plain(model, tokenizer(text, add_special_tokens=False)["input_ids"])
 
     answer = {"role": "assistant", "content": " is dull"}
@@ -175,8 +175,8 @@ def test_positions_that_begin_behind_padding_are_not_counted() -> None:
         num_attention_heads=4,
         max_position_embeddings=40,
         pad_token_id=1,
-        num_labels=1,
     )
+    config.num_labels = 1
     model = RobertaForSequenceClassification(config)
     assert length_limit(model, toy_tokenizer(), None) == 38
     tokenizer = toy_tokenizer()
@@ -208,8 +208,9 @@ def test_a_model_that_padding_disturbs_is_asked_without() -> None:
     """XLNet reads a text's last position, which padding on the right would be."""
     torch.manual_seed(0)
     config = XLNetConfig(
-        vocab_size=len(toy_tokenizer()), d_model=32, n_layer=1, n_head=4, d_inner=64, num_labels=1
+        vocab_size=len(toy_tokenizer()), d_model=32, n_layer=1, n_head=4, d_inner=64
     )
+    config.num_labels = 1
     model = XLNetForSequenceClassification(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -252,6 +253,7 @@ def test_code_of_its_own_is_not_passed_over(tmp_path: Path) -> None:
 
 def test_settings_of_a_checkpoint_are_refused_for_a_function(tmp_path: Path) -> None:
     (tmp_path / "mine_settings.py").write_text("def f(completions):\n    return []\n")
-    for options in ({"format": "chat"}, {"positive_labels": ["good"]}):
+    wrong: list[dict[str, Any]] = [{"format": "chat"}, {"positive_labels": ["good"]}]
+    for options in wrong:
         with pytest.raises(RewardError, match="is a function, for which"):
             load_reward("mine_settings.py:f", base=tmp_path, **options)

@@ -188,5 +188,6 @@ def test_samples_are_read_back_as_they_were(tmp_path: Path) -> None:
     assert kept_samples(tmp_path / "kept", ["p\u2028q", messages]) is None
     keep_samples(tmp_path / "kept", kept)
     read = kept_samples(tmp_path / "kept", ["p\u2028q", messages])
-    assert read == kept and [asdict(one) for one in read or []] == [asdict(one) for one in kept]
+    assert read is not None and read == kept
+    assert [asdict(one) for one in read] == [asdict(one) for one in kept]
     assert isinstance(read[1].prompt, ChatPrompt) and read[1].prompt.messages == messages

@@ -208,3 +208,16 @@ def test_settings_that_mean_nothing_are_one_line(
     with pytest.raises(UserError) as error:
         make("reward.source=sentiment", *settings)
     assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_the_classifier_trained_here_cannot_read_is_said(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = ["reward.source=sentiment", "reward.max_steps=1"]
+    with pytest.raises(UserError, match="reward.max_length: 200 tokens .* set it to 128 or less"):
+        reward.run(make(*trained, "reward.max_length=200"))
+    settings = ["reward.max_length=12", "generation.max_new_tokens=8"]
+    reward.run(make(*trained, *settings))
+    said = capsys.readouterr().err
+    assert "texts are longer than 12 tokens; the classifier does not learn from their ends" in said
+    assert "reads 12 tokens, and" in said  # when they are measured, their beginnings are cut
