@@ -129,10 +129,13 @@ def _keys(experiment: Experiment, stage: stages.Stage) -> Callable[[str], bool]:
         reads = ("model", "sft.skip", "seed")
 
     def is_read(key: str) -> bool:
-        inside = any(key == part or key.startswith(f"{part}.") for part in reads)
-        return inside and key not in stage.unread
+        return _within(key, reads) and not _within(key, stage.unread)
 
     return is_read
+
+
+def _within(key: str, parts: tuple[str, ...]) -> bool:
+    return any(key == part or key.startswith(f"{part}.") for part in parts)
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,10 @@ _DPO_METRICS = {
 _PPO_METRICS = {"objective": True, "scores": True, "kl": None, "length": None, "ended": None}
 
 
+# Of the data section, what only DPO's own pairs need.
+_OWN_PAIRS = ("data.preferences_name", "data.columns.chosen", "data.columns.rejected")
+
+
 @dataclass(frozen=True)
 class Stage:
     """A step of the experiment with inputs, an output folder and a record of its own.
@@ -34,7 +38,7 @@ class Stage:
         needs: stages whose output it reads. They stand before it in the table.
         takes: stages whose output it reads where it is there; at least one must be.
         reads: what it reads of the config: sections, or dotted keys.
-        unread: dotted keys in those sections that change nothing in its output.
+        unread: parts of those sections, by dotted key, that change nothing in its output.
         whether: dotted keys of which it reads only whether they are set.
         arguments: ``module:class`` of the dataclass that its section's further keys are fields
             of; None where the section takes no others.
@@ -65,8 +69,10 @@ STAGES: tuple[Stage, ...] = (
         does="fine-tune the model on demonstrations: the reference policy",
         reads=("model", "data", "sft", "seed"),
         unread=(
-            "data.preferences_name",
+            *_OWN_PAIRS,
             "data.train_prompts",
+            "data.label_column",
+            "data.label_values",
             "data.positive_above",
             "data.neutral_margin",
         ),
@@ -79,7 +85,7 @@ STAGES: tuple[Stage, ...] = (
         module="pipeline.stages.reward",
         does="train the reward model (proxy) and the judge (gold)",
         reads=("data", "reward", "seed"),
-        unread=("data.preferences_name", "data.train_prompts"),
+        unread=(*_OWN_PAIRS, "data.train_prompts"),
         whether=("data.prompts_name",),
         arguments="transformers:TrainingArguments",
         metrics={"loss": False, "accuracy": True},
@@ -90,7 +96,7 @@ STAGES: tuple[Stage, ...] = (
         does="optimise the reward by PPO with a KL penalty",
         needs=("sft", "reward"),
         reads=("data", "generation", "beta", "ppo", "seed"),
-        unread=("data.preferences_name",),
+        unread=_OWN_PAIRS,
         arguments="pipeline.ppo.config:PPOConfig",
         owned={
             "kl_coef": _BETA,
@@ -117,7 +123,7 @@ STAGES: tuple[Stage, ...] = (
         needs=("sft", "reward"),
         takes=("ppo", "dpo"),
         reads=("data", "generation", "beta", "compare", "seed"),
-        unread=("data.preferences_name",),
+        unread=_OWN_PAIRS,
     ),
 )
 

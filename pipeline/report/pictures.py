@@ -44,6 +44,16 @@ class Picture:
     png: bytes
 
 
+def _optimum(beta: float) -> str:
+    """What the frontier tells about this β."""
+    if beta == 0:
+        return "At β = 0 right costs nothing, so no point of it is the best."
+    return (
+        "All points on one dashed line are worth the same at this β; the one that touches the"
+        f" frontier is the best that {PPO.title} and {DPO.title} could reach."
+    )
+
+
 def pictures(outputs: Outputs) -> dict[str, Picture]:
     """Draw every picture whose numbers are there."""
     results, details, history = outputs.results, outputs.details, outputs.histories
@@ -53,10 +63,8 @@ def pictures(outputs: Outputs) -> dict[str, Picture]:
             "reward_kl",
             "Reward against KL",
             "Up is better, right is dearer. No method can be above the optimal frontier, which is"
-            " estimated from the reference's own samples. All points on one dashed line are worth"
-            f" the same at this β; the one that touches the frontier is the best that {PPO.title}"
-            f" and {DPO.title} could reach. Of {BEST_OF_N.title} only an upper bound of its KL is"
-            " known (arrow).",
+            f" estimated from the reference's own samples. {_optimum(results['beta'])} Of"
+            f" {BEST_OF_N.title} only an upper bound of its KL is known (arrow).",
             figures.reward_kl(results, details, history.get(PPO.name, [])),
         ),
         (

@@ -106,6 +106,11 @@ def judge(
             "The judge is the reward itself, so this report cannot tell progress from reward"
             " hacking. Name an independent judge to find out."
         )
+    if results["beta"] == 0:
+        cautions.append(
+            "β is 0: nothing was paid for KL, so the objective is the reward alone and there is no"
+            " optimum to measure against."
+        )
     beta = beta_text(results["beta"])
     reasons = [_progress(method.title, methods[method.name], sft) for method in policies]
     reasons += _best_of_n(results)

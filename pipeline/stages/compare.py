@@ -39,6 +39,7 @@ from pipeline.lm.hardware import policy_dtype
 from pipeline.lm.models import load_checkpoint
 from pipeline.output.console import is_main_process, say
 from pipeline.output.metrics_file import read_metrics
+from pipeline.provenance import left_out
 from pipeline.report import figures
 from pipeline.stages import tracking
 from pipeline.stages.heldout import whole_texts
@@ -80,6 +81,9 @@ def measure(experiment: Experiment) -> dict[str, Evaluation]:
     takes luck out of the difference between them.
     """
     folders, reference = _checkpoints(experiment), methods.reference()
+    for stage, why in left_out(experiment).items():
+        folders = {method: folder for method, folder in folders.items() if method.stage != stage}
+        say(f"compare: {stage} is left out ({why})")
     present = [m for m, folder in folders.items() if (folder / "config.json").is_file()]
     if reference not in present:
         raise UserError(
@@ -159,7 +163,8 @@ def compare(
     section, beta = experiment.compare, experiment.beta
     reference = evaluations[methods.reference().name]
     rewards = reference.grid(reference.proxy)
-    best = frontier.optimum(rewards, beta)
+    # At β = 0 more reward is always better, so there is none.
+    best = frontier.optimum(rewards, beta) if beta > 0 else None
     text_samples = min(section.samples_per_prompt, section.reference_samples)
     metrics: dict[str, Metrics] = {}
     objectives: dict[str, Array] = {}
@@ -172,18 +177,16 @@ def compare(
                 reference, section.best_of_n, beta, text_samples
             )
     base = objectives[methods.reference().name]
-    room = best - base
+    room = None if best is None else best - base
     bootstrap = (section.bootstrap, experiment.seed)
     lowest_beta = min(section.frontier_betas)
     for name, row in metrics.items():
-        gain = objectives[name] - base
-        row["optimality"] = frontier.ratio(gain, room)
-        row["optimality_ci"] = frontier.ratio_interval(gain, room, *bootstrap)
+        row |= _share(objectives[name] - base, room, *bootstrap)
         row["kl_efficiency"] = frontier.kl_efficiency(
             rewards, row["reward"], row["kl"], lowest_beta
         )
     # β itself belongs on the curve: it is the point that PPO and DPO aim at.
-    curve = frontier.frontier(rewards, [*section.frontier_betas, beta])
+    curve = frontier.frontier(rewards, [*section.frontier_betas, *([beta] if beta > 0 else [])])
     results = {
         "beta": beta,
         "methods": metrics,
@@ -202,26 +205,34 @@ def compare(
     return json_able(results), json_able(details)
 
 
-def _optimum(rewards: Array, best: Array, beta: float, resamples: int, seed: int) -> dict[str, Any]:
+def _share(gain: Array, room: Array | None, resamples: int, seed: int) -> dict[str, Any]:
+    """The share of the possible gain, and its interval; None each where there is no optimum."""
+    if room is None:
+        return {"optimality": None, "optimality_ci": None}
+    interval = frontier.ratio_interval(gain, room, resamples, seed)
+    return {"optimality": frontier.ratio(gain, room), "optimality_ci": interval}
+
+
+def _optimum(
+    rewards: Array, best: Array | None, beta: float, resamples: int, seed: int
+) -> dict[str, Any]:
     """The two ends of the scale of optimality, and how far the upper one can be trusted."""
-    return {
-        "objective_ref": float(rewards.mean()),
-        "j_star": float(best.mean()),
-        "j_star_ci": frontier.mean_interval(best, resamples, seed),
-        "optimum": [asdict(row) for row in frontier.doubling(rewards, beta)],
-        "kl_cap": frontier.kl_cap(rewards.shape[1]),
-    }
+    ends: dict[str, Any] = {"objective_ref": float(rewards.mean()), "j_star": None}
+    ends |= {"j_star_ci": None, "optimum": [], "kl_cap": frontier.kl_cap(rewards.shape[1])}
+    if best is not None:
+        ends["j_star"] = float(best.mean())
+        ends["j_star_ci"] = frontier.mean_interval(best, resamples, seed)
+        ends["optimum"] = [asdict(row) for row in frontier.doubling(rewards, beta)]
+    return ends
 
 
 def _difference(
-    objectives: dict[str, Array], room: Array, resamples: int, seed: int
+    objectives: dict[str, Array], room: Array | None, resamples: int, seed: int
 ) -> dict[str, Any] | None:
     """PPO's optimality less DPO's. Paired by prompt, so it is sharper than two intervals are."""
     if not {PPO.name, DPO.name} <= objectives.keys():
         return None
-    gain = objectives[PPO.name] - objectives[DPO.name]
-    interval = frontier.ratio_interval(gain, room, resamples, seed)
-    return {"optimality": frontier.ratio(gain, room), "optimality_ci": interval}
+    return _share(objectives[PPO.name] - objectives[DPO.name], room, resamples, seed)
 
 
 def samples(evaluations: dict[str, Evaluation], n: int) -> list[dict[str, Any]]:
@@ -286,8 +297,12 @@ def summary(results: dict[str, Any], details: dict[str, Any]) -> str:
     """One line: the scale that optimality is measured on, and PPO against DPO on it."""
     line = (
         f"β = {results['beta']:g}: the objective is {number(details['objective_ref'])} for"
-        f" {methods.reference().title} and {number(details['j_star'])} at best"
+        f" {methods.reference().title}"
     )
+    if details["j_star"] is None:
+        line += ", and as KL costs nothing there is no best"
+    else:
+        line += f" and {number(details['j_star'])} at best"
     difference = details["ppo_minus_dpo"]
     if difference and difference["optimality"] is not None:
         points = [difference["optimality"], *(difference["optimality_ci"] or ())]

@@ -8,13 +8,20 @@ from trl import DPOConfig
 
 from pipeline.config import Experiment
 from pipeline.data import load_preferences
+from pipeline.data.validation import validation_pairs
 from pipeline.errors import UserError
 from pipeline.lm.hardware import best_device
 from pipeline.lm.models import base_of, frozen_copy
 from pipeline.lm.positions import cut_length
 from pipeline.stages import tracking
 from pipeline.stages.preferences import make_pairs
-from pipeline.stages.training import fit, load_trainable_sft, save_trained, stage_arguments
+from pipeline.stages.training import (
+    evaluates,
+    fit,
+    load_trainable_sft,
+    save_trained,
+    stage_arguments,
+)
 from pipeline.stages.trl_compat import TokenizedDPOTrainer, fit_tiles_to
 
 _TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -41,11 +48,17 @@ def preference_dataset(experiment: Experiment) -> Dataset:
 
 @tracking.tracked("dpo")
 def run(experiment: Experiment) -> None:
-    """Train on preference pairs and write ``dpo/model``."""
-    pairs = preference_dataset(experiment)
+    """Train on preference pairs and write ``dpo/model``.
+
+    What it is evaluated on, where it is, are the pairs of ``dpo.eval_share`` of the prompts.
+    """
     arguments = stage_arguments(
         experiment, "dpo", DPOConfig, gradient_checkpointing=False, beta=experiment.beta
     )
+    pairs, held = preference_dataset(experiment), None
+    if evaluates(arguments):
+        share, seed = experiment.dpo.eval_share, experiment.seed
+        held, pairs = map(Dataset.from_list, validation_pairs(pairs.to_list(), share, seed))
     model, tokenizer = load_trainable_sft(experiment)
     arguments.max_length = cut_length(base_of(model), arguments.max_length, "dpo.max_length")
     # Without a reference TRL loads one from config._name_or_path, whatever the weights in memory.
@@ -56,6 +69,7 @@ def run(experiment: Experiment) -> None:
         ref_model=reference,  # type: ignore[arg-type]
         args=arguments,
         train_dataset=pairs,
+        eval_dataset=held,
         processing_class=tokenizer,
     )
     fit(trainer, experiment, "dpo")

@@ -6,17 +6,37 @@ from typing import Any
 
 from pipeline.config import Experiment
 from pipeline.data.splits import load_data
+from pipeline.data.validation import validation_prompts
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.ppo.upkeep.state import put
 from pipeline.stages import tracking
 from pipeline.stages.reward import proxy_reward
-from pipeline.stages.training import fit, load_trainable_sft, save_trained, stage_arguments
+from pipeline.stages.training import (
+    evaluates,
+    fit,
+    load_trainable_sft,
+    save_trained,
+    stage_arguments,
+)
+
+# With these the Trainer would look for a loss, which PPO's evaluations do not have.
+_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
+
+
+def _best_by(experiment: Experiment) -> str | None:
+    """What the best checkpoint is chosen by where the config does not say."""
+    given = experiment.trainer_args("ppo")
+    chooses = given.get("load_best_model_at_end") or given.get("save_strategy") == "best"
+    return "objective" if chooses or given.get("lr_scheduler_type") in _BY_METRIC else None
 
 
 @tracking.tracked("ppo")
 def run(experiment: Experiment) -> None:
-    """Train on ``data.train_prompts`` and write ``ppo/model``."""
+    """Train on ``data.train_prompts`` and write ``ppo/model``.
+
+    What it is evaluated on, where it is, and the best is chosen by, are other prompts.
+    """
     data = load_data(experiment)
     generation = experiment.generation
     arguments = stage_arguments(
@@ -29,7 +49,11 @@ def run(experiment: Experiment) -> None:
         generation_batch_size=generation.batch_size,
         reward_timeout=experiment.reward.timeout,
         reward_retries=experiment.reward.retries,
+        metric_for_best_model=_best_by(experiment),
     )
+    held, prompts = None, data.train_prompts
+    if evaluates(arguments):
+        held, prompts = validation_prompts(experiment, data)
     model, tokenizer = load_trainable_sft(experiment)
     # Weights that a launcher splits or moves cannot be shared.
     moved = sharded(arguments) or arguments.deepspeed_plugin is not None
@@ -44,8 +68,8 @@ def run(experiment: Experiment) -> None:
         reward_function=reward,
         args=arguments,
         processing_class=tokenizer,
-        train_dataset=data.train_prompts,
-        eval_dataset=data.train_prompts[: experiment.data.eval_prompts],
+        train_dataset=prompts,
+        eval_dataset=held,
         log_samples=log_samples,
     )
     trainer.journal.folder = experiment.stage_dir("ppo") / "rollouts"

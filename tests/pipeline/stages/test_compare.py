@@ -236,6 +236,29 @@ def test_a_method_that_was_not_trained_is_left_out(
     assert "dpo is left out" in err and "ppo is left out" not in err
 
 
+def test_without_a_price_of_kl_there_is_no_optimum(
+    tmp_path: Path, models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
+    exp = exp.model_copy(update={"beta": 0.0})
+    compare.run(exp)
+    results, details, _ = read(exp)
+    assert list(results["methods"]) == ["sft", "ppo", "best_of_n"]  # a DPO of another β is no part
+    for row in results["methods"].values():
+        assert row["objective"] == pytest.approx(row["reward"])
+        assert row["optimality"] is row["optimality_ci"] is None
+    assert [point["beta"] for point in results["frontier"]] == exp.compare.frontier_betas
+    assert (details["j_star"], details["j_star_ci"], details["optimum"]) == (None, None, [])
+    told = capsys.readouterr()
+    assert "as KL costs nothing there is no best" in told.out and "dpo is left out" in told.err
+    page.run(exp)
+    for name in ("index.html", "report.md"):
+        text = (exp.stage_dir("report") / name).read_text(encoding="utf-8")
+        assert "β is 0: KL costs nothing" in text
+        assert "β is 0: nothing was paid for KL" in text and "best that any method" not in text
+        assert "no point of it is the best" in text and "worth the same" not in text
+
+
 def test_without_sft_there_is_nothing_to_compare_with(tmp_path: Path, models: Models) -> None:
     with pytest.raises(UserError, match=r"sft/model: there is no SFT model.*rlhf sft"):
         compare.run(checkpoints(experiment(tmp_path), "ppo"))
