@@ -13,7 +13,8 @@ from typing import Any
 
 from pipeline.config import Experiment
 from pipeline.data.records import Prompt
-from pipeline.data.splits import ExperimentData, first_words
+from pipeline.data.splits import ExperimentData
+from pipeline.data.words import Unit, unit_of
 from pipeline.errors import UserError
 
 Pair = dict[str, Any]
@@ -35,8 +36,9 @@ def validation_prompts(
     if experiment.data.prompts_name is None:
         used = {_key(prompt) for prompt in [*train, *data.eval_prompts]}
         held: dict[str, Prompt] = {}
+        unit = unit_of(experiment)
         for item in data.heldout:
-            prompt = _beginning(item, experiment.data.prompt_words)
+            prompt = _beginning(item, unit, experiment.data.prompt_words)
             if len(held) < wanted and _key(prompt) not in used:
                 held.setdefault(_key(prompt), prompt)
         if held:
@@ -68,9 +70,9 @@ def validation_pairs(
     return sides
 
 
-def _beginning(item: Any, count: int) -> Prompt:
+def _beginning(item: Any, unit: Unit, count: int) -> Prompt:
     """The prompt of a held-out text, or of a demonstration that has one."""
-    return first_words(item, count) if isinstance(item, str) else item.prompt
+    return unit.first(item, count) if isinstance(item, str) else item.prompt
 
 
 def _prompt(pair: Pair) -> Any:
