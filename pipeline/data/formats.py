@@ -238,7 +238,10 @@ def _header(place: str, cells: list[str]) -> list[str]:
         names.pop()
     twice = [name for name in names if name and names.count(name) > 1]
     if twice:
-        raise UserError(f"{place}: the header has {twice[0]!r} twice: rename one of the columns")
+        raise UserError(
+            f"{place}: the header has {shown(twice[0])} twice: rename one of the columns, or put "
+            "a header line above if this line is data"
+        )
     # An unnamed column (often a saved index) must not shadow another unnamed one.
     return [name or f"unnamed {number}" for number, name in enumerate(names, start=1)]
 

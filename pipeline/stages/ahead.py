@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields
 
 from transformers import PreTrainedTokenizerBase
-from trl import DPOConfig, SFTConfig
 
 from common.words import first_line
 from pipeline.config import Experiment
@@ -17,7 +16,6 @@ from pipeline.data.tally import tell
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.errors import UserError
 from pipeline.stages.tokens import learnt_tokens
-from pipeline.stages.trl_compat import marks_answers
 
 _READERS_OF_TEXTS = {"sft", "reward", "ppo", "compare"}
 
@@ -109,6 +107,8 @@ def _check_loss(
     experiment: Experiment, made: list[Demonstration], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """The switches that choose what SFT's loss is on must fit the demonstrations."""
+    from pipeline.stages.trl_compat import marks_answers  # TRL takes seconds to import
+
     given, name = experiment.trainer_args("sft"), experiment.data.dataset_name
     talks = bool(made) and not isinstance(made[0].prompt, str)
     if given.get("completion_only_loss") and not made:
@@ -150,7 +150,7 @@ def check_pairs(
     """
     key = "data.preferences_name"
     check_template(experiment, tokenizer, key, ((pair.prompt, pair.chosen) for pair in pairs))
-    limit, mode = _limits(experiment, "dpo", DPOConfig)
+    limit, mode = _limits(experiment, "dpo", "DPOConfig")
     if limit is None:
         return
     dropped = cut = 0
@@ -169,7 +169,7 @@ def _check_demonstration_lengths(
     items: Sequence[str | Demonstration],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    limit, mode = _limits(experiment, "sft", SFTConfig)
+    limit, mode = _limits(experiment, "sft", "SFTConfig")
     if limit is None or experiment.trainer_args("sft").get("packing"):
         return
     dropped = cut = 0
@@ -184,9 +184,11 @@ def _check_demonstration_lengths(
     _tell_cut(name, "demonstrations", len(items), dropped, cut, "sft", limit)
 
 
-def _limits(experiment: Experiment, stage: str, config: type) -> tuple[int | None, str]:
+def _limits(experiment: Experiment, stage: str, config: str) -> tuple[int | None, str]:
     """max_length and truncation_mode of a stage, as its trainer will have them."""
-    default = {field.name: field.default for field in fields(config)}
+    import trl  # takes seconds, and other stages do without
+
+    default = {field.name: field.default for field in fields(getattr(trl, config))}
     given = experiment.trainer_args(stage)
     values = [given.get(key, default[key]) for key in ("max_length", "truncation_mode")]
     return values[0], str(values[1])

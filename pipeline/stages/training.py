@@ -103,7 +103,15 @@ class StopOnNaN(TrainerCallback):
 
 
 def fit(trainer: Trainer, experiment: Experiment, stage: str) -> None:
-    """Train to the end, from the last whole checkpoint where there is one."""
+    """Train to the end, from the last whole checkpoint where there is one.
+
+    Raises:
+        UserError: the length limit has left no row to train on.
+    """
+    rows: Any = trainer.train_dataset
+    if len(rows) == 0:
+        key = f"{stage}.max_length"
+        raise UserError(f"{key}: it leaves nothing of any answer to train on; raise it")
     tracking.quieten(trainer)
     for callback in [*tracking.callbacks(experiment, stage), StopOnNaN()]:
         trainer.add_callback(callback)

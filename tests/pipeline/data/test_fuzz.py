@@ -188,7 +188,8 @@ def damage_row(row: Row, rng: random.Random) -> str | None:
     column = rng.choice(list(row))
     what = rng.randrange(8)
     if what < 5:
-        place, key = row, column
+        place: Any = row
+        key: Any = column
         # Half of the time deeper: a message, its content, its role.
         while isinstance(place[key], dict | list) and place[key] and rng.random() < 0.8:
             place = place[key]

@@ -13,6 +13,8 @@ from pipeline import runner
 from pipeline.config import load_experiment
 from pipeline.data.records import Demonstration
 from pipeline.data.toy import toy_language_model, toy_tokenizer
+from pipeline.errors import UserError
+from pipeline.stages import sft
 from pipeline.stages.sft import demonstration_dataset
 
 ASK, SAY = "the film is", " warm"
@@ -57,6 +59,17 @@ def test_what_the_loss_is_on(tmp_path: Path) -> None:
     assert learnt(pairs, tmp_path, completion_only_loss=False) == whole
     assert learnt(talks, tmp_path) == learnt(talks, tmp_path, MARKING) == warm
     assert learnt(talks, tmp_path, MARKING, assistant_only_loss=True) == f"plot{end}{warm}"
+
+
+def test_a_limit_that_leaves_no_answer_is_one_line(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"the film about love {n} is", "completion": SAY} for n in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    counts = ("demonstrations=1", "heldout=1", "train_prompts=1", "eval_prompts=1")
+    overrides = [f"output_dir={tmp_path / 'out'}", f"data.dataset_name={path}", "sft.max_length=3"]
+    experiment = load_experiment(tiny, [*overrides, *(f"data.{count}" for count in counts)])
+    with pytest.raises(UserError, match="^sft.max_length: it leaves nothing of any answer"):
+        sft.run(experiment)
 
 
 @pytest.mark.parametrize("kind", ["messages", "pairs"])
