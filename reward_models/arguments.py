@@ -52,7 +52,9 @@ def bound(
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        raise RewardError(f"{label}: its parameters cannot be read; {_MEND}, in a def") from None
+        raise RewardError(
+            f"{label}: its parameters cannot be read; wrap it in a def; {_MEND}"
+        ) from None
     given = {PROMPTS: prompts, COMPLETIONS: completions}
     roles = _roles(signature, label)
     left = {role: list(given[role]) for role in given if role not in roles.values()}

@@ -200,10 +200,11 @@ class SequenceClassifier:
 def _refuse_another_task(config: PretrainedConfig, label: str) -> None:
     """RewardError for a checkpoint whose head is for something else, or has code of its own.
 
-    The weights of a token classifier's head, for one, fit a sequence classifier's.
+    The weights of a token classifier's head, for one, fit a sequence classifier's. A language
+    model has none that fit, unless it was made a reward model and kept its name.
     """
     for name in config.architectures or []:
-        if re.search(r"For(?!SequenceClassification)[A-Z]\w*$", name):
+        if re.search(r"For(?!SequenceClassification|CausalLM)[A-Z]\w*$", name):
             raise RewardError(
                 f"{label}: is a {name}, not trained to score a text; give a sequence-classification"
                 " checkpoint"
@@ -236,12 +237,12 @@ def load_classifier(
     options = {**options, "name": label}
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(source))
-        _refuse_another_task(AutoConfig.from_pretrained(str(source)), label)
         if (Path(source) / ADAPTER_CONFIG).is_file():
             model, missing = load_adapter_classifier(Path(source), base_model), set()
             if model.get_base_model().dtype == torch.bfloat16:  # adapters stay float32
                 options["dtype"] = torch.bfloat16
         else:
+            _refuse_another_task(AutoConfig.from_pretrained(str(source)), label)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 str(source), output_loading_info=True
             )

@@ -22,7 +22,7 @@ from transformers import (
     XLNetForSequenceClassification,
 )
 
-from pipeline.data.toy import toy_encoder, toy_tokenizer
+from pipeline.data.toy import toy_encoder, toy_language_model, toy_tokenizer
 from pipeline.lm.generation import encode_prompt, prompt_text
 from reward_models import RewardError, load_reward
 from reward_models.interface import ChatPrompt
@@ -242,6 +242,19 @@ def test_a_head_for_another_task_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(RewardError, match="TokenClassification, not trained to score") as error:
             load_reward(save(model, tmp_path / str(number)))
         assert "\n" not in str(error.value)
+
+
+def test_a_language_model_is_none_unless_it_has_a_head_to_score_with(tmp_path: Path) -> None:
+    with pytest.raises(RewardError, match="no weights for score.weight"):
+        load_reward(save(toy_language_model(0), tmp_path / "policy"))
+    folder = tmp_path / "reward"
+    model = llama()
+    save(model, folder)
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("ForSequenceClassification", "ForCausalLM"))
+    texts = ["the film"], [" is dull"]
+    right = SequenceClassifier(model, toy_tokenizer())(*texts)
+    assert load_reward(str(folder))(*texts) == pytest.approx(right)
 
 
 def test_code_of_its_own_is_not_passed_over(tmp_path: Path) -> None:
