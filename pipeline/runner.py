@@ -208,9 +208,10 @@ def _check_needs(
     for need in (stage for stage in stage_names() if stage in needed):
         record = records[need]
         if record is None or record["status"] != "finished":
+            builder = next(stage for stage in stages if need in needs[stage])
             skip = ", or set sft.skip=true where the model is fine-tuned already"
             raise UserError(
-                f"{experiment.stage_dir(need)}: not finished, and {stages[0]} builds on it;"
+                f"{experiment.stage_dir(need)}: not finished, and {builder} builds on it;"
                 f" run `rlhf {need}` first, or `rlhf run` for all stages"
                 + (skip if need == "sft" else "")
             )
