@@ -173,16 +173,16 @@ def _with_needed(
     return [stage for stage in stage_names() if stage in wanted]
 
 
-def _despite(
-    experiment: Experiment, stage: str, record: Record, found: list[Difference]
-) -> Action:
+def _despite(experiment: Experiment, stage: str, record: Record, found: list[Difference]) -> Action:
     """What to do about a stage in place that differs by ``found``; UserError for nothing."""
     folder = experiment.stage_dir(stage)
     if record["status"] == "started" and not holds_work(folder):
         return "anew"
     # More policies to compare: those measured stay measured.
-    more = all(f.part == "upstream" and isinstance(f.now, str) and not isinstance(f.before, str)
-               for f in found)
+    more = all(
+        f.part == "upstream" and isinstance(f.now, str) and not isinstance(f.before, str)
+        for f in found
+    )
     if more and stage == "compare":
         return "resume"
     if not only_longer(stage, found):
@@ -203,7 +203,7 @@ def _check_needs(
     records: dict[str, Record | None],
     inputs: dict[str, dict[str, Any]],
 ) -> None:
-    """UserError unless what ``stages`` build on, and is not among them, is finished and the same."""
+    """UserError unless what ``stages`` build on and do not hold is finished and the same."""
     needed = {need for stage in stages for need in needs[stage]}.difference(stages)
     for need in (stage for stage in stage_names() if stage in needed):
         record = records[need]

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import IntervalStrategy, SchedulerType, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    IntervalStrategy,
+    SchedulerType,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 import pipeline.output.checkpoints as output_checkpoints
 from pipeline.errors import UserError
@@ -123,9 +129,7 @@ def test_every_part_of_a_large_file_counts(tmp_path: Path) -> None:
         assert not is_complete(checkpoint), position
 
 
-def test_trainer_marks_and_resumes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_trainer_marks_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer(tmp_path, 6).train()
     assert [path.name for path in checkpoints(tmp_path)] == [f"checkpoint-{n}" for n in (2, 4, 6)]
     assert all(map(is_complete, checkpoints(tmp_path)))

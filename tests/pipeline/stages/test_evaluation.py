@@ -41,7 +41,9 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """The trained stages of configs/tiny.yaml, evaluated all the way."""
     folder = tmp_path_factory.mktemp("evaluated")
     rules = folder / "rules.py"
-    rules.write_text("def length(prompts, completions):\n    return [len(c) for c in completions]\n")
+    rules.write_text(
+        "def length(prompts, completions):\n    return [len(c) for c in completions]\n"
+    )
     experiment = load_experiment(
         tiny, [*SETTINGS, f"output_dir={folder / 'run'}", f"reward.source={rules}:length"]
     )
