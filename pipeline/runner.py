@@ -217,14 +217,15 @@ def _check_needs(
     records: dict[str, Record | None],
     inputs: dict[str, dict[str, Any]],
 ) -> None:
-    """UserError unless what ``stages`` build on, none of them, is finished and the same."""
+    """UserError unless what ``stages`` build on and do not hold is finished and the same."""
     needed = {need for stage in stages for need in needs[stage]}.difference(stages)
     for need in (stage for stage in stage_names() if stage in needed):
         record = records[need]
         if record is None or record["status"] != "finished":
+            builder = next(stage for stage in stages if need in needs[stage])
             skip = ", or set sft.skip=true where the model is fine-tuned already"
             raise UserError(
-                f"{experiment.stage_dir(need)}: not finished, and {stages[0]} builds on it;"
+                f"{experiment.stage_dir(need)}: not finished, and {builder} builds on it;"
                 f" run `rlhf {need}` first, or `rlhf run` for all stages"
                 + (skip if need == "sft" else "")
             )

@@ -149,9 +149,17 @@ def fits(value: Any, hint: Any) -> bool:
     return True
 
 
+def _takes_list(hint: Any) -> bool:
+    """True for a hint that is a list, or has one in a union or under bounds."""
+    if typing.get_origin(hint) is list:
+        return True
+    nested = (typing.Union, types.UnionType, typing.Annotated)
+    return typing.get_origin(hint) in nested and any(map(_takes_list, typing.get_args(hint)))
+
+
 def listed(value: Any, hint: Any) -> Any:
     """``[value]`` where a list is asked for and its one item is given bare, else ``value``."""
-    if not isinstance(value, str | int | float) or fits(value, hint):
+    if not isinstance(value, str | int | float) or not _takes_list(hint) or fits(value, hint):
         return value
     return [value] if fits([value], hint) else value
 

@@ -373,7 +373,10 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
             "does not go with model.use_peft: LoRA adapts every layer; set one of them",
         )
     if experiment.beta == 0 and experiment.trainer_args("ppo").get("kl_target") is not None:
-        yield "beta", "0 is no coefficient for ppo.kl_target to steer; set it above 0: beta=0.05"
+        yield (
+            "beta",
+            "0 is no coefficient that ppo.kl_target could steer; set it above 0: beta=0.05",
+        )
     if data.min_words > data.max_words:
         yield "data.min_words", f"{data.min_words} is above data.max_words ({data.max_words})"
     if data.prompt_words >= data.min_words:

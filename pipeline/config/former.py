@@ -11,6 +11,7 @@ _EOS = "nothing: a completion ends at the EOS tokens of the model's generation c
 _NONE = "nothing: it has no counterpart"
 _NO_SCALING = "ppo.normalize_rewards (divides by the running deviation) or ppo.reward_clip"
 _ONE_LENGTH = "dpo.max_length, of prompt and answer together"
+_SAMPLED = "generation.max_new_tokens, and data.max_words for the texts"
 _QUANTISED = "nothing: weights are not quantised; model.use_peft trains adapters"
 _SPLITS = "data.train_split, and data.heldout and data.eval_prompts for what is kept out"
 _PROCESSES = "nothing: `accelerate launch` chooses the processes"
@@ -59,6 +60,9 @@ _FORMER: dict[str, str] = {
     "num_ppo_updates": "ppo.total_episodes (completions)",
     "model_name": "model.model_name_or_path",
     # TRL's other trainers and its recipes
+    "ppo.max_seq_length": _SAMPLED,
+    "ppo.max_seq_len": _SAMPLED,
+    "ppo.cutoff_len": _SAMPLED,
     "max_seq_length": "{section}.max_length",
     "max_seq_len": "{section}.max_length",
     "cutoff_len": "{section}.max_length",
@@ -77,7 +81,7 @@ _FORMER: dict[str, str] = {
     "dataset_splits": _SPLITS,
     "dataset_train_split": "data.train_split",
     "dataset_test_split": _SPLITS,
-    "preprocessing_num_workers": "{section}.dataset_num_proc",
+    "preprocessing_num_workers": "sft.dataset_num_proc and dpo.dataset_num_proc",
     "use_lora": "model.use_peft",
     "lora_rank": "model.lora_r",
     "lora_target": "model.lora_target_modules",
@@ -112,6 +116,9 @@ _FORMER: dict[str, str] = {
     "world_size": _PROCESSES,
     "tpu_num_cores": _PROCESSES,
 }  # fmt: skip
+
+NAMES = tuple(_FORMER)
+"""The old names, some with the section they were of."""
 
 SECTIONS = ("sft", "reward", "ppo", "dpo", "model", "")
 """Where old names are looked for; "" is the top level."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.output.checkpoints import checkpoints
-
 # Written before or beside the work: the record, the trackers' and the journal's files.
 _TRACES = ("stage.json", "wandb.json", "metrics", "tensorboard", "rollouts")
 
@@ -22,5 +20,4 @@ def holds_work(folder: Path) -> bool:
 
 def _any_checkpoint(folder: Path) -> bool:
     """True when there is one in ``folder`` or, as the reward stage has them, in a part's."""
-    parts = [folder, *(child for child in folder.iterdir() if child.is_dir())]
-    return any(checkpoints(part) for part in parts)
+    return any(path.is_dir() for path in folder.rglob("checkpoint-*"))

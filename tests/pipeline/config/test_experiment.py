@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -10,9 +11,9 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from transformers import TrainingArguments
 
-from pipeline.config import Experiment, load_experiment
+from pipeline.config import Experiment, former, load_experiment
 from pipeline.config.arguments import target
-from pipeline.config.stages import find_stage, stage_names
+from pipeline.config.stages import find_stage, stage_names, trained
 from pipeline.errors import UserError
 from pipeline.ppo import PPOConfig
 
@@ -105,7 +106,7 @@ def test_overrides(tiny: Path) -> None:
         ("data.train_prompts='8'", "expected a whole number, found '8'"),
         ("generation.temperature=.nan", "expected a finite number, found nan"),
         ("compare.frontier_betas=[]", "must not be empty"),
-        ("tracking.report_to=wandb", "expected a list (text each), found 'wandb'"),
+        ("tracking.report_to=3", "expected a list (text each), found 3"),
         ("data.demonstratoins=3", "did you mean data.demonstrations?"),
         ("data.max_new_tokens=3", "did you mean generation.max_new_tokens?"),
         ("trainable_layers=3", "did you mean model.trainable_layers?"),
@@ -127,8 +128,18 @@ def test_overrides(tiny: Path) -> None:
         ("ppo.save_steps=0.5", "expected a number of steps, at least 1, found 0.5"),
         ("sft.assistant_only_loss=true", "true cannot work here: demonstrations are plain texts"),
         ("sft.completion_only_loss=true", "true cannot work here: demonstrations are plain texts"),
-        ("dpo.eval_strategy=steps", "'steps' cannot work here: this stage trains without"),
-        ("sft.load_best_model_at_end=true", "true cannot work here: this stage trains without"),
+        ("sft.do_eval=true", "the pipeline sets this; set eval_strategy"),
+        ("dpo.load_best_model_at_end=true", "set dpo.eval_strategy=steps too"),
+        ("sft.save_strategy=best", "set sft.eval_strategy=steps too"),
+        (
+            "ppo.metric_for_best_model=objective/scores",
+            "expected one of objective, scores, kl, length, ended, found 'objective/scores'; did"
+            " you mean scores?",
+        ),
+        ("dpo.metric_for_best_model=eval_rewards/margin", "did you mean rewards/margins?"),
+        ("reward.metric_for_best_model=f1", "expected one of loss, accuracy, found 'f1'"),
+        ("ppo.metric_for_best_model=kl", "set ppo.greater_is_better to true or false"),
+        ("beta=-1", "expected a number at least 0, found -1"),
         ("dpo.label_smoothing=0.5", "expected a number at least 0, below 0.5, found 0.5"),
         ("ppo.kl_estimator=k4", "expected k1 or k2 or k3, found 'k4'"),
         ("reward.num_train_epochs=0", "expected a number above 0, found 0"),
@@ -199,6 +210,90 @@ def test_the_kl_in_the_loss_needs_another_estimator(tiny: Path) -> None:
 
 def test_what_is_off_may_be_written_down(tiny: Path) -> None:
     load_experiment(tiny, ["sft.assistant_only_loss=false", "sft.eval_strategy=no"])
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("dpo.loss_type=ipo", "loss_type", ["ipo"]),
+        ("dpo.loss_weights=0.5", "loss_weights", [0.5]),
+        ("dpo.loss_type=[sigmoid, sft]", "loss_type", ["sigmoid", "sft"]),
+        ("sft.debug=underflow_overflow", "debug", "underflow_overflow"),
+        ("tracking.report_to=wandb", "report_to", ["wandb"]),
+        ("compare.frontier_betas=0.5", "frontier_betas", [0.5]),
+        ("model.lora_target_modules=q_proj", "lora_target_modules", ["q_proj"]),
+        ("model.lora_target_modules=all-linear", "lora_target_modules", "all-linear"),
+    ],
+)
+def test_the_only_item_of_a_list_may_be_given_bare(
+    tiny: Path, override: str, key: str, value: Any
+) -> None:
+    section = getattr(load_experiment(tiny, [override]), override.partition(".")[0])
+    assert section.model_dump()[key] == value
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["dpo.save_steps=3", "dpo.eval_steps=2"], "must be a multiple of dpo.eval_steps (2)"),
+        (["dpo.save_strategy=epoch"], "dpo.save_strategy (epoch) and dpo.eval_strategy (steps)"),
+    ],
+)
+def test_evaluations_and_checkpoints_go_together(
+    tiny: Path, overrides: list[str], expected: str
+) -> None:
+    chosen = ["dpo.eval_strategy=steps", "dpo.load_best_model_at_end=true"]
+    assert expected in complaint(tiny, *chosen, *overrides)
+    # PPO moves both up to whole rollouts, of four steps here.
+    chosen = [override.replace("dpo", "ppo") for override in chosen]
+    load_experiment(tiny, [*chosen, "ppo.save_steps=7", "ppo.eval_steps=6"])
+    assert "multiple" in complaint(tiny, *chosen, "ppo.save_steps=9", "ppo.eval_steps=6")
+
+
+def test_without_a_price_of_kl_nothing_steers_it(tiny: Path) -> None:
+    load_experiment(tiny, ["beta=0"])
+    message = complaint(tiny, "ppo.kl_target=3", "beta=0")
+    assert message.startswith("override beta=0: 0 is no coefficient that ppo.kl_target")
+
+
+OLD = [
+    ("ppo.ppo_epochs=4", "ppo.num_ppo_epochs"),
+    ("ppo_epochs=4", "ppo.num_ppo_epochs"),
+    ("ppo.init_kl_coef=0.2", "the top-level beta"),
+    ("ppo.batch_size=64", "ppo.per_device_train_batch_size"),
+    ("dpo.batch_size=64", "generation.batch_size"),  # no old name of DPO's
+    ("sft.max_seq_length=256", "sft.max_length"),
+    ("dpo.max_seq_length=256", "dpo.max_length"),
+    ("reward.warmup_ratio=0.1", "reward.warmup_steps: below 1 it is a share"),
+    ("model.torch_dtype=float32", "model.dtype"),
+    ("dpo.evaluation_strategy=steps", "dpo.eval_strategy"),
+]
+
+
+@pytest.mark.parametrize(("override", "today"), OLD)
+def test_an_older_releases_name_tells_todays(tiny: Path, override: str, today: str) -> None:
+    message = complaint(tiny, override)
+    assert message.startswith(f"override {override}: unknown key; ") and today in message
+
+
+@pytest.mark.parametrize("name", former.NAMES)
+def test_old_names_are_no_names_of_today_and_today_s_are(name: str) -> None:
+    section, _, key = name.rpartition(".")
+    sections = [section] if section else [stage.name for stage in trained()]
+    for place in sections:
+        assert key not in valid_keys(place)
+        told = former.today(place, key)
+        assert told
+        for other, wanted in re.findall(r"\b(\w+)\.([a-z_]+)\b", told):
+            assert wanted in valid_keys(other), told
+
+
+def valid_keys(section: str) -> set[str]:
+    """Every key that a section takes; the project's own words for the top level's."""
+    own = set(getattr(Experiment(), section).__class__.model_fields)
+    if section in [stage.name for stage in trained()]:
+        own |= {f.name for f in dataclasses.fields(target(find_stage(section))) if f.init}
+    return own
 
 
 def numeric_fields(config_class: type, base: type) -> dict[str, Any]:
