@@ -59,6 +59,8 @@ ORDER: list[str] = [
     "pipeline.report",
     "pipeline.stages",
     "pipeline.provenance",
+    "pipeline.longer",
+    "pipeline.planning",
     "pipeline.runner",
     "pipeline.certify",
     "pipeline.cli",
