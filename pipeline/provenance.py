@@ -16,13 +16,11 @@ from typing import Any
 
 from common.words import flatten
 from pipeline.config import OVER_SFT, Experiment, stages
+from pipeline.config.choices import TRAINED_HERE, left_out, trains
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "rlhf-pipeline")
 Record = dict[str, Any]
 """What a stage's stage.json holds."""
-
-TRAINED_HERE = "sentiment"
-"""What `reward.source` and `reward.gold` are where the reward stage trains them."""
 
 # Files above this are known by their size and both ends: hashing tens of GB at every start would
 # cost more than it tells.
@@ -88,20 +86,6 @@ def named_files(experiment: Experiment) -> dict[str, str | None]:
         "reward.gold": reward.gold,
         "reward.encoder": None if reward.encoder == OVER_SFT else reward.encoder,
     }
-
-
-def trains(experiment: Experiment, stage: str) -> bool:
-    """False for a stage that, as configured, only copies or measures what is there."""
-    if stage == "sft":
-        return not experiment.sft.skip
-    return stage != "reward" or TRAINED_HERE in (experiment.reward.source, experiment.reward.gold)
-
-
-def left_out(experiment: Experiment) -> dict[str, str]:
-    """The stages that this config has no use for, and why."""
-    if experiment.beta > 0:
-        return {}
-    return {"dpo": "beta: DPO learns nothing at 0, where no preference tells; set it above 0"}
 
 
 def upstream(

@@ -10,62 +10,37 @@ import ctypes
 import errno
 import gc
 import importlib
-import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import filelock
 
-from common.files import read_json, write_json
+from common.files import write_json
 from common.words import clock
 from pipeline.config import Experiment
-from pipeline.config.stages import find_stage, stage_names
+from pipeline.config.choices import left_out
+from pipeline.config.stages import find_stage, stage_names, trained
 from pipeline.errors import UserError
 from pipeline.output import hub, quiet
 from pipeline.output.console import is_main_process, say, wait_for_every_rank
 from pipeline.output.memory import peak_memory
 from pipeline.output.versions import warn_untested
-from pipeline.output.work import holds_work
-from pipeline.provenance import (
-    Difference,
-    Record,
-    differences,
-    downstream,
-    fingerprint,
-    left_out,
-    origin,
-    record_print,
-    stage_inputs,
-    trains,
-    upstream,
-)
-from pipeline.stages.longer import only_longer, why_not
+from pipeline.planning import Step, plan, read_record
+from pipeline.provenance import downstream, origin
 
 StageFunction = Callable[[Experiment], None]
-Action = Literal["start", "resume", "skip", "replace", "anew", "extend"]
 
 REPORT = "pipeline.report.page"
 AHEAD = "pipeline.stages.ahead"
 # What flock answers where there are no locks (some network mounts).
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-
-
-@dataclass(frozen=True)
-class Step:
-    """What is to be done about a stage, decided before any work."""
-
-    stage: str
-    action: Action
-    inputs: dict[str, Any]
-    fingerprint: str
 
 
 def stage_function(stage: str) -> StageFunction:
@@ -84,164 +59,6 @@ def check_ahead(experiment: Experiment, stages: Sequence[str]) -> None:
 
 def _of_the_project(name: str) -> bool:
     return name == "toy" or name.startswith("embedded:")
-
-
-# --- Deciding -----------------------------------------------------------------------------------
-
-
-def _record(experiment: Experiment, stage: str) -> dict[str, Any] | None:
-    """A stage's stage.json; None when the stage was never started."""
-    folder = experiment.stage_dir(stage)
-    path = folder / "stage.json"
-    try:
-        record = read_json(path)
-        if not isinstance(record["inputs"], dict) or record["status"] not in (
-            "started",
-            "finished",
-        ):
-            raise KeyError
-    except FileNotFoundError:
-        # Temporary files of an interrupted atomic write begin with a dot.
-        if folder.is_dir() and any(not child.name.startswith(".") for child in folder.iterdir()):
-            raise UserError(
-                f"{folder}: holds files but no stage.json, so no stage made it; set another"
-                " output_dir"
-            ) from None
-        return None
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-        raise UserError(
-            f"{path}: not a stage record; remove {folder} or set another output_dir"
-        ) from None
-    return record
-
-
-def _refusal(
-    experiment: Experiment, stage: str, found: list[Difference], hint: str = ""
-) -> UserError:
-    """The error about outputs that another config made."""
-    return UserError(
-        f"{experiment.stage_dir(stage)}: was made with {found[0]};{hint}"
-        " set another output_dir, or add --overwrite to remove and redo "
-        + ", ".join([stage, *downstream(experiment, stage)])
-    )
-
-
-def _closure(experiment: Experiment, stages: Sequence[str]) -> set[str]:
-    """``stages`` and all that they are made from."""
-    reached = set(stages)
-    for stage, needs in reversed(upstream(experiment).items()):
-        if stage in reached:
-            reached.update(needs)
-    return reached
-
-
-def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False) -> list[Step]:
-    """Decide what to do about each of ``stages``; UserError when outputs in place differ.
-
-    ``overwrite`` replaces what differs, and a stage that was asked for alone in any case. A stage
-    that they need and that trains nothing as configured is done before them.
-    """
-    out = left_out(experiment)
-    if len(stages) == 1 and stages[0] in out:
-        raise UserError(out[stages[0]])
-    stages = [stage for stage in stages if stage not in out]
-    records = {stage: _record(experiment, stage) for stage in _closure(experiment, stages)}
-    finished = {s for s, record in records.items() if record and record["status"] == "finished"}
-    there = finished.union(stages)
-    needs = upstream(experiment, there)
-    stages = _with_needed(experiment, stages, needs, finished)
-    inputs = stage_inputs(experiment, records, there)
-    replaced: set[str] = set()
-    steps: list[Step] = []
-    for stage in stages:
-        record = records.get(stage)
-        found = differences(experiment, stage, record, inputs[stage]) if record else []
-        action: Action
-        if record is None:
-            action = "start"
-        elif stage in replaced or (overwrite and (found or len(stages) == 1)):
-            action = "replace"
-            replaced.update(downstream(experiment, stage))
-        elif found:
-            action = _despite(experiment, stage, record, found)
-        else:
-            action = "skip" if record["status"] == "finished" else "resume"
-        kept = record_print(record) if record and not found else fingerprint(inputs[stage])
-        steps.append(Step(stage, action, inputs[stage], kept))
-    _check_needs(experiment, stages, needs, records, inputs)
-    return steps
-
-
-def _with_needed(
-    experiment: Experiment,
-    stages: Sequence[str],
-    needs: dict[str, tuple[str, ...]],
-    finished: set[str],
-) -> list[str]:
-    """``stages`` and, in order, the unfinished ones they need that cost no training."""
-    wanted = set(stages)
-    for stage in reversed(stage_names()):
-        if stage in wanted:
-            missing = set(needs[stage]) - finished
-            wanted.update(need for need in missing if not trains(experiment, need))
-    return [stage for stage in stage_names() if stage in wanted]
-
-
-def _despite(experiment: Experiment, stage: str, record: Record, found: list[Difference]) -> Action:
-    """What to do about a stage in place that differs by ``found``; UserError for nothing."""
-    folder = experiment.stage_dir(stage)
-    if record["status"] == "started" and not holds_work(folder):
-        return "anew"
-    # More policies to compare: those measured stay measured.
-    more = all(
-        f.part == "upstream" and isinstance(f.now, str) and not isinstance(f.before, str)
-        for f in found
-    )
-    if more and stage == "compare":
-        return "resume"
-    if not only_longer(stage, found):
-        raise _refusal(experiment, stage, found)
-    reason = why_not(stage, experiment.trainer_args(stage))
-    later = [s for s in downstream(experiment, stage) if experiment.stage_dir(s).exists()]
-    if reason is None and later:
-        reason = f"{', '.join(later)} was made from what it is now; remove that"
-    if reason is not None:
-        raise _refusal(experiment, stage, found, f" it cannot go on to the longer run: {reason};")
-    return "extend"
-
-
-def _check_needs(
-    experiment: Experiment,
-    stages: Sequence[str],
-    needs: dict[str, tuple[str, ...]],
-    records: dict[str, Record | None],
-    inputs: dict[str, dict[str, Any]],
-) -> None:
-    """UserError unless what ``stages`` build on and do not hold is finished and the same."""
-    needed = {need for stage in stages for need in needs[stage]}.difference(stages)
-    for need in (stage for stage in stage_names() if stage in needed):
-        record = records[need]
-        if record is None or record["status"] != "finished":
-            builder = next(stage for stage in stages if need in needs[stage])
-            skip = ", or set sft.skip=true where the model is fine-tuned already"
-            raise UserError(
-                f"{experiment.stage_dir(need)}: not finished, and {builder} builds on it;"
-                f" run `rlhf {need}` first, or `rlhf run` for all stages"
-                + (skip if need == "sft" else "")
-            )
-        found = differences(experiment, need, record, inputs[need])
-        if found:
-            raise _refusal(experiment, need, found)
-    for stage in stages:
-        takes = find_stage(stage).takes
-        if takes and not set(needs[stage]).intersection(takes):
-            raise UserError(
-                f"{stage}: none of {', '.join(takes)} is finished; run `rlhf {takes[0]}` first,"
-                " or `rlhf run` for all stages"
-            )
-
-
-# --- Doing --------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -313,7 +130,7 @@ def _run_step(experiment: Experiment, step: Step) -> None:
         say(f"{stage}: the earlier try left nothing to go on from")
         shutil.rmtree(experiment.stage_dir(stage))
     goes_on = step.action in ("resume", "extend")
-    before = (_record(experiment, stage) or {}) if goes_on else {}
+    before = (read_record(experiment, stage) or {}) if goes_on else {}
     record: dict[str, Any] = {
         "stage": stage,
         "status": "started",
@@ -400,7 +217,7 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
         steps = plan(experiment, stages, overwrite)
         warn_untested()
         if is_main_process():
-            hub.check(experiment, [step.stage for step in steps if step.action != "skip"])
+            _check_hub(experiment, steps)
         if command == "report":
             _need_comparison(experiment)
         check_ahead(experiment, [step.stage for step in steps if step.action != "skip"])
@@ -433,9 +250,18 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
         say(f"all stages done in {clock(time.monotonic() - start)}, peak {peak_memory():.1f} GiB")
 
 
+def _check_hub(experiment: Experiment, steps: Sequence[Step]) -> None:
+    """UserError where a stage with work to do is to push its model and cannot."""
+    trained_now = {step.stage for step in steps if step.action != "skip"}
+    for stage in (stage.name for stage in trained() if stage.name in trained_now):
+        if experiment.trainer_args(stage).get("push_to_hub"):
+            hub.check_account(f"{stage}.push_to_hub")
+            return
+
+
 def _need_comparison(experiment: Experiment) -> None:
     """UserError unless there is a finished comparison to report on."""
-    record = _record(experiment, "compare")
+    record = read_record(experiment, "compare")
     if record is None or record["status"] != "finished":
         raise UserError(
             f"{experiment.stage_dir('compare')}: not finished, so there is nothing to report; run"

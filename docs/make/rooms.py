@@ -60,6 +60,8 @@ ORDER: list[str] = [
     "pipeline.stages",
     "pipeline.preview",
     "pipeline.provenance",
+    "pipeline.longer",
+    "pipeline.planning",
     "pipeline.runner",
     "pipeline.certify",
     "pipeline.cli",

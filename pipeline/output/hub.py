@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from pipeline.config import Experiment
 from pipeline.errors import UserError
 
-_KEY = "push_to_hub"
 
-
-def check(experiment: Experiment, stages: Sequence[str]) -> None:
-    """UserError unless the hub knows us, where one of ``stages`` is to push to it."""
-    pushing = [
-        stage for stage in stages if hasattr(experiment, stage) and _asked(experiment, stage)
-    ]
-    if not pushing:
-        return
+def check_account(key: str) -> None:
+    """UserError unless the hub knows us; ``key`` is the setting that asks for it."""
     reason = _trouble()
     if reason is not None:
-        key = f"{pushing[0]}.{_KEY}"
         raise UserError(f"{key}: {reason}; mend that, or set {key}=false")
-
-
-def _asked(experiment: Experiment, stage: str) -> bool:
-    section = getattr(experiment, stage)
-    return bool((section.model_extra or {}).get(_KEY))
 
 
 def _trouble() -> str | None:

@@ -33,13 +33,13 @@ from pipeline.compare.frontier import Array
 from pipeline.compare.methods import BEST_OF_N, DPO, PPO, Method
 from pipeline.compare.wording import number, signed
 from pipeline.config import Experiment
+from pipeline.config.choices import left_out
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
 from pipeline.lm.hardware import policy_dtype
 from pipeline.lm.models import load_checkpoint
 from pipeline.output.console import is_main_process, say
 from pipeline.output.metrics_file import read_metrics
-from pipeline.provenance import left_out
 from pipeline.report import figures
 from pipeline.stages import tracking
 from pipeline.stages.heldout import whole_texts

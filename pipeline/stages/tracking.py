@@ -30,6 +30,7 @@ from transformers.integrations.integration_utils import (
 
 from common.tracking import TensorBoard, Tracker, WeightsAndBiases, run_id
 from common.words import flatten, json_able
+from pipeline.errors import UserError
 from pipeline.output.console import is_main_process, say
 from pipeline.output.metrics_file import MetricsFile
 from pipeline.output.terminal import Terminal, printable
@@ -71,8 +72,11 @@ def setup(experiment: Experiment, stage: str) -> None:
     W&B's files are in ``output_dir/wandb``, its run's id is kept in the stage's folder, so that a
     resumed stage goes on in the same run. TensorBoard's settings, samples and comparison are in
     ``<stage>/tensorboard``, its curves where the Trainer puts them (``<stage>/checkpoints``);
-    ``tensorboard --logdir output_dir`` shows all. Never raises and never asks: on any trouble one
-    warning line is printed and the run goes on untracked.
+    ``tensorboard --logdir output_dir`` shows all. Never asks: on any trouble one warning line is
+    printed and the run goes on untracked.
+
+    Raises:
+        UserError: another tracker than these is asked for and not installed.
     """
     # TRL's trainers send telemetry and W&B prints a banner unless they are told not to.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -108,8 +112,17 @@ def _weights_and_biases(
 
 def _asked(experiment: Experiment) -> list[str]:
     """The trackers that the config names; "all" is every one that is installed."""
-    names = list(experiment.tracking.report_to)
-    return get_available_reporting_integrations() if "all" in names else names
+    names, installed = list(experiment.tracking.report_to), get_available_reporting_integrations()
+    if "all" in names:
+        return installed
+    # Of these two a run can do without, with a warning.
+    missing = set(names) - {*installed, "none", "wandb", "tensorboard"}
+    if missing:
+        raise UserError(
+            f"tracking.report_to: {min(missing)!r} is not installed, or is no tracker;"
+            f" installed are {', '.join(sorted(installed)) or 'none'}"
+        )
+    return names
 
 
 def report_to(experiment: Experiment) -> list[str]:

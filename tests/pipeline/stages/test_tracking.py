@@ -17,6 +17,8 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 from transformers.integrations.integration_utils import WandbCallback
 
 from common import tracking as common_tracking
+from pipeline.config import Experiment, TrackingSection
+from pipeline.errors import UserError
 from pipeline.output import terminal
 from pipeline.output.metrics_file import MetricsFile, read_metrics
 from pipeline.stages import tracking
@@ -411,3 +413,10 @@ def test_a_broken_id_is_replaced(tmp_path: Path) -> None:
     path.write_text("{")
     new = common_tracking.run_id(path)
     assert common_tracking.run_id(path) == new != common_tracking.run_id(path, resume=False)
+
+
+def test_a_tracker_that_is_not_installed_is_told(tmp_path: Path) -> None:
+    section = TrackingSection(report_to=["wandb", "nosuchtracker"])
+    asked = Experiment(output_dir=tmp_path, tracking=section)
+    with pytest.raises(UserError, match="tracking.report_to: 'nosuchtracker' is not installed"):
+        tracking.setup(asked, "sft")

@@ -1,0 +1,22 @@
+"""What follows from a config for the stages: which have work to do, which have no use."""
+
+from __future__ import annotations
+
+from pipeline.config.experiment import Experiment
+
+TRAINED_HERE = "sentiment"
+"""What `reward.source` and `reward.gold` are where the reward stage trains them."""
+
+
+def trains(experiment: Experiment, stage: str) -> bool:
+    """False for a stage that, as configured, only copies or measures what is there."""
+    if stage == "sft":
+        return not experiment.sft.skip
+    return stage != "reward" or TRAINED_HERE in (experiment.reward.source, experiment.reward.gold)
+
+
+def left_out(experiment: Experiment) -> dict[str, str]:
+    """The stages that this config has no use for, and why."""
+    if experiment.beta > 0:
+        return {}
+    return {"dpo": "beta: DPO learns nothing at 0, where no preference tells; set it above 0"}

@@ -1,0 +1,194 @@
+"""Decides what is to be done about each stage, before any work.
+
+What a stage was made from is in its stage.json; comparing that with the config at hand decides
+whether it is skipped, resumed, started, made longer, or refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from common.files import read_json
+from pipeline.config import Experiment
+from pipeline.config.choices import left_out, trains
+from pipeline.config.stages import find_stage, stage_names
+from pipeline.errors import UserError
+from pipeline.longer import only_longer, why_not
+from pipeline.output.work import holds_work
+from pipeline.provenance import (
+    Difference,
+    Record,
+    differences,
+    downstream,
+    fingerprint,
+    record_print,
+    stage_inputs,
+    upstream,
+)
+
+Action = Literal["start", "resume", "skip", "replace", "anew", "extend"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is to be done about a stage, decided before any work."""
+
+    stage: str
+    action: Action
+    inputs: dict[str, Any]
+    fingerprint: str
+
+
+def read_record(experiment: Experiment, stage: str) -> dict[str, Any] | None:
+    """A stage's stage.json; None when the stage was never started."""
+    folder = experiment.stage_dir(stage)
+    path = folder / "stage.json"
+    try:
+        record = read_json(path)
+        if not isinstance(record["inputs"], dict) or record["status"] not in (
+            "started",
+            "finished",
+        ):
+            raise KeyError
+    except FileNotFoundError:
+        # Temporary files of an interrupted atomic write begin with a dot.
+        if folder.is_dir() and any(not child.name.startswith(".") for child in folder.iterdir()):
+            raise UserError(
+                f"{folder}: holds files but no stage.json, so no stage made it; set another"
+                " output_dir"
+            ) from None
+        return None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise UserError(
+            f"{path}: not a stage record; remove {folder} or set another output_dir"
+        ) from None
+    return record
+
+
+def _refusal(
+    experiment: Experiment, stage: str, found: list[Difference], hint: str = ""
+) -> UserError:
+    """The error about outputs that another config made."""
+    return UserError(
+        f"{experiment.stage_dir(stage)}: was made with {found[0]};{hint}"
+        " set another output_dir, or add --overwrite to remove and redo "
+        + ", ".join([stage, *downstream(experiment, stage)])
+    )
+
+
+def _closure(experiment: Experiment, stages: Sequence[str]) -> set[str]:
+    """``stages`` and all that they are made from."""
+    reached = set(stages)
+    for stage, needs in reversed(upstream(experiment).items()):
+        if stage in reached:
+            reached.update(needs)
+    return reached
+
+
+def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False) -> list[Step]:
+    """Decide what to do about each of ``stages``; UserError when outputs in place differ.
+
+    ``overwrite`` replaces what differs, and a stage that was asked for alone in any case. A stage
+    that they need and that trains nothing as configured is done before them.
+    """
+    out = left_out(experiment)
+    if len(stages) == 1 and stages[0] in out:
+        raise UserError(out[stages[0]])
+    stages = [stage for stage in stages if stage not in out]
+    records = {stage: read_record(experiment, stage) for stage in _closure(experiment, stages)}
+    finished = {s for s, record in records.items() if record and record["status"] == "finished"}
+    there = finished.union(stages)
+    needs = upstream(experiment, there)
+    stages = _with_needed(experiment, stages, needs, finished)
+    inputs = stage_inputs(experiment, records, there)
+    replaced: set[str] = set()
+    steps: list[Step] = []
+    for stage in stages:
+        record = records.get(stage)
+        found = differences(experiment, stage, record, inputs[stage]) if record else []
+        action: Action
+        if record is None:
+            action = "start"
+        elif stage in replaced or (overwrite and (found or len(stages) == 1)):
+            action = "replace"
+            replaced.update(downstream(experiment, stage))
+        elif found:
+            action = _despite(experiment, stage, record, found)
+        else:
+            action = "skip" if record["status"] == "finished" else "resume"
+        kept = record_print(record) if record and not found else fingerprint(inputs[stage])
+        steps.append(Step(stage, action, inputs[stage], kept))
+    _check_needs(experiment, stages, needs, records, inputs)
+    return steps
+
+
+def _with_needed(
+    experiment: Experiment,
+    stages: Sequence[str],
+    needs: dict[str, tuple[str, ...]],
+    finished: set[str],
+) -> list[str]:
+    """``stages`` and, in order, the unfinished ones they need that cost no training."""
+    wanted = set(stages)
+    for stage in reversed(stage_names()):
+        if stage in wanted:
+            missing = set(needs[stage]) - finished
+            wanted.update(need for need in missing if not trains(experiment, need))
+    return [stage for stage in stage_names() if stage in wanted]
+
+
+def _despite(experiment: Experiment, stage: str, record: Record, found: list[Difference]) -> Action:
+    """What to do about a stage in place that differs by ``found``; UserError for nothing."""
+    folder = experiment.stage_dir(stage)
+    if record["status"] == "started" and not holds_work(folder):
+        return "anew"
+    # More policies to compare: those measured stay measured.
+    more = all(
+        f.part == "upstream" and isinstance(f.now, str) and not isinstance(f.before, str)
+        for f in found
+    )
+    if more and stage == "compare":
+        return "resume"
+    if not only_longer(stage, found):
+        raise _refusal(experiment, stage, found)
+    reason = why_not(stage, experiment.trainer_args(stage))
+    later = [s for s in downstream(experiment, stage) if experiment.stage_dir(s).exists()]
+    if reason is None and later:
+        reason = f"{', '.join(later)} was made from what it is now; remove that"
+    if reason is not None:
+        raise _refusal(experiment, stage, found, f" it cannot go on to the longer run: {reason};")
+    return "extend"
+
+
+def _check_needs(
+    experiment: Experiment,
+    stages: Sequence[str],
+    needs: dict[str, tuple[str, ...]],
+    records: dict[str, Record | None],
+    inputs: dict[str, dict[str, Any]],
+) -> None:
+    """UserError unless what ``stages`` build on and do not hold is finished and the same."""
+    needed = {need for stage in stages for need in needs[stage]}.difference(stages)
+    for need in (stage for stage in stage_names() if stage in needed):
+        record = records[need]
+        if record is None or record["status"] != "finished":
+            builder = next(stage for stage in stages if need in needs[stage])
+            skip = ", or set sft.skip=true where the model is fine-tuned already"
+            raise UserError(
+                f"{experiment.stage_dir(need)}: not finished, and {builder} builds on it;"
+                f" run `rlhf {need}` first, or `rlhf run` for all stages"
+                + (skip if need == "sft" else "")
+            )
+        found = differences(experiment, need, record, inputs[need])
+        if found:
+            raise _refusal(experiment, need, found)
+    for stage in stages:
+        takes = find_stage(stage).takes
+        if takes and not set(needs[stage]).intersection(takes):
+            raise UserError(
+                f"{stage}: none of {', '.join(takes)} is finished; run `rlhf {takes[0]}` first,"
+                " or `rlhf run` for all stages"
+            )
