@@ -22,6 +22,8 @@ _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "
 Record = dict[str, Any]
 """What a stage's stage.json holds."""
 
+# What PPO's settings were where a config left them unset, before their defaults were others.
+_FORMER: dict[str, Any] = {"ppo.lam": 0.95}
 # Files above this are known by their size and both ends: hashing tens of GB at every start would
 # cost more than it tells.
 _WHOLE = 64 * 2**20
@@ -241,6 +243,8 @@ def differences(
     reads = _keys(experiment, table)
     before = _settings(Experiment().model_dump(mode="json"))
     before |= _settings(_read(record, table))
+    if any(isinstance(value, dict) for value in record["inputs"]["config"].values()):
+        before = _FORMER | before  # a release that recorded whole sections
     old = {key: value for key, value in before.items() if reads(key)}
     new = now["config"]
     changed: list[Difference] = []

@@ -65,9 +65,7 @@ def run(experiment: Experiment) -> None:
         args=arguments,
         train_dataset=demonstration_dataset(data.demonstrations, arguments),
         eval_dataset=(
-            Dataset.from_dict({arguments.dataset_text_field: data.heldout})
-            if evaluates(arguments)
-            else None
+            demonstration_dataset(data.heldout, arguments) if evaluates(arguments) else None
         ),
         processing_class=tokenizer,
     )

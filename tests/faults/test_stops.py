@@ -344,7 +344,7 @@ def test_evaluating_and_generating_that_do_not_fit(
     from pipeline.lm import generation
 
     trainer, _ = make_trainer(tmp_path, eval_strategy="steps", eval_steps=4)
-    model, generate = trainer.actor_critic, generation._generate
+    model, generate = trainer.actor_critic, generation.generate_tokens
     record = model.token_record
 
     def evaluating(batch, *args, **kwargs):  # noqa: ANN001, ANN002, ANN003, ANN202
@@ -356,7 +356,7 @@ def test_evaluating_and_generating_that_do_not_fit(
         return generate(policy, tokenizer, prompt_ids, *args, **kwargs)
 
     monkeypatch.setattr(model, "token_record", evaluating)
-    monkeypatch.setattr(generation, "_generate", generating)
+    monkeypatch.setattr(generation, "generate_tokens", generating)
     trainer.train()
     assert trainer.memory.limits == {"evaluating": 4, "generating": 4}
     assert trainer.state.global_step == 12

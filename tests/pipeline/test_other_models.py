@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,8 +41,8 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     end = "<|endoftext|>"
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token=end, bos_token=end)
     torch.manual_seed(0)
-    sizes = {"n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
-    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    sizes: dict[str, Any] = {"n_positions": 64, "n_embd": 48, "n_layer": 3, "n_head": 4}
+    ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0}
     GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes, **ends)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -205,7 +205,7 @@ def test_finished_runs_stay_valid(fakes: Fakes, load: Load, run: dict[str, Any])
     assert fakes.take() == ["report"]
     other = load(*run["overrides"], "data.heldout=31")
     assert "data.heldout = 32, the config now has 31" in refusal(other, "run")
-    assert "ppo.lam = unset" in refusal(load(*run["overrides"], "ppo.lam=0.5"), "run")
+    assert "ppo.lam = 0.95" in refusal(load(*run["overrides"], "ppo.lam=0.5"), "run")
 
 
 def test_a_released_run_of_other_prompts_is_another(fakes: Fakes, load: Load) -> None:
