@@ -20,7 +20,7 @@ def test_prompts_come_from_the_heldout_texts(tiny: Path) -> None:
     assert train == data.train_prompts  # training is the same with and without evaluation
     assert len(held) == len(set(map(str, held))) > 8
     assert not {*map(str, held)} & {*map(str, train), *map(str, data.eval_prompts)}
-    assert all(any(text.startswith(str(prompt)) for text in data.heldout) for prompt in held)
+    assert all(any(str(text).startswith(str(prompt)) for text in data.heldout) for prompt in held)
     fewer = load_experiment(tiny, ["data.eval_prompts=3"])
     assert len(validation_prompts(fewer, load_data(fewer))[0]) == 3
 

@@ -45,7 +45,7 @@ def prepared(kind: str, mode: str, bf16: bool) -> nn.Module:
     """The tiny model of ``kind`` with what is trained as ``mode`` says."""
     model = tiny_model(kind)
     if bf16:
-        model = model.to(dtype=torch.bfloat16)
+        model = model.to(torch.bfloat16)  # type: ignore[arg-type]
     return make_trainable(model, MODES[mode])
 
 

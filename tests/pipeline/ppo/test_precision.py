@@ -45,7 +45,7 @@ def trainer_of(model: Any, folder: Path, **settings: Any) -> PPOTrainer:
 def test_kl_is_0_and_the_ratio_1_before_anything_is_learned(
     mode: dict[str, Any], float32_logits: bool, tmp_path: Path
 ) -> None:
-    model = toy_language_model(0).to(dtype=torch.bfloat16)
+    model = toy_language_model(0).to(torch.bfloat16)  # type: ignore[arg-type]
     trained = make_trainable(model, ModelSection(**mode))
     trainer = trainer_of(trained, tmp_path, bf16=True, float32_logits=float32_logits)
     trainer.train()
@@ -59,7 +59,7 @@ def test_kl_is_0_and_the_ratio_1_before_anything_is_learned(
 def test_a_bfloat16_model_is_trained_in_float32_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = toy_language_model(0).to(dtype=torch.bfloat16)
+    model = toy_language_model(0).to(torch.bfloat16)  # type: ignore[arg-type]
     trainer = trainer_of(model, tmp_path)
     assert "made float32" in capsys.readouterr().err
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -81,7 +81,7 @@ def test_a_reference_that_is_not_the_policy_ends_the_run(tmp_path: Path) -> None
 
 
 def test_the_head_in_float32_rounds_nothing() -> None:
-    model = toy_language_model(0).to(dtype=torch.bfloat16)
+    model = toy_language_model(0).to(torch.bfloat16)  # type: ignore[arg-type]
     states = torch.randn(5, model.config.hidden_size, dtype=torch.bfloat16)
     exact = states.float() @ model.lm_head.weight.float().T
     assert not torch.allclose(lm_head(model)(states).float(), exact, atol=1e-6)
