@@ -22,8 +22,7 @@ from pipeline.lm.hardware import autocast
 from pipeline.lm.models import base_of
 from pipeline.lm.route import FAILS, hidden_states, lm_head
 
-_LENGTHS = (3, 10)  # tokens of the two prompts
-_NEW = 6  # tokens sampled after each
+_TOKENS = 16  # in the longer of two rows, of which three eighths are sampled
 _LOWEST, _HIGHEST = 1, 1000  # token ids that prompts are made of
 # Largest difference of a log-probability, in standard deviations of a token's logits. Of some 120
 # architectures that compute the same, float32 stays below 1e-4 and bfloat16, which rounds otherwise
@@ -67,9 +66,12 @@ def _problems(
 ) -> Iterator[str]:
     whole = all(p.dtype == torch.float32 for p in base.parameters())
     dtype = torch.float32 if whole else torch.bfloat16
+    whole_row = min(_TOKENS, longest or _TOKENS)
+    new = max(1, whole_row * 3 // 8)
+    lengths = (max(1, (whole_row - new) // 3), whole_row - new)
     torch.manual_seed(0)
     highest = min(_HIGHEST, base.config.get_text_config().vocab_size)
-    tokens = torch.randint(_LOWEST, highest, (1, _LENGTHS[1]), device=base.device)
+    tokens = torch.randint(_LOWEST, highest, (1, lengths[1]), device=base.device)
     base.eval()
     plain = _logps(base, tokens)
     spread = float(plain.std(-1).mean())
@@ -78,19 +80,19 @@ def _problems(
     other[0, -1] = _LOWEST + (other[0, -1] - _LOWEST + 1) % (highest - _LOWEST)
     if _apart(_logps(base, other)[:-1], plain[:-1]) > unseen:
         yield "its tokens see those after them (it is no causal model, or not set to be a decoder)"
-    padded = torch.cat([tokens, other[:, -4:]], dim=1)
+    padded = torch.cat([tokens, other[:, -new:]], dim=1)
     if _apart(_logps(base, padded)[: len(plain)], plain) > same:
         yield "tokens after a text change its probabilities"
     base.train()
     if max(_apart(_logps(base, tokens), plain) for _ in range(2)) > unseen:
         yield "it computes otherwise in training mode (dropout or noise that cannot be set to 0)"
     base.eval()
-    prompts = [tuple(tokens[0, :length].tolist()) for length in _LENGTHS]
-    difference = _sampling_difference(base, tokenizer, prompts)
-    if longest > _LENGTHS[1] + _NEW and difference <= same:
-        far = torch.randint(_LOWEST, highest, (longest - _NEW,)).tolist()
+    prompts = [tuple(tokens[0, :length].tolist()) for length in lengths]
+    difference = _sampling_difference(base, tokenizer, prompts, new)
+    if longest > whole_row and difference <= same:
+        far = torch.randint(_LOWEST, highest, (longest - new,)).tolist()
         prompts = [tuple(far[: len(far) // 2]), tuple(far)]
-        difference = _sampling_difference(base, tokenizer, prompts)
+        difference = _sampling_difference(base, tokenizer, prompts, new)
     if difference > same:
         yield (
             f"what it samples after padding is not what it scores (by {difference:.2g} nats; it "
@@ -105,7 +107,7 @@ def _logps(base: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 
 def _apart(first: Tensor, second: Tensor) -> float:
-    return float((first - second).abs().max())
+    return float((first - second).abs().max()) if first.numel() else 0.0
 
 
 class Recorder(Decoder):
@@ -126,10 +128,11 @@ def _sampling_difference(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[tuple[int, ...]],
+    new_tokens: int,
 ) -> float:
     """The largest difference in nats between a drawn token's two log-probabilities."""
     recorder = Recorder()
-    made = generate_tokens(base, tokenizer, prompts, _NEW, recorder)
+    made = generate_tokens(base, tokenizer, prompts, new_tokens, recorder)
     worst = 0.0
     for row, (prompt, tokens_and_padding) in enumerate(zip(prompts, made, strict=True)):
         new, _ = cut_at_eos(tokens_and_padding, end_tokens(base))

@@ -25,7 +25,7 @@ from pipeline.lm.models import base_of
 
 FAILS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError)
 FAILS = (*FAILS, ValueError, AssertionError, OSError)  # what running unknown code may raise
-_PROBE = tuple(range(1, 9))  # token ids that every vocabulary has
+_PROBE = range(1, 9)  # token ids, as far as the vocabulary has them
 # States of this size make logits large enough for a cap to show.
 _LARGE = 100.0
 
@@ -136,7 +136,8 @@ def _find(base: PreTrainedModel) -> _Route:
     training = base.training
     base.eval()
     try:
-        tokens = torch.tensor([_PROBE], device=base.device)
+        known = base.config.get_text_config().vocab_size
+        tokens = torch.tensor([[token % known for token in _PROBE]], device=base.device)
         whole = base(input_ids=tokens, use_cache=False).logits[0].float()
         for number, part in enumerate(_DECODERS):
             for route, logits in _candidates(base, number, part, tokens):

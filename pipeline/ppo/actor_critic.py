@@ -219,7 +219,9 @@ def _switches_off(policy: PeftModel) -> bool:
     trained = [name for name, p in policy.named_parameters() if p.requires_grad]
     if not marks or not all(any(mark in name for mark in marks) for name in trained):
         return False
-    tokens = torch.arange(1, 9, device=base_of(policy).device)[None]
+    base = base_of(policy)
+    known = base.config.get_text_config().vocab_size
+    tokens = torch.arange(1, 9, device=base.device)[None] % known
     logits = []
     for context in (nullcontext(), _adapters_off(policy)):
         with context, autocast(policy):

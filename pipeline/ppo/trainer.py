@@ -26,7 +26,7 @@ from pipeline.lm.generation import Completion, encode_prompt, sample
 from pipeline.lm.hardware import one_device, use_plain_attention
 from pipeline.lm.models import base_of, prepare, upcast_trained
 from pipeline.lm.positions import check_prompts
-from pipeline.lm.route import make_head_float32
+from pipeline.lm.route import lm_head, make_head_float32
 from pipeline.lm.scoring import TokenBatch
 from pipeline.output.console import say
 from pipeline.output.versions import warn_untested
@@ -95,6 +95,7 @@ class PPOTrainer(BaseTrainer):
             say("PPO: the trained weights are made float32; small steps would vanish in bfloat16")
         if not (sharded(args) or args.deepspeed_plugin is not None):  # those place it themselves
             model.to(args.device)
+        lm_head(model)  # that it runs on plain tokens, before anything else is asked of it
         length = args.response_length
         longest = check_prompts(base, processing_class, train_dataset, length, "training") + length
         if eval_dataset:

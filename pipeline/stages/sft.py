@@ -14,6 +14,7 @@ from pipeline.lm.check import check_policy
 from pipeline.lm.hardware import best_device, compute_dtype
 from pipeline.lm.models import load_base, make_trainable, save_policy
 from pipeline.lm.positions import check_prompts, cut_length
+from pipeline.lm.route import lm_head
 from pipeline.output.console import is_main_process, say
 from pipeline.stages import tracking
 from pipeline.stages.training import evaluates, fit, save_trained, stage_arguments
@@ -54,6 +55,7 @@ def run(experiment: Experiment) -> None:
         experiment, "sft", SFTConfig, gradient_checkpointing=False, dataset_text_field="text"
     )
     model, tokenizer = load_base(experiment.model, experiment.seed)
+    lm_head(model)  # that it runs on plain tokens, before anything else is asked of it
     length, longest = experiment.generation.max_new_tokens, 0
     for prompts, kind in ((data.train_prompts, "training"), (data.eval_prompts, "evaluation")):
         longest = max(longest, check_prompts(model, tokenizer, prompts, length, kind))

@@ -36,9 +36,9 @@ NEW = 12  # with the prompts beyond a window of 8
 FLOAT32 = 1e-5  # nats between a log-probability and the plain model's
 
 
-def length_reward(prompts: list[str], completions: list[str]) -> list[float]:
-    """Something to learn from."""
-    return [float(len(completion) % 7) for completion in completions]
+def some_reward(prompts: list[str], completions: list[str]) -> list[float]:
+    """Something to learn from, whatever is written."""
+    return [float(row) for row in range(len(completions))]
 
 
 def prepared(kind: str, mode: str, bf16: bool) -> nn.Module:
@@ -65,7 +65,7 @@ def trainer_of(model: nn.Module, folder: Path, bf16: bool) -> PPOTrainer:
         disable_tqdm=True,
         kl_warning=None,
     )
-    return PPOTrainer(model, length_reward, arguments, toy_tokenizer(), PROMPTS)
+    return PPOTrainer(model, some_reward, arguments, toy_tokenizer(), PROMPTS)
 
 
 @torch.no_grad()
