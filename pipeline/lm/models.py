@@ -193,11 +193,16 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     Raises:
         UserError: it has none, or none where such models have it.
     """
+    return _stack(model)[1]
+
+
+def _stack(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
+    """The decoder layers and what holds them."""
     for decoder in (model.get_decoder(), model.base_model):
         for name in ("layers", "h", "blocks"):
             layers = getattr(decoder, name, None)
             if isinstance(layers, nn.ModuleList):
-                return layers
+                return decoder, layers
     raise UserError(
         f"model.trainable_layers: {type(model).__name__} has no list of layers known here; "
         "set it to null (all weights) or use LoRA (model.use_peft: true)"
@@ -233,14 +238,14 @@ def make_trainable(model: PreTrainedModel, section: ModelSection, seed: int = 0)
     count = section.trainable_layers
     if count is None:
         return model.float()
-    layers = decoder_layers(model)
+    decoder, layers = _stack(model)
     if count > len(layers):
         raise UserError(
             f"model.trainable_layers: {count} is above the model's {len(layers)} layers; "
             "lower it or set null (all weights)"
         )
     model.requires_grad_(False)
-    final_norms = [m for m in model.get_decoder().children() if not isinstance(m, nn.ModuleList)]
+    final_norms = [m for m in decoder.children() if not isinstance(m, nn.ModuleList)]
     trained: list[nn.Module] = list(layers[-count:])
     trained += [m for m in final_norms if "norm" in type(m).__name__.lower()]
     for module in trained:

@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.lm.generation import encode_prompt
 from pipeline.lm.hardware import autocast
 from pipeline.lm.models import decoder_layers
+from pipeline.lm.route import decoder_of
 from pipeline.output.console import say
 
 _SHOWN = 40  # characters of a prompt in a message
@@ -153,7 +154,7 @@ def _takes(model: PreTrainedModel, length: int) -> bool:
 
 def _frequencies(model: PreTrainedModel) -> dict[str, Tensor]:
     """The decoder's tables of numbers that are no weights, rotary frequencies among them."""
-    buffers = model.get_decoder().named_buffers()
+    buffers = decoder_of(model).named_buffers()
     return {name: buffer.clone() for name, buffer in buffers if buffer.is_floating_point()}
 
 
@@ -183,7 +184,7 @@ def _through_first_layer(model: PreTrainedModel, tokens: Tensor) -> None:
         hooks = []
     try:
         with suppress(_Reached):
-            model.get_decoder()(input_ids=tokens, use_cache=False)
+            decoder_of(model)(input_ids=tokens, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
