@@ -127,6 +127,7 @@ def tokens_taken(model: PreTrainedModel, wanted: int) -> int:
     is sampled, token by token, is not what is scored afterwards, and a row's score depends on the
     others of its batch.
     """
+    decoder_of(model)  # found by whole passes, so before any is cut short
     if _takes(model, wanted) or not _takes(model, 1):  # no length is at fault there
         return wanted
     low, high = 1, wanted  # taken, not taken
