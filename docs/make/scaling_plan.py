@@ -122,7 +122,7 @@ class Plan:
             "trained weights": 4 * self.trained,
             "gradients": 4 * self.trained,
             "Adam": 8 * self.trained,
-            "reference": 2 * self.reference,
+            "reference": 4 * self.reference,
         }
 
     @property
