@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from common.files import read_json
 from pipeline.config import Experiment
-from pipeline.config.choices import left_out, trains
+from pipeline.config.choices import left_out
 from pipeline.config.stages import find_stage, stage_names
 from pipeline.errors import UserError
 from pipeline.longer import only_longer, why_not
@@ -92,7 +92,7 @@ def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False)
     """Decide what to do about each of ``stages``; UserError when outputs in place differ.
 
     ``overwrite`` replaces what differs, and a stage that was asked for alone in any case. A stage
-    that they need and that trains nothing as configured is done before them.
+    that they need and that is not finished is done before them.
     """
     out = left_out(experiment)
     if len(stages) == 1 and stages[0] in out:
@@ -102,7 +102,7 @@ def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False)
     finished = {s for s, record in records.items() if record and record["status"] == "finished"}
     there = finished.union(stages)
     needs = upstream(experiment, there)
-    stages = _with_needed(experiment, stages, needs, finished)
+    stages = _with_needed(stages, needs, finished)
     inputs = stage_inputs(experiment, records, there)
     replaced: set[str] = set()
     steps: list[Step] = []
@@ -126,17 +126,15 @@ def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False)
 
 
 def _with_needed(
-    experiment: Experiment,
     stages: Sequence[str],
     needs: dict[str, tuple[str, ...]],
     finished: set[str],
 ) -> list[str]:
-    """``stages`` and, in order, the unfinished ones they need that cost no training."""
+    """``stages`` and, in order, the unfinished ones they need."""
     wanted = set(stages)
     for stage in reversed(stage_names()):
         if stage in wanted:
-            missing = set(needs[stage]) - finished
-            wanted.update(need for need in missing if not trains(experiment, need))
+            wanted.update(set(needs[stage]) - finished)
     return [stage for stage in stage_names() if stage in wanted]
 
 
@@ -170,19 +168,11 @@ def _check_needs(
     records: dict[str, Record | None],
     inputs: dict[str, dict[str, Any]],
 ) -> None:
-    """UserError unless what ``stages`` build on and do not hold is finished and the same."""
+    """UserError unless what ``stages`` build on and do not hold is the same."""
     needed = {need for stage in stages for need in needs[stage]}.difference(stages)
     for need in (stage for stage in stage_names() if stage in needed):
         record = records[need]
-        if record is None or record["status"] != "finished":
-            builder = next(stage for stage in stages if need in needs[stage])
-            skip = ", or set sft.skip=true where the model is fine-tuned already"
-            raise UserError(
-                f"{experiment.stage_dir(need)}: not finished, and {builder} builds on it;"
-                f" run `rlhf {need}` first, or `rlhf run` for all stages"
-                + (skip if need == "sft" else "")
-            )
-        found = differences(experiment, need, record, inputs[need])
+        found = differences(experiment, need, record, inputs[need]) if record else []
         if found:
             raise _refusal(experiment, need, found)
     for stage in stages:

@@ -224,6 +224,7 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
         try:
             for stage, why in left_out(experiment).items() if command == "run" else ():
                 say(f"{stage}: left out ({why})")
+            _tell_needed(experiment, command, steps)
             for step in steps:
                 if step.action == "skip":
                     say(f"{step.stage}: finished already, skipped")
@@ -248,6 +249,16 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
         say(f"report: {experiment.stage_dir('report') / 'index.html'}")
     if command == "run":
         say(f"all stages done in {clock(time.monotonic() - start)}, peak {peak_memory():.1f} GiB")
+
+
+def _tell_needed(experiment: Experiment, command: str, steps: Sequence[Step]) -> None:
+    """Say which stages run because another builds on them, and how to do without SFT."""
+    needed = [step.stage for step in steps if command not in ("run", step.stage)]
+    if not needed:
+        return
+    skip = " (sft.skip=true takes the model as it is)" if "sft" in needed else ""
+    skip = "" if experiment.sft.skip else skip
+    say(f"{command}: builds on {' and '.join(needed)}, not finished yet: done first{skip}")
 
 
 def _check_hub(experiment: Experiment, steps: Sequence[Step]) -> None:

@@ -79,7 +79,6 @@ def test_work_that_was_left_is_not_thrown_away(fakes: Fakes, load: Load, left: s
 
 def test_own_reference_and_reward_need_no_stage_before(fakes: Fakes, load: Load) -> None:
     start = ("sft.skip=true", "reward.source=mine.py:f")
-    assert "run `rlhf reward` first" in refusal(load("sft.skip=true"), "ppo")
     runner.run(load(*start), "ppo")
     assert fakes.take() == ["sft", "reward", "ppo"]
     runner.run(load(*start, "sft.learning_rate=1", "data.demonstrations=8"), "sft")

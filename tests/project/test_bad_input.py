@@ -85,13 +85,6 @@ def test_missing_config(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> No
     assert "none.yaml" in capfd.readouterr().err
 
 
-def test_a_stage_without_its_inputs_says_what_to_run(
-    tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert cli.main(["ppo", "--config", str(tiny), f"output_dir={tmp_path / 'run'}"]) == 2
-    assert "sft" in capfd.readouterr().err
-
-
 def test_other_settings_never_overwrite_finished_outputs(
     tiny: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
