@@ -23,6 +23,8 @@ _DPO_METRICS = {
 _PPO_METRICS = {"objective": True, "scores": True, "kl": None, "length": None, "ended": None}
 
 
+# Of the model section, what SFT does without.
+_POLICY_MODULES = "model.policy_modules"
 # Of the data section, what only DPO's own pairs need.
 _OWN_PAIRS = ("data.preferences_name", "data.columns.chosen", "data.columns.rejected")
 
@@ -70,6 +72,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("model", "data", "sft", "seed"),
         unread=(
             *_OWN_PAIRS,
+            _POLICY_MODULES,
             "data.train_prompts",
             "data.label_column",
             "data.label_values",
@@ -95,7 +98,7 @@ STAGES: tuple[Stage, ...] = (
         module="pipeline.stages.ppo",
         does="optimise the reward by PPO with a KL penalty",
         needs=("sft", "reward"),
-        reads=("data", "generation", "beta", "ppo", "seed"),
+        reads=(_POLICY_MODULES, "data", "generation", "beta", "ppo", "seed"),
         unread=_OWN_PAIRS,
         arguments="pipeline.ppo.config:PPOConfig",
         owned={
@@ -111,7 +114,7 @@ STAGES: tuple[Stage, ...] = (
         module="pipeline.stages.dpo",
         does="draw preference pairs from the SFT model and train DPO on them",
         needs=("sft", "reward"),
-        reads=("data", "generation", "beta", "pairs", "dpo", "seed"),
+        reads=(_POLICY_MODULES, "data", "generation", "beta", "pairs", "dpo", "seed"),
         arguments="trl:DPOConfig",
         owned={"beta": _BETA},
         metrics=_DPO_METRICS,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -142,6 +143,7 @@ def load_base(
         model, tokenizer = load_pretrained(
             source, compute_dtype(section), section.model_revision, section.trust_remote_code
         )
+    check_policy_modules(model, section)
     return prepare(model, tokenizer), tokenizer
 
 
@@ -220,11 +222,19 @@ def lora_config(section: ModelSection, task: str) -> LoraConfig:
     )
 
 
-def make_trainable(model: PreTrainedModel, section: ModelSection, seed: int = 0) -> nn.Module:
+def make_trainable(
+    model: PreTrainedModel,
+    section: ModelSection,
+    seed: int = 0,
+    modules: Sequence[str] | None = None,
+) -> nn.Module:
     """Choose what is trained: LoRA adapters (made with ``seed``), upper layers, or all weights.
 
     Trained weights become float32 (small updates vanish in bfloat16); frozen ones keep their
     dtype, so a bfloat16 trunk costs half the memory and computes at full speed.
+
+    Args:
+        modules: of the layers, those alone that are trained; see :func:`modules_named`.
 
     Returns:
         the model itself, or the PEFT model around it.
@@ -236,21 +246,57 @@ def make_trainable(model: PreTrainedModel, section: ModelSection, seed: int = 0)
         except ValueError as error:  # no such modules, or none that adapters can be put on
             raise UserError(f"model.lora_target_modules: {first_line(error)}") from error
     count = section.trainable_layers
-    if count is None:
+    if count is None and modules is None:
         return model.float()
     decoder, layers = _stack(model)
+    count = len(layers) if count is None else count
     if count > len(layers):
         raise UserError(
             f"model.trainable_layers: {count} is above the model's {len(layers)} layers; "
             "lower it or set null (all weights)"
         )
+    upper: list[nn.Module] = list(layers[-count:])
+    if modules is None:
+        final_norms = [m for m in decoder.children() if not isinstance(m, nn.ModuleList)]
+        trained = upper + [m for m in final_norms if "norm" in type(m).__name__.lower()]
+    else:
+        trained = modules_named(upper, modules)
     model.requires_grad_(False)
-    final_norms = [m for m in decoder.children() if not isinstance(m, nn.ModuleList)]
-    trained: list[nn.Module] = list(layers[-count:])
-    trained += [m for m in final_norms if "norm" in type(m).__name__.lower()]
     for module in trained:
         module.float().requires_grad_(True)
     return model
+
+
+def check_policy_modules(model: PreTrainedModel, section: ModelSection) -> None:
+    """Refuse ``model.policy_modules`` that the model has not, before anything is trained."""
+    if section.policy_modules is not None:
+        layers = list(decoder_layers(model))
+        modules_named(layers[-(section.trainable_layers or 0) :], section.policy_modules)
+
+
+def modules_named(layers: Sequence[nn.Module], names: Sequence[str]) -> list[nn.Module]:
+    """The modules of ``layers`` whose name is one of ``names`` or ends in it after a dot.
+
+    Raises:
+        UserError: a name is no module's with weights; those that there are are listed.
+    """
+    found: dict[str, list[nn.Module]] = {name: [] for name in names}
+    known: dict[str, None] = {}
+    for layer in layers:
+        for path, module in layer.named_modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                known[path.rpartition(".")[2]] = None
+            if next(module.parameters(), None) is not None:
+                for name in names:
+                    if f".{path}".endswith(f".{name}"):
+                        found[name].append(module)
+    for name, modules in found.items():
+        if not modules:
+            raise UserError(
+                f"model.policy_modules: no module of the trainable layers is called {name!r}; "
+                f"expected some of {', '.join(known)}"
+            )
+    return [module for modules in found.values() for module in modules]
 
 
 def upcast_trained(model: nn.Module) -> int:

@@ -78,7 +78,8 @@ def load_trainable_sft(experiment: Experiment) -> tuple[nn.Module, PreTrainedTok
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: there is no SFT model; run `rlhf sft` with this config first")
     model, tokenizer = load_pretrained(str(path), compute_dtype(section))
-    return make_trainable(prepare(model, tokenizer), section, experiment.seed), tokenizer
+    ready, chosen = prepare(model, tokenizer), section.policy_modules
+    return make_trainable(ready, section, experiment.seed, chosen), tokenizer
 
 
 class StopOnNaN(TrainerCallback):

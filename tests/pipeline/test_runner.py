@@ -163,6 +163,7 @@ def test_what_a_stage_builds_on_is_done_first(
     [
         ("seed=1", set(STAGES)),
         ("model.trainable_layers=1", {"sft", "ppo", "dpo", "compare"}),
+        ("model.policy_modules=[v_proj]", {"ppo", "dpo", "compare"}),
         ("data.heldout=31", set(STAGES)),
         ("reward.num_train_epochs=3", {"reward", "ppo", "dpo", "compare"}),
         ("generation.max_new_tokens=9", {"ppo", "dpo", "compare"}),

@@ -174,6 +174,12 @@ def test_lora_and_frozen_layers_contradict(write_config: Writer) -> None:
     assert f"{path}: model.trainable_layers: does not go with model.use_peft" in complaint(path)
 
 
+def test_lora_and_policy_modules_contradict(write_config: Writer) -> None:
+    path = write_config("model:\n  use_peft: true\n  policy_modules: v_proj\n")
+    expected = f"{path}: model.policy_modules: does not go with model.use_peft, whose modules are"
+    assert complaint(path).startswith(expected)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -1,0 +1,83 @@
+"""Which modules of the trainable layers PPO and DPO train, by the ends of their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import Experiment, ModelSection
+from pipeline.data import toy
+from pipeline.errors import UserError
+from pipeline.lm.models import load_base, make_trainable, prepare
+from pipeline.lm.trunk import lowest_trained_layer
+from pipeline.stages.training import load_trainable_sft
+from tests.pipeline.families.tiny import tiny_model
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def toy_model() -> nn.Module:
+    return prepare(toy.toy_language_model(0), toy.toy_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["v_proj", "o_proj"], ["self_attn.v_proj.weight", "self_attn.o_proj.weight"]),
+        (["self_attn.v_proj"], ["self_attn.v_proj.weight"]),
+        (["mlp", "up_proj"], [f"mlp.{n}_proj.weight" for n in ("gate", "up", "down")]),
+    ],
+)
+def test_only_the_modules_named_are_trained_and_float32(
+    names: list[str], expected: list[str]
+) -> None:
+    model = toy_model().to(torch.bfloat16)
+    make_trainable(model, ModelSection(trainable_layers=2), modules=names)  # type: ignore[arg-type]
+    assert trained(model) == {f"model.layers.{n}.{part}" for n in (2, 3) for part in expected}
+    for parameter in model.parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
+    assert lowest_trained_layer(model) == 2  # type: ignore[arg-type]
+
+
+def test_without_a_number_of_layers_it_is_all_of_them() -> None:
+    model = toy_model()
+    make_trainable(model, ModelSection(), modules=["o_proj"])  # type: ignore[arg-type]
+    assert trained(model) == {f"model.layers.{n}.self_attn.o_proj.weight" for n in range(4)}
+
+
+def test_a_bias_is_its_modules() -> None:
+    model = tiny_model("gpt2")
+    make_trainable(model, ModelSection(trainable_layers=1), modules=["attn.c_proj"])
+    last = f"transformer.h.{model.config.n_layer - 1}.attn.c_proj"
+    assert trained(model) == {f"{last}.weight", f"{last}.bias"}
+
+
+@pytest.mark.parametrize("name", ["v_prj", "proj", "act_fn", "layers.3.self_attn.v_proj"])
+def test_a_name_that_is_no_modules_is_refused_before_sft(name: str) -> None:
+    section = ModelSection(
+        model_name_or_path="toy", trainable_layers=1, policy_modules=["v_proj", name]
+    )
+    with pytest.raises(UserError) as error:
+        load_base(section)
+    assert str(error.value) == (
+        f"model.policy_modules: no module of the trainable layers is called {name!r}; expected "
+        "some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, input_layernorm, "
+        "post_attention_layernorm"
+    )
+
+
+def test_ppo_and_dpo_train_them_and_sft_the_whole_layers(tmp_path: Path) -> None:
+    section = ModelSection(model_name_or_path="toy", trainable_layers=1, policy_modules=["v_proj"])
+    experiment = Experiment(output_dir=tmp_path, model=section)
+    model, tokenizer = load_base(section)
+    for part in (model, tokenizer):
+        part.save_pretrained(experiment.stage_dir("sft") / "model")
+    policy, _ = load_trainable_sft(experiment)
+    assert trained(policy) == {"model.layers.3.self_attn.v_proj.weight"}
+    assert "model.norm.weight" in trained(make_trainable(model, section))
+    assert "model.layers.3.mlp.up_proj.weight" in trained(model)
