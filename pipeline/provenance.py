@@ -125,8 +125,11 @@ def _within(key: str, parts: tuple[str, ...]) -> bool:
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """A config as dotted keys, 1.0 written as 1 and an empty section not at all."""
-    return {key: value for key, value in flatten(_plain(config)).items() if value != {}}
+    """A config as dotted keys of today, 1.0 written as 1 and an empty section not at all."""
+    settings = {key: value for key, value in flatten(_plain(config)).items() if value != {}}
+    if "pairs.hard_labels" in settings:
+        settings["pairs.labels"] = "hard" if settings.pop("pairs.hard_labels") else "sampled"
+    return settings
 
 
 def stage_inputs(

@@ -111,7 +111,7 @@ def _pairs(problem: Problem, method: Method) -> list[dict[str, Any]]:
     """Bradley–Terry pairs of completions from π_ref, without those of a completion and itself."""
     drawn = problem.draw(2 * method.batch * method.rounds, seed=1)
     rewards = problem.pay([c.prompt for c in drawn], [c.text for c in drawn])
-    return label_pairs(drawn, rewards, hard=False, seed=problem.seed)
+    return label_pairs(drawn, rewards, "sampled", seed=problem.seed)
 
 
 def _tensors(

@@ -32,6 +32,7 @@ from pipeline.config.arguments import (
     shown,
     unknown_key,
 )
+from pipeline.config.losses import loss_problems
 from pipeline.config.stages import trained
 from pipeline.errors import UserError
 
@@ -238,15 +239,32 @@ class PairsSection(_Section):
     """Preference pairs drawn from the SFT model's own samples."""
 
     per_prompt: Count = 2
-    """Pairs drawn for each prompt."""
-    hard_labels: bool = False
-    """The higher reward always wins. The default samples Bradley–Terry, P(y₁≻y₂) = σ(r₁ − r₂),
-    whose DPO optimum is PPO's; hard labels have another optimum."""
+    """Groups of samples drawn for each prompt: pairs, where a group has two."""
+    samples_per_prompt: Annotated[int, Field(ge=2)] = 2
+    """Samples in a group, m: all m(m − 1)/2 pairs of them are used, so that the reward of a
+    completion serves m − 1 pairs and one forward pass all that are in the batch."""
+    labels: Literal["sampled", "soft", "hard"] = "sampled"
+    """`sampled` draws who is chosen by Bradley–Terry, P(y₁≻y₂) = σ(r₁ − r₂), whose DPO optimum is
+    PPO's; `soft` takes that probability itself as the label: the same optimum, less noise; with
+    `hard` the higher reward always wins, which has another optimum."""
+    hard_labels: Annotated[bool | None, Field(exclude=True)] = None
+    """The older key for `labels`: true is hard, false is sampled."""
     max_pairs: Count = 2000
+    """Pairs in all. They cost 2·max_pairs/(samples_per_prompt − 1) reward queries."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former(cls, tree: Any) -> Any:
+        """The labels that the older key asks for."""
+        hard = tree.get("hard_labels") if isinstance(tree, dict) else None
+        if not isinstance(hard, bool):
+            return tree
+        return {"labels": "hard" if hard else "sampled", **tree}
 
 
 class DPOSection(_TrainerSection):
-    """Fields of trl.DPOConfig."""
+    """Fields of trl.DPOConfig; `loss_type` may also be `rebel`: regression of β times the
+    difference of log-ratios on that of the rewards (arXiv 2404.16767)."""
 
     eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the prompts whose pairs are evaluated on and not trained on; with
@@ -408,6 +426,8 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
             f"{compare.best_of_n} is above compare.reference_samples"
             f" ({compare.reference_samples}), from which the best are taken",
         )
+    given = experiment.trainer_args("dpo")
+    yield from loss_problems(given, experiment.pairs, data.preferences_name is not None)
     yield from _reward_contradictions(experiment)
 
 

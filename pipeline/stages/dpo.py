@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from datasets import Dataset
 from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig
 
 from pipeline.config import Experiment
+from pipeline.config.losses import REBEL, loss_names
 from pipeline.data import load_preferences
 from pipeline.data.validation import validation_pairs
 from pipeline.errors import UserError
@@ -14,6 +19,7 @@ from pipeline.lm.hardware import best_device
 from pipeline.lm.models import base_of, frozen_copy
 from pipeline.lm.positions import cut_length
 from pipeline.stages import tracking
+from pipeline.stages.offline import PairPolicy, PairTrainer, longest, why_trl
 from pipeline.stages.preferences import make_pairs
 from pipeline.stages.training import (
     evaluates,
@@ -43,7 +49,17 @@ def preference_dataset(experiment: Experiment) -> Dataset:
             "dpo: every sampled pair holds the same completion twice; raise pairs.max_pairs or "
             "generation.max_new_tokens"
         )
-    return Dataset.from_list([{key: pair[key] for key in _TOKENS} for pair in pairs])
+    return Dataset.from_list([pair_row(experiment, pair) for pair in pairs])
+
+
+def pair_row(experiment: Experiment, pair: dict[str, Any]) -> dict[str, Any]:
+    """What training needs of a pair: tokens, and what the loss reads beside them."""
+    row = {key: pair[key] for key in _TOKENS}
+    if loss_names(experiment.trainer_args("dpo")) == [REBEL]:
+        row["reward_difference"] = pair["chosen_reward"] - pair["rejected_reward"]
+    elif experiment.pairs.labels == "soft":
+        row["probability"] = pair["probability"]
+    return row
 
 
 @tracking.tracked("dpo")
@@ -61,17 +77,42 @@ def run(experiment: Experiment) -> None:
         held, pairs = map(Dataset.from_list, validation_pairs(pairs.to_list(), share, seed))
     model, tokenizer = load_trainable_sft(experiment)
     arguments.max_length = cut_length(base_of(model), arguments.max_length, "dpo.max_length")
-    # Without a reference TRL loads one from config._name_or_path, whatever the weights in memory.
-    reference = None if isinstance(model, PeftModel) else frozen_copy(model)
     fit_tiles_to(best_device().type)
-    trainer = TokenizedDPOTrainer(
-        model=model,  # type: ignore[arg-type]
-        ref_model=reference,  # type: ignore[arg-type]
-        args=arguments,
-        train_dataset=pairs,
-        eval_dataset=held,
-        processing_class=tokenizer,
-    )
+    trainer = _trainer(experiment, model, arguments, pairs, held, tokenizer)
     fit(trainer, experiment, "dpo")
     policy = trainer.accelerator.unwrap_model(trainer.model)
     save_trained(trainer, experiment, "dpo", policy)
+
+
+def _trainer(
+    experiment: Experiment,
+    model: nn.Module,
+    arguments: DPOConfig,
+    pairs: Dataset,
+    held: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> TokenizedDPOTrainer:
+    """The trainer of what is frozen runs once, or TRL's own where that does not apply.
+
+    Raises:
+        UserError: only the former knows the labels or the loss.
+    """
+    given: dict[str, Any] = dict(model=model, args=arguments, processing_class=tokenizer)
+    reason = why_trl(arguments, pairs, model)
+    if reason is None:
+        policy = PairPolicy(model, arguments, longest(pairs, held))
+        train, test = policy.with_logps(pairs, held)
+        arguments.precompute_ref_log_probs = True
+        whole = experiment.pairs.samples_per_prompt > 2
+        given |= {"train_dataset": train, "eval_dataset": test}
+        return PairTrainer(policy, whole, **given)
+    told = set(pairs.column_names).difference(_TOKENS) & {"probability", "reward_difference"}
+    if told:
+        which = "pairs.labels=soft" if "probability" in told else "dpo.loss_type=rebel"
+        raise UserError(
+            f"{reason}: cannot go with {which}; set pairs.labels=sampled and dpo.loss_type=sigmoid"
+        )
+    # Without a reference TRL loads one from config._name_or_path, whatever the weights in memory.
+    reference = None if isinstance(model, PeftModel) else frozen_copy(model)
+    given |= {"train_dataset": pairs, "eval_dataset": held, "ref_model": reference}
+    return TokenizedDPOTrainer(**given)

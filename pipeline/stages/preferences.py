@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -37,23 +38,36 @@ def first_wins_probability(first: float, second: float, hard: bool = False) -> f
 
 
 def label_pairs(
-    completions: Sequence[Completion], rewards: Sequence[float], hard: bool, seed: int
+    completions: Sequence[Completion],
+    rewards: Sequence[float],
+    labels: str,
+    seed: int,
+    group: int = 2,
 ) -> list[dict[str, Any]]:
-    """Label completions 2i and 2i + 1, two samples for one prompt, as chosen and rejected.
+    """Label all pairs of each ``group`` of samples for one prompt as chosen and rejected.
 
-    Pairs are drawn from π_ref and labelled by sampling Bradley–Terry on the same reward, so DPO's
-    optimum at β is PPO's at the same KL coefficient (Rafailov et al. 2023, section 4). Pairs whose
-    completions are the same tokens say nothing and are left out.
+    Pairs are drawn from π_ref and labelled by Bradley–Terry on the same reward, so DPO's optimum at
+    β is PPO's at the same KL coefficient (Rafailov et al. 2023, section 4). Pairs whose completions
+    are the same tokens say nothing and are left out.
+
+    Args:
+        completions: m of a group after another. labels: as ``pairs.labels``. With ``soft`` ones the
+            chosen is the one with the higher reward.
+
+    Returns:
+        both completions and rewards of every pair, and the ``probability`` that the chosen one
+        wins, by its label's rule.
     """
     rng = random.Random(seed)
     pairs = []
-    for i in range(0, len(completions) - 1, 2):
-        first, second = completions[i], completions[i + 1]
-        wins = rng.random() < first_wins_probability(rewards[i], rewards[i + 1], hard)
-        if first.completion_ids == second.completion_ids:
+    starts = range(0, len(completions) - group + 1, group)
+    for i, j in (pair for start in starts for pair in combinations(range(start, start + group), 2)):
+        first = first_wins_probability(rewards[i], rewards[j], labels == "hard")
+        wins = rng.random() < first if labels != "soft" else first >= 0.5
+        if completions[i].completion_ids == completions[j].completion_ids:
             continue
-        order = (i, i + 1) if wins else (i + 1, i)
-        chosen, rejected = (completions[j] for j in order)
+        order = (i, j) if wins else (j, i)
+        chosen, rejected = (completions[k] for k in order)
         pairs.append(
             {
                 "prompt": chosen.prompt,
@@ -61,6 +75,7 @@ def label_pairs(
                 "rejected": rejected.text,
                 "chosen_reward": rewards[order[0]],
                 "rejected_reward": rewards[order[1]],
+                "probability": first if wins else 1.0 - first,
                 "prompt_ids": list(chosen.prompt_ids),
                 "chosen_ids": list(chosen.completion_ids),
                 "rejected_ids": list(rejected.completion_ids),
@@ -84,9 +99,10 @@ def make_pairs(experiment: Experiment) -> list[dict[str, Any]]:
         pairs = read_pairs(path)
     [made] = broadcast_object_list([pairs is not None])
     if not made:
-        wanted = -(-settings.max_pairs // settings.per_prompt)
+        samples = settings.samples_per_prompt
+        wanted = -(-settings.max_pairs // (settings.per_prompt * math.comb(samples, 2)))
         prompts = load_data(experiment).train_prompts[:wanted]
-        rows = [prompt for prompt in prompts for _ in range(2 * settings.per_prompt)]
+        rows = [prompt for prompt in prompts for _ in range(samples * settings.per_prompt)]
         # Before any sampling: it may not be there.
         reward = proxy_reward(experiment) if state.is_main_process else None
         completions = kept_samples(kept, rows) if state.is_main_process else None
@@ -96,7 +112,7 @@ def make_pairs(experiment: Experiment) -> list[dict[str, Any]]:
         if reward is not None and completions is not None:
             keep_samples(kept, completions)
             rewards = reward([c.prompt for c in completions], [c.text for c in completions])
-            pairs = label_pairs(completions, rewards, settings.hard_labels, experiment.seed)
+            pairs = label_pairs(completions, rewards, settings.labels, experiment.seed, samples)
             pairs = pairs[: settings.max_pairs]
             lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
             write_text(path, "".join(lines))
@@ -125,7 +141,7 @@ def _sample(
     """
     model, tokenizer = load_checkpoint(experiment.stage_dir("sft") / "model")
     settings, seed = experiment.generation, experiment.seed + 1
-    each_once = prompts[:: 2 * experiment.pairs.per_prompt]
+    each_once = prompts[:: experiment.pairs.samples_per_prompt * experiment.pairs.per_prompt]
     check_prompts(model, tokenizer, each_once, settings.max_new_tokens, "training")
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda row: (len(encoded[row]), row))

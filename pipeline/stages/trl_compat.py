@@ -53,7 +53,16 @@ class _TokensAsTheyAre:
 
 
 class TokenizedDPOTrainer(_TokensAsTheyAre, DPOTrainer):
-    """A DPOTrainer that takes ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``."""
+    """A DPOTrainer that takes ``prompt_ids``, ``chosen_ids`` and ``rejected_ids``.
+
+    The reference's log-probabilities may come with them (``ref_chosen_logps``,
+    ``ref_rejected_logps``, with ``precompute_ref_log_probs``): TRL then needs no reference.
+    """
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        if "ref_chosen_logps" in dataset.column_names:
+            return dataset
+        return super()._precompute_ref_logps(dataset, name, batch_size)
 
 
 class TokenizedKTOTrainer(_TokensAsTheyAre, KTOTrainer):
