@@ -21,6 +21,7 @@ PLAIN: dict[str, Any] = {
     "f_divergence_type": "reverse_kl",
     "sync_ref_model": False,
     "router_aux_loss_coef": None,
+    "activation_offloading": False,
 }
 
 

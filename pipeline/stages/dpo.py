@@ -19,7 +19,7 @@ from pipeline.lm.hardware import best_device
 from pipeline.lm.models import base_of, frozen_copy
 from pipeline.lm.positions import cut_length
 from pipeline.stages import tracking
-from pipeline.stages.offline import PairPolicy, PairTrainer, longest, why_trl
+from pipeline.stages.offline import PairPolicy, PairTrainer, longest, splits_weights, why_trl
 from pipeline.stages.preferences import make_pairs
 from pipeline.stages.training import (
     evaluates,
@@ -71,6 +71,9 @@ def run(experiment: Experiment) -> None:
     arguments = stage_arguments(
         experiment, "dpo", DPOConfig, gradient_checkpointing=False, beta=experiment.beta
     )
+    splitter = splits_weights(arguments)
+    if splitter is not None:
+        _need_plain_labels(experiment, f"{splitter}, under which TRL's trainer runs")
     pairs, held = preference_dataset(experiment), None
     if evaluates(arguments):
         share, seed = experiment.dpo.eval_share, experiment.seed
@@ -106,13 +109,20 @@ def _trainer(
         whole = experiment.pairs.samples_per_prompt > 2
         given |= {"train_dataset": train, "eval_dataset": test}
         return PairTrainer(policy, whole, **given)
-    told = set(pairs.column_names).difference(_TOKENS) & {"probability", "reward_difference"}
-    if told:
-        which = "pairs.labels=soft" if "probability" in told else "dpo.loss_type=rebel"
-        raise UserError(
-            f"{reason}: cannot go with {which}; set pairs.labels=sampled and dpo.loss_type=sigmoid"
-        )
+    _need_plain_labels(experiment, reason)
     # Without a reference TRL loads one from config._name_or_path, whatever the weights in memory.
     reference = None if isinstance(model, PeftModel) else frozen_copy(model)
     given |= {"train_dataset": pairs, "eval_dataset": held, "ref_model": reference}
     return TokenizedDPOTrainer(**given)
+
+
+def _need_plain_labels(experiment: Experiment, reason: str) -> None:
+    """UserError where labels or loss are none of TRL's trainer, which ``reason`` asks for."""
+    if experiment.data.preferences_name is not None:
+        return
+    if loss_names(experiment.trainer_args("dpo")) == [REBEL]:
+        raise UserError(
+            f"dpo.loss_type: rebel does not go with {reason}; set dpo.loss_type=sigmoid"
+        )
+    if experiment.pairs.labels == "soft":
+        raise UserError(f"pairs.labels: soft does not go with {reason}; set pairs.labels=sampled")

@@ -141,6 +141,11 @@ def test_overrides(tiny: Path) -> None:
         ("ppo.metric_for_best_model=kl", "set ppo.greater_is_better to true or false"),
         ("beta=-1", "expected a number at least 0, found -1"),
         ("dpo.label_smoothing=0.5", "expected a number at least 0, below 0.5, found 0.5"),
+        ("dpo.loss_type=ippo", "expected some of sigmoid, hinge, ipo, "),
+        ("dpo.loss_type=[sigmoid, rebl]", "found 'rebl'; did you mean rebel?"),
+        ("dpo.loss_type=[rebel, sft]", "rebel cannot be combined with other losses"),
+        ("pairs.labels=firm", "expected sampled or soft or hard, found 'firm'"),
+        ("pairs.samples_per_prompt=1", "expected a number at least 2, found 1"),
         ("ppo.kl_estimator=k4", "expected k1 or k2 or k3, found 'k4'"),
         ("reward.num_train_epochs=0", "expected a number above 0, found 0"),
         ("dpo.bf16=yes", "expected true or false or null, found 'yes'"),
@@ -172,6 +177,30 @@ def test_wrong_key_in_the_file_names_file_and_key(write_config: Writer) -> None:
 def test_lora_and_frozen_layers_contradict(write_config: Writer) -> None:
     path = write_config("model:\n  use_peft: true\n  trainable_layers: 2\n")
     assert f"{path}: model.trainable_layers: does not go with model.use_peft" in complaint(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["pairs.labels=soft", "dpo.loss_type=ipo"], "pairs.labels: soft does not go with"),
+        (["pairs.labels=soft", "dpo.label_smoothing=0.1"], "dpo.label_smoothing: does not go"),
+        (["dpo.loss_type=rebel", "dpo.ld_alpha=0.5"], "dpo.ld_alpha: does not go with dpo.loss_t"),
+        (["dpo.loss_type=rebel", "data.preferences_name=p.jsonl"], "dpo.loss_type: rebel needs"),
+        (["pairs.labels=soft", "pairs.hard_labels=true"], "pairs.hard_labels: an older key"),
+    ],
+)
+def test_labels_and_losses_go_together(tiny: Path, overrides: list[str], expected: str) -> None:
+    message = complaint(tiny, *overrides)
+    assert expected in message or expected.partition(": ")[2] in message
+    assert "\n" not in message
+
+
+def test_the_older_key_of_labels_is_read(tiny: Path) -> None:
+    for value, labels in (("true", "hard"), ("false", "sampled")):
+        pairs = load_experiment(tiny, [f"pairs.hard_labels={value}"]).pairs
+        assert pairs.labels == labels and "hard_labels" not in pairs.model_dump()
+    load_experiment(tiny, ["pairs.labels=soft", "data.preferences_name=p.jsonl"])
+    load_experiment(tiny, ["pairs.labels=soft", "dpo.loss_type=rebel"])
 
 
 def test_lora_and_policy_modules_contradict(write_config: Writer) -> None:

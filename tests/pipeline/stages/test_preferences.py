@@ -62,17 +62,37 @@ def test_labels_follow_the_probability_and_hard_labels_the_reward() -> None:
     count = 4000
     completions = [completion(5, 0), completion(6, 0)] * count
     rewards = [1.0, 0.0] * count
-    soft = label_pairs(completions, rewards, hard=False, seed=0)
-    share = sum(pair["chosen_reward"] == 1.0 for pair in soft) / count
+    drawn = label_pairs(completions, rewards, "sampled", seed=0)
+    share = sum(pair["chosen_reward"] == 1.0 for pair in drawn) / count
     assert share == pytest.approx(1 / (1 + math.exp(-1)), abs=4 * 0.5 / count**0.5)
-    hard = label_pairs(completions, rewards, hard=True, seed=0)
+    hard = label_pairs(completions, rewards, "hard", seed=0)
     assert all(pair["chosen_reward"] == 1.0 for pair in hard)
-    assert soft == label_pairs(completions, rewards, hard=False, seed=0)
+    assert drawn == label_pairs(completions, rewards, "sampled", seed=0)
+    assert {pair["probability"] for pair in hard} == {1.0}
+
+
+def test_a_soft_label_is_the_probability_that_the_better_one_wins() -> None:
+    completions = [completion(5, 0), completion(6, 0), completion(7, 0), completion(8, 0)]
+    pairs = label_pairs(completions, [-1.0, 1.5, 2.0, 2.0], "soft", seed=0)
+    assert [pair["chosen_ids"][0] for pair in pairs] == [6, 7]
+    assert [pair["probability"] for pair in pairs] == pytest.approx([1 / (1 + math.exp(-2.5)), 0.5])
+    drawn = label_pairs(completions[:2] * 200, [-1.0, 1.5] * 200, "sampled", seed=0)
+    for pair in drawn:
+        difference = pair["chosen_reward"] - pair["rejected_reward"]
+        assert pair["probability"] == pytest.approx(first_wins_probability(difference, 0.0))
+    assert len({pair["probability"] for pair in drawn}) == 2
+
+
+def test_all_pairs_of_a_group_are_used_and_none_between_groups() -> None:
+    completions = [completion(token, 0) for token in (5, 6, 7, 8, 8, 9)]
+    pairs = label_pairs(completions, [1.0, 2.0, 3.0, 4.0, 4.0, 6.0], "hard", seed=0, group=3)
+    chosen = [(pair["chosen_ids"][0], pair["rejected_ids"][0]) for pair in pairs]
+    assert chosen == [(6, 5), (7, 5), (7, 6), (9, 8), (9, 8)]  # 8 and 8 are the same
 
 
 def test_equal_completions_make_no_pair_and_tokens_are_kept() -> None:
     rows = [completion(5, 0), completion(5, 0), completion(7, 8), completion(9, 0)]
-    pairs = label_pairs(rows, [0.0, 0.0, 9.0, -9.0], hard=True, seed=0)
+    pairs = label_pairs(rows, [0.0, 0.0, 9.0, -9.0], "hard", seed=0)
     assert len(pairs) == 1
     assert pairs[0]["chosen_ids"] == [7, 8]  # ran into the limit: no EOS is added
     assert pairs[0]["rejected_ids"] == [9, 0]
@@ -111,11 +131,38 @@ def test_pairs_are_those_of_one_stream_of_random_numbers(tmp_path: Path) -> None
         seed=made.seed + 1,
     )
     scores = [float(len(set(c.text.split()))) for c in completions]
-    assert pairs == label_pairs(completions, scores, hard=False, seed=made.seed)[:23]
+    assert pairs == label_pairs(completions, scores, "sampled", seed=made.seed)[:23]
     assert len(pairs) > 15
     path = made.stage_dir("dpo") / "pairs.jsonl"
     assert read_pairs(path) == pairs == make_pairs(made)
     assert [file.name for file in path.parent.iterdir()] == ["pairs.jsonl"]
+
+
+def test_a_reward_query_serves_several_pairs(tmp_path: Path) -> None:
+    made = experiment(tmp_path, tmp_path / "run")
+    groups = {"samples_per_prompt": 4, "per_prompt": 1, "max_pairs": 36}
+    made = made.model_copy(update={"pairs": made.pairs.model_copy(update=groups)})
+    asked: list[int] = []
+    plain = preferences.proxy_reward
+
+    def counted(given: Experiment) -> Any:
+        reward = plain(given)
+
+        def call(prompts: Any, texts: Any) -> list[float]:
+            asked.append(len(texts))
+            return reward(prompts, texts)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preferences, "proxy_reward", counted)
+        pairs = make_pairs(made)
+    assert asked == [24]  # 36 pairs of 6 groups: 2 · 36 / (4 − 1)
+    assert 30 <= len(pairs) <= 36
+    prompts = load_data(made).train_prompts[:6]
+    assert [p for i, p in enumerate(prompts) if p not in prompts[:i]] == list(
+        dict.fromkeys(pair["prompt"] for pair in pairs)
+    )
 
 
 def pairs_of_a_process(folder: str, output: str, rank: str, port: str) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from pipeline.certify.methods import collate_labelled, collate_pairs
 from pipeline.config import ModelSection
+from pipeline.config.losses import PLAIN, TRL_LOSSES
 from pipeline.data import toy
 from pipeline.lm.models import frozen_copy, make_trainable, prepare
 from pipeline.stages.trl_compat import TokenizedDPOTrainer, TokenizedKTOTrainer, fit_tiles_to
@@ -26,6 +29,23 @@ from pipeline.stages.trl_compat import TokenizedDPOTrainer, TokenizedKTOTrainer,
 def test_overridden_method_has_the_expected_signature(trainer: type) -> None:
     parameters = list(inspect.signature(trainer._prepare_dataset).parameters)  # type: ignore[attr-defined]
     assert parameters == ["self", "dataset", "processing_class", "args", "dataset_name"]
+
+
+def test_what_the_pair_trainer_overrides_is_there() -> None:
+    for name, expected in (
+        ("_compute_loss", ["self", "model", "inputs", "return_outputs"]),
+        ("_precompute_ref_logps", ["self", "dataset", "name", "batch_size"]),
+        ("_set_signature_columns_if_needed", ["self"]),
+        ("_get_train_sampler", ["self", "train_dataset"]),
+    ):
+        assert list(inspect.signature(getattr(DPOTrainer, name)).parameters) == expected
+
+
+def test_the_losses_known_are_trls() -> None:
+    source = inspect.getsource(DPOTrainer._compute_loss)
+    assert tuple(re.findall(r'if loss_type == "(\w+)"', source)) == TRL_LOSSES
+    fields = {field.name: field.default for field in dataclasses.fields(DPOConfig)}
+    assert {key: fields[key] for key in PLAIN} == PLAIN
 
 
 def test_tile_size_is_a_module_constant_and_changes_no_result() -> None:
