@@ -22,9 +22,11 @@ from transformers import PrinterCallback, Trainer
 from trl import DPOConfig, GRPOConfig, GRPOTrainer, KTOConfig, RLOOConfig, RLOOTrainer
 
 from pipeline.certify import optima
-from pipeline.certify.problem import EOS, LENGTH, PROMPT, Problem
+from pipeline.certify.problem import EOS, LENGTH, PROMPT, PROMPT_IDS, Problem
+from pipeline.config.losses import REBEL
 from pipeline.lm.models import frozen_copy
 from pipeline.ppo import PPOConfig, PPOTrainer
+from pipeline.stages.offline import PairPolicy, PairTrainer
 from pipeline.stages.preferences import label_pairs
 from pipeline.stages.trl_compat import TokenizedDPOTrainer, TokenizedKTOTrainer, fit_tiles_to
 
@@ -107,11 +109,11 @@ def _ppo(problem: Problem, folder: Path, method: Method) -> Trainer:
     )
 
 
-def _pairs(problem: Problem, method: Method) -> list[dict[str, Any]]:
+def _pairs(problem: Problem, method: Method, labels: str = "sampled") -> list[dict[str, Any]]:
     """Bradley–Terry pairs of completions from π_ref, without those of a completion and itself."""
     drawn = problem.draw(2 * method.batch * method.rounds, seed=1)
     rewards = problem.pay([c.prompt for c in drawn], [c.text for c in drawn])
-    return label_pairs(drawn, rewards, "sampled", seed=problem.seed)
+    return label_pairs(drawn, rewards, labels, seed=problem.seed)
 
 
 def _tensors(
@@ -147,22 +149,52 @@ def collate_labelled(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     return batch
 
 
-def _dpo(problem: Problem, folder: Path, method: Method) -> Trainer:
+def _dpo_arguments(problem: Problem, folder: Path, method: Method) -> DPOConfig:
     arguments = _common(problem, folder) | {
         "per_device_train_batch_size": method.batch,
         "max_steps": method.rounds,
         "beta": problem.beta,
     }
+    return DPOConfig(**(arguments | method.settings))
+
+
+_TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+
+def _dpo(problem: Problem, folder: Path, method: Method) -> Trainer:
     model = problem.model()
-    keys = ("prompt_ids", "chosen_ids", "rejected_ids")
     # Every pair is seen once: the loss is the population's, and nothing is learned by heart.
-    rows = [{key: pair[key] for key in keys} for pair in _pairs(problem, method)]
+    rows = [{key: pair[key] for key in _TOKENS} for pair in _pairs(problem, method)]
     return TokenizedDPOTrainer(
         model=model,
         ref_model=frozen_copy(model),  # type: ignore[arg-type]
-        args=DPOConfig(**(arguments | method.settings)),
+        args=_dpo_arguments(problem, folder, method),
         data_collator=collate_pairs,
         train_dataset=Dataset.from_list(rows),
+        processing_class=problem.tokenizer,
+    )
+
+
+def _on_rewards(problem: Problem, folder: Path, method: Method) -> Trainer:
+    """DPO on probabilities as labels, or the regression of rewards, by the pipeline's trainer."""
+    model, arguments = problem.model(), _dpo_arguments(problem, folder, method)
+    rows = []
+    for pair in _pairs(problem, method, "soft"):
+        row = {key: pair[key] for key in _TOKENS}
+        if arguments.loss_type == [REBEL]:
+            row["reward_difference"] = pair["chosen_reward"] - pair["rejected_reward"]
+        else:
+            row["probability"] = pair["probability"]
+        rows.append(row)
+    policy = PairPolicy(model, arguments, len(PROMPT_IDS) + LENGTH)
+    [pairs] = policy.with_logps(Dataset.from_list(rows))
+    arguments.precompute_ref_log_probs = True
+    return PairTrainer(
+        policy,
+        model=model,
+        args=arguments,
+        data_collator=collate_pairs,
+        train_dataset=pairs,
         processing_class=problem.tokenizer,
     )
 
@@ -243,6 +275,20 @@ METHODS = {
             _PAIRS,
             batch=2 * PAIR_BATCH,
             rounds=2000,
+        ),
+        _on_pairs(
+            "dpo-soft",
+            "DPO, soft labels",
+            _on_rewards,
+            "π*: pairs from π_ref, each with its probability by Bradley–Terry",
+            _PAIRS,
+        ),
+        _on_pairs(
+            "rebel",
+            "REBEL",
+            _on_rewards,
+            "π*: β times the difference of log π/π_ref is that of the rewards",
+            _PAIRS | {"loss_type": [REBEL]},
         ),
         _on_pairs(
             "ipo",
