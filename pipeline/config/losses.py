@@ -13,7 +13,7 @@ TRL_LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
     "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 )  # fmt: skip
-# Settings that another loss than TRL's does not read, and what they are when they ask for nothing.
+# Settings that only TRL's own step goes by, and what they are when they ask for nothing.
 PLAIN: dict[str, Any] = {
     "label_smoothing": 0,
     "ld_alpha": None,
@@ -22,6 +22,8 @@ PLAIN: dict[str, Any] = {
     "sync_ref_model": False,
     "router_aux_loss_coef": None,
     "activation_offloading": False,
+    "neftune_noise_alpha": None,
+    "torch_compile": False,
 }
 
 

@@ -104,7 +104,7 @@ def _trainer(
     reason = why_trl(arguments, pairs, model)
     if reason is None:
         policy = PairPolicy(model, arguments, longest(pairs, held))
-        train, test = policy.with_logps(pairs, held)
+        train, test = policy.with_logps(pairs, held, label="dpo: the reference")
         arguments.precompute_ref_log_probs = True
         whole = experiment.pairs.samples_per_prompt > 2
         given |= {"train_dataset": train, "eval_dataset": test}

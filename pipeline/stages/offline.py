@@ -28,6 +28,7 @@ from pipeline.lm.models import base_of
 from pipeline.lm.route import lm_head
 from pipeline.lm.scoring import TokenBatch, logits_chunk, token_logps
 from pipeline.lm.trunk_cache import CachedStates
+from pipeline.output.terminal import progress
 from pipeline.ppo.config import sharded
 from pipeline.stages.trl_compat import TokenizedDPOTrainer
 
@@ -75,7 +76,9 @@ def longest(*pairs: Dataset | None) -> int:
 
 def autocast(arguments: TrainingArguments) -> torch.autocast:
     """The precision that the Trainer computes in."""
-    return torch.autocast(arguments.device.type, torch.bfloat16, enabled=arguments.bf16)
+    dtype = torch.float16 if arguments.fp16 else torch.bfloat16
+    mixed = arguments.bf16 or arguments.fp16
+    return torch.autocast(arguments.device.type, dtype, enabled=mixed)
 
 
 class PairPolicy:
@@ -111,10 +114,13 @@ class PairPolicy:
         return torch.cat(parts, 1)
 
     @torch.no_grad()
-    def with_logps(self, *pairs: Dataset | None) -> list[Dataset | None]:
+    def with_logps(self, *pairs: Dataset | None, label: str | None = None) -> list[Dataset | None]:
         """``pairs`` with the log-probabilities of both completions under the policy as it is now.
 
         That is the reference, before the first step. Several processes share the work.
+
+        Args:
+            label: shows a progress bar under this name.
         """
         found = [_sequences(rows) for rows in pairs if rows is not None]
         each = sorted({row for sides in found for side in sides for row in side}, key=_by_length)
@@ -122,7 +128,8 @@ class PairPolicy:
         rank, count = (state.process_index, state.num_processes) if state else (0, 1)
         mine = each[rank::count]
         made: list[tuple[Any, float]] = []
-        for start in range(0, len(mine), 2 * size):
+        starts = range(0, len(mine), 2 * size)
+        for start in progress(starts, label, len(starts)) if label else starts:
             rows = mine[start : start + 2 * size]
             batch = TokenBatch.collate(
                 [Completion("", x, y, "", True) for x, y in rows], 0, self._arguments.device

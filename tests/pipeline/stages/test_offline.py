@@ -267,6 +267,7 @@ def test_what_remains_trls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("data.preferences_name", {}, own),
         ("dpo.loss_type: ipo", {"loss_type": ["ipo"]}, pairs),
         ("dpo.label_smoothing: 0.1", {"label_smoothing": 0.1}, pairs),
+        ("dpo.neftune_noise_alpha: 5.0", {"neftune_noise_alpha": 5.0}, pairs),
         ("dpo.max_length: 4 tokens", {"max_length": 4}, pairs),
     ):
         told = why_trl(arguments(tmp_path, **settings), rows, model)
