@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 KLEstimator = Literal["k1", "k2", "k3"]
+"""Estimates from sampled tokens; see :func:`kl_estimate`."""
 
 
 def policy_gradient(logps: Tensor, advantages: Tensor) -> Tensor:

@@ -127,7 +127,12 @@ class Problem:
         return str(self.tokenizer.decode(list(completion), skip_special_tokens=True)).strip()
 
     def pay(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        """The reward function."""
+        """The reward function.
+
+        Asked for a completion's beginning, it pays what the text would get if it ended there, as
+        any reward of text does. Rewards being drawn one by one, that says nothing of how a text
+        goes on: the hardest case for a critic made of it.
+        """
         return [self._paid[text.strip()] for text in completions]
 
     def draw(self, count: int, seed: int) -> list[Completion]:

@@ -65,6 +65,40 @@ SWITCHES = {
         _switch(
             "value-clip", "value clipping 0.2", "π*: it slows the critic down", cliprange_value=0.2
         ),
+        _switch(
+            "exact",
+            "exact KL",
+            "π*: a token's own KL is differentiated, that of later states stays in its return",
+            kl_estimator="exact",
+        ),
+        _switch(
+            "exact-defaults",
+            "exact KL, advantages whitened",
+            "π*: the KL in the loss is divided by the advantages' deviation as well",
+            kl_estimator="exact",
+            whiten_advantages=True,
+        ),
+        _switch(
+            "prefix",
+            "prefix critic",
+            "π*: a baseline of the state, whatever a prefix's score is worth",
+            critic="prefix",
+        ),
+        _switch(
+            "prefix-lam-0.9",
+            "prefix critic, λ = 0.9",
+            "π* as far as line and head are right",
+            critic="prefix",
+            lam=0.9,
+        ),
+        _switch(
+            "exact-prefix-lam-0.9",
+            "exact KL, prefix critic, λ = 0.9",
+            "π* as far as line and head are right",
+            kl_estimator="exact",
+            critic="prefix",
+            lam=0.9,
+        ),
         _switch("lam-0.95", "λ = 0.95", "π* as far as the critic is right", lam=0.95),
         _switch(
             "shared",

@@ -24,7 +24,7 @@ _FORMER: dict[str, str] = {
     "adap_kl_ctrl": "ppo.kl_target for an adaptive coefficient, nothing for a fixed one",
     "target": "ppo.kl_target (nats a completion)",
     "horizon": "ppo.kl_horizon (episodes)",
-    "kl_penalty": "ppo.kl_estimator (k1, k2 or k3); the exact KL is logged in any case",
+    "kl_penalty": "ppo.kl_estimator (k1, k2, k3 or exact); the exact KL is logged in any case",
     "mini_batch_size": "ppo.num_mini_batches, how many there are, and"
     " ppo.per_device_train_batch_size, completions computed at once",
     "ppo.batch_size": "ppo.per_device_train_batch_size; a rollout is it ×"

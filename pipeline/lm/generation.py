@@ -84,7 +84,7 @@ def cut_at_eos(tokens: Sequence[int], eos: set[int]) -> tuple[tuple[int, ...], b
     return tuple(tokens), False
 
 
-def _decode(
+def completion_text(
     tokenizer: PreTrainedTokenizerBase, prompt_ids: Sequence[int], completion_ids: Sequence[int]
 ) -> str:
     """The completion's text as it follows the prompt (some tokenizers drop a leading space)."""
@@ -146,7 +146,7 @@ def sample(
                 tokens = generate_tokens(model, tokenizer, prompt_ids, max_new_tokens, decoder)
                 for r, ids, generated in zip(batch, prompt_ids, tokens, strict=True):
                     kept, ended = cut_at_eos(generated, stop)
-                    text = _decode(tokenizer, ids, kept)
+                    text = completion_text(tokenizer, ids, kept)
                     prompt = prompt_text(tokenizer, prompts[rows[r]], ids)
                     made[r] = Completion(prompt, ids, kept, text, ended)
     finally:

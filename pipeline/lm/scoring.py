@@ -121,37 +121,61 @@ def _logps_and_entropy(
     return logps, entropy
 
 
-class _FrozenHeadLogps(torch.autograd.Function):
-    """Log-probabilities whose gradient is taken while a chunk's logits exist.
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities, and KL to a reference, whose gradients are taken while logits exist.
 
-    For a frozen head without bias, logits W h / T and p = softmax(W h / T),
+    For a frozen head without bias, logits W h / T, p = softmax(W h / T) and a reference's q,
 
-    .. math:: \\nabla_h \\log p_y = \\sum_v (1_{v = y} - p_v) W_v / T
+    .. math:: \\nabla_h \\log p_y = \\sum_v (1_{v = y} - p_v) W_v / T, \\qquad
+              \\nabla_h KL(p \\| q) = \\sum_v p_v (\\log p_v - \\log q_v - KL) W_v / T
 
-    needs nothing of the loss, so it is computed in the forward pass and kept as ``(N, d)``: no
+    need nothing of the loss, so they are computed in the forward pass and kept as ``(N, d)``: no
     logits are kept and none are computed again.
     """
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, head: nn.Linear, targets: Tensor, temperature: float, chunk: int
-    ) -> Tensor:
-        logps, slopes = [], []
-        for states, tokens in zip(hidden.split(chunk), targets.split(chunk), strict=True):
-            logits = _logits(states, head, temperature)
+        ctx: Any,
+        hidden: Tensor,
+        head: nn.Linear,
+        targets: Tensor,
+        temperature: float,
+        chunk: int,
+        reference: Callable[[int, int], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``reference`` gives log q ``(n, V)`` of the tokens from a first to before a last one."""
+        logps, slopes, kls, kl_slopes = [], [], [], []
+
+        def to_states(per_token: Tensor) -> Tensor:
+            return (per_token.to(head.weight.dtype) @ head.weight).float() / temperature
+
+        for start in range(0, len(hidden), chunk):
+            tokens = targets[start : start + chunk]
+            logits = _logits(hidden[start : start + chunk], head, temperature)
             normalizer = logits.logsumexp(-1)
             logps.append(logits.gather(-1, tokens[:, None]).squeeze(-1) - normalizer)
-            surplus = logits.sub_(normalizer[:, None]).exp_()  # p − 1_y
+            logits.sub_(normalizer[:, None])
+            if reference is not None:
+                excess = logits - reference(start, start + chunk)
+                surplus = logits.exp_()
+                kls.append((surplus * excess).sum(-1))
+                kl_slopes.append(to_states(excess.sub_(kls[-1][:, None]).mul_(surplus)))
+                del excess
+            else:
+                surplus = logits.exp_()  # p − 1_y
             # Before rounding: in bfloat16 a p near 1 is 1, and the difference 0.
             surplus.scatter_add_(-1, tokens[:, None], surplus.new_full((len(tokens), 1), -1.0))
-            slopes.append((surplus.to(head.weight.dtype) @ head.weight).float() / -temperature)
-        ctx.save_for_backward(torch.cat(slopes).to(hidden.dtype))
-        return torch.cat(logps)
+            slopes.append(-to_states(surplus))
+        kept = [torch.cat(each).to(hidden.dtype) for each in (slopes, kl_slopes) if each]
+        ctx.save_for_backward(*kept)
+        return torch.cat(logps), torch.cat(kls) if kls else None
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        (slopes,) = ctx.saved_tensors
-        return (gradient[:, None] * slopes).to(slopes.dtype), None, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+        slopes = ctx.saved_tensors
+        parts = [g[:, None] * s for g, s in zip(gradients, slopes, strict=False)]
+        total = parts[0] if len(parts) == 1 else parts[0] + parts[1]
+        return total.to(slopes[0].dtype), None, None, None, None, None
 
 
 def _is_frozen_matrix(head: Head) -> bool:
@@ -165,7 +189,7 @@ def token_logps(
     """Log-probabilities of ``targets``, differentiable.
 
     Logits are never kept for the backward pass: a frozen head's gradient is taken at once
-    (:class:`_FrozenHeadLogps`), a trained one's are recomputed beyond one chunk.
+    (:class:`_FrozenHead`), a trained one's are recomputed beyond one chunk.
 
     Args:
         hidden: ``(N, d)``, targets: ``(N,)``; chunk: tokens whose logits exist at once.
@@ -174,7 +198,7 @@ def token_logps(
         ``(N,)`` float32, in nats.
     """
     if torch.is_grad_enabled() and hidden.requires_grad and _is_frozen_matrix(head):
-        return _FrozenHeadLogps.apply(hidden, head, targets, temperature, chunk)  # type: ignore
+        return _FrozenHead.apply(hidden, head, targets, temperature, chunk)[0]  # type: ignore
     if hidden.shape[0] <= chunk:
         return _logps(hidden, head, targets, temperature)
     parts = []
@@ -193,6 +217,43 @@ def token_logps_and_entropy(
     ]
     logps, entropies = zip(*pieces, strict=True)  # type: ignore[misc]
     return torch.cat(logps), torch.cat(entropies)
+
+
+def token_logps_and_kl(
+    hidden: Tensor,
+    ref_hidden: Tensor,
+    head: Head,
+    ref_head: Head,
+    targets: Tensor,
+    temperature: float,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """Like :func:`token_logps`, with the exact KL(π‖π_ref) of each next token, ``(N,)`` nats.
+
+    Both are differentiable in π; the reference's logits are made again from its final states.
+
+    Args:
+        hidden, ref_hidden: ``(N, d)`` final hidden states of policy and reference.
+    """
+
+    @torch.no_grad()
+    def reference(start: int, stop: int) -> Tensor:
+        return _logits(ref_hidden[start:stop], ref_head, temperature).log_softmax(-1)
+
+    if torch.is_grad_enabled() and hidden.requires_grad and _is_frozen_matrix(head):
+        return _FrozenHead.apply(hidden, head, targets, temperature, chunk, reference)  # type: ignore
+
+    def part(states: Tensor, tokens: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        logps = _logits(states, head, temperature).log_softmax(-1)
+        kl = (logps.exp() * (logps - reference(start, start + len(tokens)))).sum(-1)
+        return logps.gather(-1, tokens[:, None]).squeeze(-1), kl
+
+    pieces = [
+        checkpoint(part, h, t, i * chunk, use_reentrant=False)
+        for i, (h, t) in enumerate(zip(hidden.split(chunk), targets.split(chunk), strict=True))
+    ]
+    logps, kls = zip(*pieces, strict=True)  # type: ignore[misc]
+    return torch.cat(logps), torch.cat(kls)
 
 
 class TokenStatistics(NamedTuple):

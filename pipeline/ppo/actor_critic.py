@@ -21,6 +21,7 @@ from pipeline.lm.scoring import (
     predicting_states,
     token_logps,
     token_logps_and_entropy,
+    token_logps_and_kl,
     token_statistics,
 )
 from pipeline.lm.trunk import SplitDecoder, lowest_trained_layer
@@ -55,6 +56,7 @@ class ActorCriticOutput(NamedTuple):
     logps: Tensor
     values: Tensor
     entropy: Tensor
+    kl: Tensor
 
 
 class TokenRecord(NamedTuple):
@@ -147,36 +149,67 @@ class ActorCritic(nn.Module):
         batch: TokenBatch,
         trunk: Tensor | None = None,
         with_entropy: bool = False,
+        ref_states: Tensor | None = None,
     ) -> ActorCriticOutput:
-        """Log-probabilities, values and (on request, else zeros) entropies of ``batch``'s tokens.
+        """Log-probabilities and values of ``batch``'s tokens; entropy and KL if asked for, else 0.
 
         Args:
             batch: B completions. trunk: :meth:`trunk` of ``batch.sequences`` if it is at hand.
+            ref_states: ``(B, T, d)`` of :meth:`record_and_states`, for the exact KL.
         """
         states = self._states(batch, trunk)
         seen = states if self.args.value_backprop else states.detach()
         arguments = (lm_head(self.policy), batch.completion_ids[batch.mask])
         settings = self._logit_settings(states.device)
+        entropy = kl = logps = None
         if with_entropy:
             logps, entropy = token_logps_and_entropy(states, *arguments, *settings)
-        else:
+        if ref_states is not None:
+            theirs, head = ref_states[batch.mask], arguments[0]
+            heads = head, self._reference_head()
+            logps, kl = token_logps_and_kl(states, theirs, *heads, arguments[1], *settings)
+        if logps is None:
             logps = token_logps(states, *arguments, *settings)
-            entropy = torch.zeros_like(logps)
-        values = self.value_head(seen)
-        return ActorCriticOutput(*(_spread(x, batch.mask) for x in (logps, values, entropy)))
+        zero = torch.zeros_like(logps)
+        columns = (logps, self.value_head(seen), zero if entropy is None else entropy)
+        columns += (zero if kl is None else kl,)
+        return ActorCriticOutput(*(_spread(x, batch.mask) for x in columns))
 
     @torch.no_grad()
     def token_record(self, batch: TokenBatch, trunk: Tensor | None = None) -> TokenRecord:
         """All that a rollout records, policy and reference side by side."""
+        return self._record(batch, trunk)[0]
+
+    @torch.no_grad()
+    def record_and_states(
+        self, batch: TokenBatch, trunk: Tensor | None = None
+    ) -> tuple[TokenRecord, Tensor]:
+        """:meth:`token_record` and the reference's final states ``(B, T, d)``, zero off the mask.
+
+        They are all that its logits need, so an update has these without running the reference.
+        """
+        record, kept = self._record(batch, trunk)
+        states = kept.new_zeros(*batch.mask.shape, kept.shape[-1])
+        states[batch.mask] = kept
+        return record, states
+
+    def _record(self, batch: TokenBatch, trunk: Tensor | None) -> tuple[TokenRecord, Tensor]:
         states, ref_states = self._states(batch, trunk), self._reference_states(batch, trunk)
         targets = batch.completion_ids[batch.mask]
         settings = self._logit_settings(states.device)
-        policy = lm_head(self.policy)
-        reference = lm_head(self._reference[0]) if self._reference else self._without_adapters
-        both = token_statistics(states, ref_states, policy, reference, targets, *settings)
+        heads = lm_head(self.policy), self._reference_head()
+        both = token_statistics(states, ref_states, *heads, targets, *settings)
         values = self.value_head(states)
         columns = (both.logps, values, both.entropy, both.ref_logps, both.exact_kl)
-        return TokenRecord(*(_spread(x, batch.mask) for x in columns))
+        return TokenRecord(*(_spread(x, batch.mask) for x in columns)), ref_states
+
+    def _reference_head(self) -> Callable[[Tensor], Tensor]:
+        """What makes the reference's logits of its final states."""
+        if self._reference:
+            return lm_head(self._reference[0])
+        head = lm_head(self.policy)
+        # A plain one has no adapters, and a whole model's are slow to switch for every chunk.
+        return head if type(head) is nn.Linear else self._without_adapters
 
     def _logit_settings(self, device: torch.device) -> tuple[float, int]:
         return self.args.temperature, self.args.logits_chunk or logits_chunk(device)

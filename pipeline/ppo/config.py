@@ -53,8 +53,12 @@ class PPOConfig(TrainingArguments):
 
         kl_coef: β, the price of one nat of KL, in reward units.
         kl_estimator: per-token estimate that the reward is charged with (Schulman 2020). Only k1
-            has the KL-regularised optimum in the reward: k2 and k3 end far from it, which the
-            trainer warns of, see ``docs/certificate.md``.
+            and exact have the KL-regularised optimum in the reward: k2 and k3 end far from it,
+            which the trainer warns of, see ``docs/certificate.md``. ``exact`` has no noise of
+            sampled tokens in it: the KL of the whole next-token distribution, of the states that a
+            token leads to in its return, and of its own state in the loss, differentiated (Amini et
+            al. 2025, arXiv 2504.10637). An update then needs the reference's logits: a second
+            product with the head, and the reference's final states kept for the rollout.
         kl_in: charge the KL to the reward, or add β times its estimate, k2 or k3, to the loss.
             There a token does not answer for the KL of those after it: another optimum.
         kl_target: adaptive control when set: the coefficient is steered until the KL per
@@ -81,6 +85,13 @@ class PPOConfig(TrainingArguments):
 
     > Critic
 
+        critic: ``head``: a value head learns V(s_t) from nothing. ``prefix``: V(s_t) = a · score
+            of the completion's first t tokens + b + the head, a and b refitted by least squares for
+            groups of positions, so that there is a critic from the first rollout on. The reward is
+            asked once for every prefix, ``val/reward_queries`` in all, with the same clipping and
+            normalisation. No use where a beginning's score says nothing of the whole's.
+        prefix_every: ask for every k-th position's prefix; its score stands for the next k − 1
+            positions too. For rewards that are dear.
         vf_coef: weight of the value loss in the policy's gradient, with ``value_backprop``.
             Without, it does next to nothing: the head's gradients are clipped apart, and the size
             of Adam's steps does not depend on theirs. Set ``value_learning_rate``.
@@ -149,7 +160,7 @@ class PPOConfig(TrainingArguments):
 
     # KL
     kl_coef: NotNegative = 0.05
-    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    kl_estimator: Literal["k1", "k2", "k3", "exact"] = "k1"
     kl_in: Literal["reward", "loss"] = "reward"
     kl_target: AboveZero | None = None
     kl_horizon: Count | None = None
@@ -166,6 +177,8 @@ class PPOConfig(TrainingArguments):
     target_kl: AboveZero | None = None
 
     # Critic
+    critic: Literal["head", "prefix"] = "head"
+    prefix_every: Count = 1
     vf_coef: NotNegative = 0.5
     cliprange_value: AboveZero | None = None
     value_learning_rate: AboveZero | None = None
@@ -200,6 +213,11 @@ class PPOConfig(TrainingArguments):
         return self.rollout_size * self.world_size
 
     @property
+    def charges_exact_kl(self) -> bool:
+        """Whether the update needs each token's exact KL, and so the reference's states."""
+        return self.kl_estimator == "exact" and self.kl_coef > 0
+
+    @property
     def steps_per_rollout(self) -> int:
         """Optimizer steps learned from one rollout."""
         return self.num_ppo_epochs * self.num_mini_batches
@@ -220,6 +238,8 @@ class PPOConfig(TrainingArguments):
                 f" reward and KL: measured {optimality} of the way from the reference to it,"
                 f" {_IN_REWARD_K1} with k1 (docs/certificate.md); set k1, or kl_in: loss"
             )
+        if self.prefix_every > 1 and self.critic != "prefix":
+            yield f"prefix_every={self.prefix_every} does nothing without critic: prefix"
         seen = (self.gamma * self.lam) ** (self.response_length - 1)
         if seen < _LEAST_SEEN:
             yield (
@@ -242,8 +262,9 @@ class PPOConfig(TrainingArguments):
         """
         if values["fp16"]:
             yield "fp16", "false (use bf16, or neither for float32)"
-        if values["kl_in"] == "loss" and values["kl_estimator"] == "k1":
-            yield "kl_estimator", "k2 or k3 with kl_in: loss"  # k1's gradient is 0 on average
+        if values["kl_in"] == "loss" and values["kl_estimator"] in ("k1", "exact"):
+            # k1's gradient is 0 on average; exact is in the loss by itself, and in the return.
+            yield "kl_estimator", "k2 or k3 with kl_in: loss"
         if values["kl_target"] is not None and values["kl_coef"] == 0:
             yield "kl_coef", "above 0 with kl_target"
         if values["save_steps"] < 1:

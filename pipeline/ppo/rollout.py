@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ class Rollout:
     token_rewards: Tensor
     advantages: Tensor
     returns: Tensor
+    known_values: Tensor | None = None
+    """What values and returns hold beside the value head's part: own KL and prefixes' lines."""
+    ref_states: Tensor | None = None  # (B, T, d)
+    kl_price: float = 0.0
+    """β on the advantages' scale, where the update itself charges each token's exact KL."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,9 @@ class Microbatch:
     returns: Tensor
     normalizer: float
     """Completion tokens in the whole minibatch, over all microbatches and processes."""
+    kept_ref_states: Tensor | None = None
+    """The whole rollout's."""
+    kl_price: float = 0.0
 
     @property
     def trunk(self) -> Tensor | None:
@@ -61,17 +70,25 @@ class Microbatch:
         width = self.batch.sequences.shape[1]
         return None if self.kept_trunk is None else self.kept_trunk[self.index, :width]
 
+    @property
+    def ref_states(self) -> Tensor | None:
+        """The reference's final states ``(B, T, d)`` of the rows, copied; ``None`` if not kept."""
+        steps, kept = self.batch.mask.shape[1], self.kept_ref_states
+        return None if kept is None else kept[self.index, :steps]
+
 
 def record_in_parts(
-    model: ActorCritic, batch: TokenBatch, rows: int
-) -> tuple[TokenRecord, Tensor | None]:
+    model: ActorCritic, batch: TokenBatch, rows: int, keep_states: bool = False
+) -> tuple[TokenRecord, Tensor | None, Tensor | None]:
     """The tokens' record, made of ``rows`` completions of like length at a time, and the trunk.
 
     Returns:
-        ``(B, T)`` columns, and the activations ``(B, L, d)`` that every later pass starts from.
+        ``(B, T)`` columns; the activations ``(B, L, d)`` that every later pass starts from; and
+        with ``keep_states`` the reference's final states ``(B, T, d)``.
     """
     lengths = batch.prompt_lengths + batch.mask.sum(1)
     trunk: Tensor | None = None
+    kept: Tensor | None = None
     columns = [torch.zeros(batch.mask.shape, device=batch.mask.device) for _ in range(5)]
     for index in lengths.argsort(stable=True).split(rows):
         part = batch.rows(index)
@@ -81,9 +98,16 @@ def record_in_parts(
                 shape = (*batch.sequences.shape, activations.shape[-1])
                 trunk = torch.zeros(shape, dtype=activations.dtype, device=activations.device)
             trunk[index, : activations.shape[1]] = activations
-        for column, values in zip(columns, model.token_record(part, activations), strict=True):
+        if keep_states:
+            record, states = model.record_and_states(part, activations)
+            if kept is None:
+                kept = states.new_zeros(*batch.mask.shape, states.shape[-1])
+            kept[index, : states.shape[1]] = states
+        else:
+            record = model.token_record(part, activations)
+        for column, values in zip(columns, record, strict=True):
             column[index, : values.shape[1]] = values
-    return TokenRecord(*columns), trunk
+    return TokenRecord(*columns), trunk, kept
 
 
 def shaped_scores(
@@ -97,29 +121,72 @@ def shaped_scores(
 
     ``deviation`` takes in the clipped ones: an outlier must not set the scale of all others.
     """
-    if args.reward_clip is not None:
-        scores = scores.clamp(-args.reward_clip, args.reward_clip)
+    clipped = _clipped(scores, args)
     everyone = torch.ones_like(scores, dtype=torch.bool)
-    deviation.update(*reduce_sum(moments(scores, everyone)).tolist())
-    if args.normalize_rewards:
-        scores = scores / deviation.value
+    deviation.update(*reduce_sum(moments(clipped, everyone)).tolist())
+    scores = scaled_scores(scores, args, deviation)
     if args.missing_eos_penalty is not None:
         scores = torch.where(ended, scores, scores - args.missing_eos_penalty)
     return scores
 
 
+def scaled_scores(scores: Tensor, args: PPOConfig, deviation: RunningDeviation) -> Tensor:
+    """Scores of whatever text, clipped and normalised as those that PPO is paid; any shape."""
+    scores = _clipped(scores, args)
+    return scores / deviation.value if args.normalize_rewards else scores
+
+
+def _clipped(scores: Tensor, args: PPOConfig) -> Tensor:
+    limit = args.reward_clip
+    return scores if limit is None else scores.clamp(-limit, limit)
+
+
 def token_rewards(
-    scores: Tensor, old: TokenRecord, mask: Tensor, beta: float, estimator: KLEstimator
+    scores: Tensor,
+    old: TokenRecord,
+    mask: Tensor,
+    beta: float,
+    estimator: KLEstimator | Literal["exact"],
 ) -> Tensor:
     r"""What each token is paid, ``(B, T)``, zero off the mask.
 
     .. math:: r_t = -\beta\, \widehat{KL}_t + [t = T - 1]\, r(x, y)
+
+    With "exact", KL_t is that of the whole next-token distribution in the state before token t.
     """
-    penalty = -beta * kl_estimate(old.logps, old.ref_logps, estimator)
+    if estimator == "exact":
+        charged = old.exact_kl
+    else:
+        charged = kl_estimate(old.logps, old.ref_logps, estimator)
+    penalty = -beta * charged
     rewards = torch.where(mask, penalty, torch.zeros_like(penalty))
     last = mask.sum(1) - 1
     rewards[torch.arange(len(scores), device=scores.device), last] += scores
     return rewards
+
+
+def own_kl_values(old: TokenRecord, mask: Tensor, price: float) -> Tensor:
+    r"""The part −β KL_t of V(s_t), ``(B, T)``, where the exact KL is charged; else zeros.
+
+    The return from s_t begins with a token's own KL, which is a number of the state alone and is
+    differentiated in the loss instead. Being known, it is not learned: the value head predicts
+    V'(s_t), the return after it, and V = V' − β KL_t takes it out of every advantage,
+
+    .. math:: \delta_t = (r_t - \beta KL_t) + \gamma (V'_{t+1} - \beta KL_{t+1})
+              - (V'_t - \beta KL_t) = r_t - \gamma \beta KL_{t+1} + \gamma V'_{t+1} - V'_t
+
+    whatever λ and γ: a token answers for the KL of the states it leads to, once.
+
+    Args:
+        price: β on the scale of the token rewards; 0 where the KL charged is not exact.
+    """
+    return torch.where(mask, -price * old.exact_kl, 0.0)
+
+
+def per_deviation(values: Tensor, mask: Tensor, reduce_sum: ReduceSum) -> float:
+    """The factor by which :func:`whitened` scales ``(B, T)`` values: one over their deviation."""
+    _, variance = mean_and_variance(reduce_sum(moments(values, mask)))
+    return float(torch.rsqrt(variance + 1e-8))
 
 
 def whitened(
@@ -161,14 +228,25 @@ def microbatches(
     """The microbatches of a :func:`schedule`, each knowing its whole minibatch's token count."""
     lengths = rollout.batch.mask.sum(1).double()
     counts = reduce_sum(torch.stack([lengths[torch.cat(parts)].sum() for parts in plan]))
+    old, values, returns = rollout.old, rollout.old.values, rollout.returns
+    if rollout.known_values is not None:  # the value head learns the rest
+        values, returns = values - rollout.known_values, returns - rollout.known_values
+    columns = (old.logps, old.ref_logps, values, rollout.advantages, returns)
     made = []
     for parts, count in zip(plan, counts.tolist(), strict=True):
         for index in parts:
             index = index.to(lengths.device)
             batch = rollout.batch.rows(index)
             steps = batch.mask.shape[1]
-            old = rollout.old
-            columns = (old.logps, old.ref_logps, old.values, rollout.advantages, rollout.returns)
             parts_of = (column[index, :steps] for column in columns)
-            made.append(Microbatch(batch, index, rollout.trunk, *parts_of, normalizer=count))
+            microbatch = Microbatch(
+                batch,
+                index,
+                rollout.trunk,
+                *parts_of,
+                normalizer=count,
+                kept_ref_states=rollout.ref_states,
+                kl_price=rollout.kl_price,
+            )
+            made.append(microbatch)
     return made

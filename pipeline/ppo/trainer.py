@@ -16,7 +16,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from classic_rl.advantages import completion_gae
+from classic_rl.advantages import completion_gae, discounted_sums
 from classic_rl.losses import clipped_surrogate, kl_estimate, value_loss
 from pipeline.data.prompts import as_prompts
 from pipeline.data.records import Prompt
@@ -33,11 +33,15 @@ from pipeline.output.versions import warn_untested
 from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.control import KLController, RunningDeviation
+from pipeline.ppo.prefix import PrefixCritic, prefixes
 from pipeline.ppo.rollout import (
     Microbatch,
     Rollout,
     microbatches,
+    own_kl_values,
+    per_deviation,
     record_in_parts,
+    scaled_scores,
     shaped_scores,
     token_rewards,
     whitened,
@@ -110,6 +114,7 @@ class PPOTrainer(BaseTrainer):
         horizon = args.kl_horizon or args.planned_episodes(len(train_dataset)) / _HORIZONS
         self.kl_control = KLController(args.kl_coef, args.kl_target, horizon)
         self.score_deviation = RunningDeviation()
+        self.prefix_critic = PrefixCritic(length)
         set_seed(args.seed)  # the Trainer does so later, but the value head is made here
         super().__init__(
             model=ActorCritic(model, args, longest),
@@ -146,10 +151,13 @@ class PPOTrainer(BaseTrainer):
         # 2. Score each by the reward r(x, y).
         self.performance.start("reward")
         scores = self._reward(completions)
+        self.reward_queries = len(completions)
+        prefix_scores = self._prefix_scores(completions) if args.critic == "prefix" else None
 
         # 3. Record of every token log π, log π_ref, V(s_t), the entropy and the exact KL.
         self.performance.start("score")
-        batch, old, trunk = self._record(completions, args.per_device_train_batch_size)
+        rows, exact = args.per_device_train_batch_size, args.charges_exact_kl
+        batch, old, trunk, ref_states = self._record(completions, rows, keep_states=exact)
         mask = batch.mask
 
         # 4. Pay the tokens: the (shaped) score at the last one, −β·KL at each.
@@ -157,23 +165,52 @@ class PPOTrainer(BaseTrainer):
         shaped = shaped_scores(scores, ended, args, self.score_deviation, everyone)
         beta = self.kl_control.coefficient if args.kl_in == "reward" else 0.0
         rewards = token_rewards(shaped, old, mask, beta, args.kl_estimator)
+        price = beta if exact else 0.0  # of a token's own KL, which the loss charges
         if args.whiten_rewards:
+            price *= per_deviation(rewards, mask, everyone) if price else 1.0
             rewards = whitened(rewards, mask, everyone, keep_mean=True)
 
         # 5. Estimate advantages and returns by GAE.
+        known = self._known_values(rewards, price, old, mask, prefix_scores)
+        old = old._replace(values=old.values + known)
         advantages, returns = completion_gae(rewards, old.values, mask, args.gamma, args.lam)
         if args.whiten_advantages:
+            price *= per_deviation(advantages, mask, everyone) if price else 1.0
             advantages = whitened(advantages, mask, everyone)
 
         # 6. Deal the rows into minibatches, in a fresh order in every epoch.
-        rollout = Rollout(completions, batch, trunk, scores, old, rewards, advantages, returns)
+        rollout = Rollout(
+            completions, batch, trunk, scores, old, rewards, advantages, returns,
+            known_values=known, ref_states=ref_states, kl_price=price,
+        )  # fmt: skip
         self.stopped_early = False
         parts = microbatches(*share(rollout, args, self._seed(1)), everyone)
         metrics = self.on_rollout(rollout)
 
         # 7. Steer β by the KL of this rollout, where it is steered.
-        self.kl_control.update(metrics["objective/kl"], args.rollout_batch_size)
+        measured = metrics["objective/kl_exact" if exact else "objective/kl"]
+        self.kl_control.update(measured, args.rollout_batch_size)
         return parts
+
+    def _known_values(
+        self,
+        rewards: Tensor,
+        price: float,
+        old: TokenRecord,
+        mask: Tensor,
+        prefix_scores: Tensor | None,
+    ) -> Tensor:
+        """What of V(s_t) is known without the value head, ``(B, T)``; the head learns the rest.
+
+        Args:
+            rewards: what each token is paid, its KL included. price: β on their scale.
+        """
+        known = own_kl_values(old, mask, price)
+        if prefix_scores is None:
+            return known
+        scores = scaled_scores(prefix_scores, self.args, self.score_deviation)
+        rest = discounted_sums(rewards, self.args.gamma) - known
+        return known + self.prefix_critic.values(scores, rest, mask, self.sum_over_processes)
 
     def _sample(
         self,
@@ -217,18 +254,24 @@ class PPOTrainer(BaseTrainer):
             raise failed_reward(error, completions, self.args, step) from error
         return torch.tensor(scores, dtype=torch.float32, device=self.args.device)
 
+    def _prefix_scores(self, completions: Sequence[Completion]) -> Tensor:
+        """Scores ``(B, T)`` of the text before each token; what is beyond the end is no score."""
+        texts, index = prefixes(completions, self.tokenizer, self.args.prefix_every)
+        self.reward_queries += len(texts)
+        return self._reward(texts)[index.to(self.args.device)]
+
     def _record(
-        self, completions: Sequence[Completion], rows: int
-    ) -> tuple[TokenBatch, TokenRecord, Tensor | None]:
-        """The completions as tensors, their tokens' record, and the trunk's activations."""
+        self, completions: Sequence[Completion], rows: int, keep_states: bool = False
+    ) -> tuple[TokenBatch, TokenRecord, Tensor | None, Tensor | None]:
+        """The completions as tensors, and :func:`record_in_parts` of them."""
         pad: Any = self.tokenizer.pad_token_id
         model = self.actor_critic
         with self.accelerator.autocast():
             batch = TokenBatch.collate(completions, pad, self.args.device)
-            record, trunk = self.memory.fit(
-                "evaluating", rows, lambda rows: record_in_parts(model, batch, rows)
+            recorded = self.memory.fit(
+                "evaluating", rows, lambda rows: record_in_parts(model, batch, rows, keep_states)
             )
-        return batch, record, trunk
+        return batch, *recorded
 
     def _seed(self, purpose: int) -> int:
         """A seed of this rollout and ``purpose``, for all processes; no state to save."""
@@ -250,13 +293,13 @@ class PPOTrainer(BaseTrainer):
         r"""PPO's loss of one microbatch, as its share of the whole minibatch's token mean.
 
         .. math:: L = \frac{1}{N} \sum_t \bigl( L^{CLIP}_t + c_v L^V_t - c_e H_t
-                  \;[+\; \beta\, \widehat{KL}_t] \bigr)
+                  \;[+\; \beta\, KL_t] \bigr)
         """
         args, data = self.args, inputs["microbatch"]
         if self.stopped_early:  # the rest of this update is skipped, see target_kl
             return torch.zeros((), device=args.device, requires_grad=True)
         mask = data.batch.mask
-        output = model(data.batch, data.trunk, with_entropy=args.entropy_coef > 0)
+        output = model(data.batch, data.trunk, args.entropy_coef > 0, data.ref_states)
 
         # 1. The ratio ρ = π / π_old, as its logarithm.
         log_ratio = torch.where(mask, output.logps - data.old_logps, 0.0)
@@ -270,8 +313,12 @@ class PPOTrainer(BaseTrainer):
         # 4. The entropy bonus.
         total = policy + args.vf_coef * critic - args.entropy_coef * output.entropy
 
-        # 5. The KL penalty, where the reward was not charged with it.
-        if args.kl_in == "loss":
+        # 5. The KL penalty, where the reward was not charged with it: all of it, or, where that is
+        # exact, a token's own, at the β and on the scale of the advantages.
+        if data.kl_price:
+            total = total + data.kl_price * output.kl
+        elif args.kl_in == "loss":
+            assert args.kl_estimator != "exact"  # see PPOConfig.clashes
             penalty = kl_estimate(output.logps, data.ref_logps, args.kl_estimator)
             total = total + self.kl_control.coefficient * penalty
 
@@ -336,7 +383,7 @@ class PPOTrainer(BaseTrainer):
         own = [prompts[row] for row in rows], [encoded[row] for row in rows]
         completions = self._sample(*own, draws, args.seed)
         scores = self._reward(completions)
-        batch, record, _ = self._record(completions, args.per_device_eval_batch_size)
+        batch, record, *_ = self._record(completions, args.per_device_eval_batch_size)
         ended = torch.tensor([float(c.ended) for c in completions], device=args.device)
         kl, lengths = record.exact_kl.double().sum(1), batch.mask.sum(1)
         columns = [column[:count] for column in (scores, kl, ended, lengths)]

@@ -19,6 +19,7 @@ from pipeline.output.checkpoints import CompleteMarker, require_whole
 from pipeline.ppo.actor_critic import ActorCritic, parameter_groups
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.control import KLController, RunningDeviation
+from pipeline.ppo.prefix import PrefixCritic
 from pipeline.ppo.rollout import Microbatch, Rollout
 from pipeline.ppo.upkeep import distributed, state
 from pipeline.ppo.upkeep.guards import Guards
@@ -34,13 +35,15 @@ SampleLog = Callable[[int, list[dict[str, Any]]], None]
 class BaseTrainer(Trainer):
     """The Trainer with guards, memory, processes, journal, metrics and performance.
 
-    A subclass sets ``kl_control`` and ``score_deviation``, which checkpoints hold, before it calls
-    ``__init__``, and gives ``_prepare_inputs``, ``compute_loss`` and :meth:`gate_gradients`.
+    A subclass sets ``kl_control``, ``score_deviation`` and ``prefix_critic``, which checkpoints
+    hold, before it calls ``__init__``, and gives ``_prepare_inputs``, ``compute_loss`` and
+    :meth:`gate_gradients`.
     """
 
     args: PPOConfig
     kl_control: KLController
     score_deviation: RunningDeviation
+    prefix_critic: PrefixCritic
 
     def __init__(
         self,
@@ -55,6 +58,7 @@ class BaseTrainer(Trainer):
         self.log_samples = log_samples
         self.stopped_early = False
         self.pending: list[Microbatch] = []  # of the rollout that is learned from
+        self.reward_queries = 0  # of the rollout at hand, in this process
         self._rollout_metrics: dict[str, float] = {}
         self.update_metrics = UpdateMetrics()
         self.performance = Performance(self.args.device)
@@ -68,6 +72,10 @@ class BaseTrainer(Trainer):
     def actor_critic(self) -> ActorCritic:
         """The policy and value head without what DDP or the like wraps around them."""
         return self.accelerator.unwrap_model(self.model)  # type: ignore[return-value]
+
+    @property
+    def _controllers(self) -> tuple[KLController, RunningDeviation, PrefixCritic]:
+        return self.kl_control, self.score_deviation, self.prefix_critic
 
     @property
     def rollout_index(self) -> int:
@@ -108,6 +116,9 @@ class BaseTrainer(Trainer):
         step, size = self.state.global_step, self.args.rollout_batch_size
         beta = self.kl_control.coefficient
         metrics = rollout_metrics(rollout, beta, self.sum_over_processes, self.gather_rows)
+        queries = self.sum_over_processes(torch.tensor([self.reward_queries]))
+        metrics["val/reward_queries"] = float(queries)
+        self.reward_queries = 0
         self._rollout_metrics = metrics | {"episode": float((self.rollout_index + 1) * size)}
         self.guards.look_at_rollout(rollout, metrics, step)
         self.performance.add(rollout.batch)
@@ -194,7 +205,7 @@ class BaseTrainer(Trainer):
         if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
             # Its engine has loaded the weights, so _load_from_checkpoint is not called.
             folder = Path(resume_from_checkpoint)
-            state.load_controllers(folder, self.kl_control, self.score_deviation)
+            state.load_controllers(folder, *self._controllers)
         return prepared
 
     def policy_weights(self) -> dict[str, Tensor] | None:
@@ -219,15 +230,15 @@ class BaseTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
-            controllers = (self.kl_control, self.score_deviation)
-            state.save(folder, self.actor_critic, self.tokenizer, *controllers, state_dict)
+            kept = self._controllers
+            state.save(folder, self.actor_critic, self.tokenizer, *kept, weights=state_dict)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         folder = Path(resume_from_checkpoint)
         require_whole(folder)
-        state.load(folder, self.actor_critic, self.kl_control, self.score_deviation)
+        state.load(folder, self.actor_critic, *self._controllers)
 
     def _load_best_model(self) -> None:
         assert self.state.best_model_checkpoint is not None

@@ -26,7 +26,7 @@ from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.upkeep import state
 
 T = TypeVar("T")
-FORWARDS = ("token_record", "trunk", "within")
+FORWARDS = ("token_record", "record_and_states", "trunk", "within")
 """ActorCritic's methods that read the policy's weights, beside ``forward``."""
 
 

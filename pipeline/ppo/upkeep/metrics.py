@@ -109,6 +109,7 @@ class UpdateMetrics:
         self._sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)
         self._minibatch_kl = torch.zeros(2, dtype=torch.float64)
         self._ratios = (float("inf"), -float("inf"))
+        self._largest_kl = 0.0
         self._norms: list[tuple[Tensor | float, Tensor | float]] = []
         self.tokens = 0.0
         """Completion tokens that were learned from, over all processes, at the last `collect`."""
@@ -165,7 +166,9 @@ class UpdateMetrics:
         """Approximate KL to the rollout policy over the minibatch just gone through; resets."""
         total, count = reduce_sum(self._minibatch_kl).tolist()
         self._minibatch_kl.zero_()
-        return total / max(count, 1.0)
+        kl = total / max(count, 1.0)
+        self._largest_kl = max(self._largest_kl, kl)
+        return kl
 
     def collect(self, reduce_sum: ReduceSum, gather: Gather) -> dict[str, float]:
         """The means and extremes since the last call; resets."""
@@ -178,6 +181,7 @@ class UpdateMetrics:
         means: list[float] = (sums[:-1] / max(self.tokens, 1.0)).tolist()
         metrics: dict[str, float] = dict(zip(self.NAMES, means, strict=True))
         squared = metrics.pop("val/ratio_squared")
+        metrics["policy/approxkl_max"], self._largest_kl = self._largest_kl, 0.0
         metrics["val/ratio_var"] = max(squared - metrics["val/ratio"] ** 2, 0.0)
         metrics["val/ratio_min"] = float(ratios[:, 0].min())
         metrics["val/ratio_max"] = float(ratios[:, 1].max())

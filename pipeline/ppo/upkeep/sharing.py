@@ -181,6 +181,8 @@ def _fetch_rows(rollout: Rollout, exchange: _Exchange) -> Rollout:
         token_rewards=tokens(rollout.token_rewards),
         advantages=tokens(rollout.advantages),
         returns=tokens(rollout.returns),
+        known_values=None if rollout.known_values is None else tokens(rollout.known_values),
+        ref_states=None if rollout.ref_states is None else tokens(rollout.ref_states),
     )
 
 

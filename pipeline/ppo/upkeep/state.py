@@ -19,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.lm.models import base_of
 from pipeline.ppo.actor_critic import ActorCritic
 from pipeline.ppo.control import KLController, RunningDeviation
+from pipeline.ppo.prefix import PrefixCritic
 
 TRAINED = "trained.safetensors"
 VALUE_HEAD = "value_head.safetensors"
@@ -31,9 +32,10 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     control: KLController,
     deviation: RunningDeviation,
+    critic: PrefixCritic | None = None,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write policy (or adapter), tokenizer, value head and controllers into ``folder``.
+    """Write policy (or adapter), tokenizer, critic and controllers into ``folder``.
 
     Weights keep the dtype they are trained in, so that a resumed run goes on bit-equal. A PEFT
     model's folder holds what others need of its adapters, and all that is trained once more under
@@ -54,11 +56,18 @@ def save(
         base_of(model.policy).save_pretrained(str(folder), state_dict=policy, max_shard_size="1TB")
     tokenizer.save_pretrained(str(folder))
     save_file(head or model.value_head.state_dict(), folder / VALUE_HEAD)
-    write_json(folder / STATE, {"kl_coef": control.coefficient, "deviation": vars(deviation)})
+    kept = {"kl_coef": control.coefficient, "deviation": vars(deviation)}
+    if critic is not None:
+        kept["prefix_critic"] = critic.sums.tolist()  # JSON keeps every digit of a float64
+    write_json(folder / STATE, kept)
 
 
 def load(
-    folder: Path, model: ActorCritic, control: KLController, deviation: RunningDeviation
+    folder: Path,
+    model: ActorCritic,
+    control: KLController,
+    deviation: RunningDeviation,
+    critic: PrefixCritic | None = None,
 ) -> None:
     """Read back what :func:`save` wrote, into the objects at hand.
 
@@ -69,7 +78,7 @@ def load(
     weights = _adapters(folder) if isinstance(policy, PeftModel) else _whole(folder, policy)
     put(weights, policy, folder)
     model.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
-    load_controllers(folder, control, deviation)
+    load_controllers(folder, control, deviation, critic)
 
 
 def _trained(policy: nn.Module) -> dict[str, Tensor]:
@@ -138,11 +147,18 @@ def _buffers(policy: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in policy.named_buffers() if name in names}
 
 
-def load_controllers(folder: Path, control: KLController, deviation: RunningDeviation) -> None:
+def load_controllers(
+    folder: Path,
+    control: KLController,
+    deviation: RunningDeviation,
+    critic: PrefixCritic | None = None,
+) -> None:
     """The part of :func:`load` that is not weights."""
     state = read_json(folder / STATE)
     control.coefficient = state["kl_coef"]
     vars(deviation).update(state["deviation"])
+    if critic is not None and "prefix_critic" in state:
+        critic.sums = torch.tensor(state["prefix_critic"], dtype=torch.float64)
 
 
 def policy_weights(model: ActorCritic) -> dict[str, Tensor] | None:

@@ -20,6 +20,7 @@ from pipeline.lm.scoring import (
     text_nll,
     token_logps,
     token_logps_and_entropy,
+    token_logps_and_kl,
 )
 
 
@@ -72,6 +73,45 @@ def test_chunked_logps_have_the_same_gradient(policy, completions) -> None:
         ).sum().backward()
         gradients.append(states.grad)
     assert torch.allclose(gradients[0], gradients[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_exact_kl_and_its_gradient_equal_plain_autograds(
+    frozen: bool, dtype: torch.dtype
+) -> None:
+    """A frozen head's is taken in the forward pass, a trained one's by computing logits again."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(23, 8, generator=generator).to(dtype)
+    ref_hidden = (hidden.float() + 0.5 * torch.randn(23, 8, generator=generator)).to(dtype)
+    targets = torch.randint(50, (23,), generator=generator)
+    one, two = torch.randn(2, 23, generator=generator)
+    head, ref_head = (torch.nn.Linear(8, 50, bias=False, dtype=dtype) for _ in range(2))
+    for part, seed in ((head, 1), (ref_head, 2)):
+        torch.nn.init.normal_(part.weight, generator=torch.Generator().manual_seed(seed))
+    ref_head.requires_grad_(False)
+
+    def plain(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logps = (head(states).float() / 0.7).log_softmax(-1)
+        ref_logps = (ref_head(ref_hidden).float() / 0.7).log_softmax(-1)
+        chosen = logps.gather(-1, targets[:, None]).squeeze(-1)
+        return chosen, (logps.exp() * (logps - ref_logps)).sum(-1)
+
+    wanted_from = hidden.clone().requires_grad_(True)
+    expected = plain(wanted_from)
+    head.weight.requires_grad_(not frozen)
+    found_from = hidden.clone().requires_grad_(True)
+    found = token_logps_and_kl(found_from, ref_hidden, head, ref_head, targets, 0.7, 5)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+    (one @ expected[0] + two @ expected[1]).backward()
+    kept = None if frozen else head.weight.grad.clone()  # type: ignore[union-attr]
+    head.weight.grad = None
+    (one @ found[0] + two @ found[1]).backward()
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+    assert torch.allclose(found_from.grad, wanted_from.grad, **close)  # type: ignore[arg-type]
+    if not frozen:
+        assert torch.allclose(head.weight.grad, kept, **close)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
