@@ -8,6 +8,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import Experiment
+from pipeline.config.choices import ppo_evaluates
 from pipeline.data.records import Demonstration
 from pipeline.data.splits import load_data
 from pipeline.lm.check import check_policy
@@ -57,7 +58,10 @@ def run(experiment: Experiment) -> None:
     model, tokenizer = load_base(experiment.model, experiment.seed)
     lm_head(model)  # that it runs on plain tokens, before anything else is asked of it
     length, longest = experiment.generation.max_new_tokens, 0
-    for prompts, kind in ((data.train_prompts, "training"), (data.eval_prompts, "evaluation")):
+    asked = {"training": data.train_prompts, "evaluation": data.eval_prompts}
+    if ppo_evaluates(experiment):
+        asked["validation"] = data.validation_prompts
+    for kind, prompts in asked.items():
         longest = max(longest, check_prompts(model, tokenizer, prompts, length, kind))
     check_policy(model, tokenizer, longest + length)
     arguments.max_length = cut_length(model, arguments.max_length, "sft.max_length")
