@@ -98,8 +98,9 @@ def measure(section: ModelSection, tokenizer: PreTrainedTokenizerBase, rows: int
     return Speed(layers, upper, forward, training, head, head_training, drawing, drawing_head, step)
 
 
-def classifier(model: nn.Module, rows: int, length: int, mixed: bool) -> tuple[float, float]:
-    """Seconds for a position through a whole classifier: forward, and with its gradient.
+def classifier(model: nn.Module, rows: int, length: int, mixed: bool) -> tuple[float, float, float]:
+    """Seconds for a position through a whole classifier, forward and with its gradient, and for a
+    step of its optimizer.
 
     Args:
         rows: texts at once. length: tokens of each. mixed: compute in bfloat16.
@@ -114,7 +115,7 @@ def classifier(model: nn.Module, rows: int, length: int, mixed: bool) -> tuple[f
 
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         seconds = [_seconds(lambda training=training: work(training)) for training in (False, True)]
-    return seconds[0] / tokens.numel(), seconds[1] / tokens.numel()
+    return seconds[0] / tokens.numel(), seconds[1] / tokens.numel(), _step(model)
 
 
 def _few_layers(
@@ -201,9 +202,9 @@ def _drawing(
     return layer, max(shallow - layer, 0.0)
 
 
-def _step(policy: nn.Module) -> float:
+def _step(model: nn.Module) -> float:
     """An optimizer step on the trained weights, whose gradients are there, clipping included."""
-    trained = [p for p in policy.parameters() if p.grad is not None]
+    trained = [p for p in model.parameters() if p.grad is not None]
     optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
 
     def work() -> None:

@@ -134,7 +134,7 @@ def _encoder(experiment: Experiment, speed: Speed) -> Encoder | None:
     if not trains_classifier(experiment):
         return None
     if experiment.reward.encoder == OVER_SFT:
-        return Encoder(speed.layers * speed.forward, speed.layers * speed.training)
+        return Encoder(speed.layers * speed.forward, speed.layers * speed.training, speed.step)
     model, _ = new_encoder(experiment, seed=0)
     mixed = compute_dtype(ModelSection()) == torch.bfloat16
     return Encoder(*classifier(model, *_READ, mixed=mixed))

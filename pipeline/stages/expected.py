@@ -27,7 +27,8 @@ from pipeline.stages.tokens import learnt_tokens
 from pipeline.stages.training import stage_arguments
 
 _AROUND = 10.0  # seconds of a stage for its libraries, and to load and save models
-_OWN_HEAD = 1.5  # TRL's head computes the logits once more for their gradient
+# TRL's head: it computes the logits once more for their gradient, and entropy and accuracy.
+_OWN_HEAD = 2.0
 _LOOKED_AT = 500  # texts that lengths are taken from
 
 
@@ -89,10 +90,11 @@ def _nothing(prompt: Any) -> Any:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Seconds for a position through the whole classifier."""
+    """Seconds for a position through the whole classifier, and for a step of its optimizer."""
 
     forward: float
     training: float
+    step: float
 
 
 class Counter:
@@ -103,7 +105,7 @@ class Counter:
     ) -> None:
         """``encoder`` is None where no classifier is trained: a reward's own time is not known."""
         self.experiment, self.texts, self.speed = experiment, texts, speed
-        self.encoder = encoder or Encoder(0.0, 0.0)
+        self.encoder = encoder or Encoder(0.0, 0.0, 0.0)
         self.split = not experiment.model.use_peft
         """Whether the layers below the trained ones are run without gradient, and once."""
 
@@ -160,8 +162,8 @@ class Counter:
         arguments = stage_arguments(self.experiment, "reward", TrainingArguments, **DEFAULTS)
         length, total = fmean(self.texts.demonstrations), 0.0
         for rated in self.texts.rated:
-            passes = _steps(arguments, rated)[1]
-            total += passes * rated * length * self.encoder.training
+            steps, passes = _steps(arguments, rated)
+            total += passes * rated * length * self.encoder.training + steps * self.encoder.step
         return total
 
     def _ppo(self) -> float:

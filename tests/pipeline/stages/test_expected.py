@@ -35,9 +35,9 @@ SETTINGS = [
     "dpo.per_device_train_batch_size=8", "dpo.num_train_epochs=1",
     "compare.samples_per_prompt=4", "compare.reference_samples=16",
 ]  # fmt: skip
-ENCODER = Encoder(forward=0.1, training=0.2)
+ENCODER = Encoder(forward=0.1, training=0.2, step=0.3)
 DRAW = 16 * (30 * 0.011 + 0.013) + 4 * 30 * 0.002
-TRAINED = 10 * 0.003 + 1.5 * 0.007  # of a position: the upper layers and TRL's head
+TRAINED = 10 * 0.003 + 2 * 0.007  # of a position: the upper layers and TRL's head
 
 
 def counter(tiny: Path, *overrides: str, encoder: Encoder | None = ENCODER) -> Counter:
@@ -68,7 +68,7 @@ def test_padding_counts_unless_texts_of_like_length_share_a_batch(tiny: Path) ->
 
 
 def test_the_classifiers(tiny: Path) -> None:
-    expected = 3 * (64 + 128) * 20 * 0.2
+    expected = 3 * (64 + 128) * 20 * 0.2 + 3 * (2 + 4) * 0.3
     assert counter(tiny).seconds("reward") == pytest.approx(AROUND + expected)
 
 
