@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
@@ -18,6 +19,7 @@ from pipeline.lm.positions import check_prompts, cut_length
 from pipeline.lm.route import lm_head
 from pipeline.output.console import is_main_process, say
 from pipeline.stages import tracking
+from pipeline.stages.batches import LikeLengths
 from pipeline.stages.training import evaluates, fit, save_trained, stage_arguments
 from pipeline.stages.trl_compat import fit_tiles_to
 
@@ -43,6 +45,18 @@ def demonstration_dataset(items: Sequence[str | Demonstration], arguments: SFTCo
     )
 
 
+class _Trainer(SFTTrainer):
+    """TRL's, with texts of like length in one batch where ``group_by_length`` asks for it."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset, args = train_dataset or self.train_dataset, self.args
+        grouped = args.train_sampling_strategy == "group_by_length"
+        if not grouped or "input_ids" not in getattr(dataset, "column_names", ()):
+            return super()._get_train_sampler(train_dataset)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return LikeLengths([len(ids) for ids in dataset["input_ids"]], args.train_batch_size, seed)
+
+
 @tracking.tracked("sft")
 def run(experiment: Experiment) -> None:
     """Train on ``data.demonstrations`` and write ``sft/model``: the model as it is for sft.skip.
@@ -66,7 +80,7 @@ def run(experiment: Experiment) -> None:
     check_policy(model, tokenizer, longest + length)
     arguments.max_length = cut_length(model, arguments.max_length, "sft.max_length")
     fit_tiles_to(best_device().type)
-    trainer = SFTTrainer(
+    trainer = _Trainer(
         model=make_trainable(model, experiment.model, experiment.seed),  # type: ignore[arg-type]
         args=arguments,
         train_dataset=demonstration_dataset(data.demonstrations, arguments),
