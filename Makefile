@@ -4,6 +4,8 @@
 
 SHELL := /bin/bash
 CONFIG ?= configs/quickstart.yaml
+# Settings that replace the file's: make quickstart SET="ppo.total_episodes=1280 seed=1"
+SET ?=
 
 ifneq ($(RLHF_PYTHON),)
 PYTHON := $(RLHF_PYTHON)
@@ -64,7 +66,7 @@ $(STAMP):
 	@mkdir -p "$(@D)" && touch "$@"
 
 quickstart: $(STAMP)
-	@"$(PYTHON)" -m pipeline run --config "$(CONFIG)"
+	@"$(PYTHON)" -m pipeline run --config "$(CONFIG)" $(SET)
 
 tiny: $(STAMP)
 	@"$(PYTHON)" -m pipeline run --config configs/tiny.yaml

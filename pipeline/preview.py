@@ -98,6 +98,7 @@ def _show_splits(experiment: Experiment, data: ExperimentData) -> None:
         "demonstrations": len(data.demonstrations),
         "held out": len(data.heldout),
         "training prompts": len(data.train_prompts),
+        "validation prompts": len(data.validation_prompts),
         "evaluation prompts": len(data.eval_prompts),
     }
     print("  " + ", ".join(f"{size:,} {name}" for name, size in sizes.items()))

@@ -39,6 +39,7 @@ StageFunction = Callable[[Experiment], None]
 
 REPORT = "pipeline.report.page"
 AHEAD = "pipeline.stages.ahead"
+BUDGET = "pipeline.stages.budget"
 # What flock answers where there are no locks (some network mounts).
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
@@ -225,6 +226,8 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
             for stage, why in left_out(experiment).items() if command == "run" else ():
                 say(f"{stage}: left out ({why})")
             _tell_needed(experiment, command, steps)
+            if command == "run":
+                _tell_expected(experiment, steps)
             for step in steps:
                 if step.action == "skip":
                     say(f"{step.stage}: finished already, skipped")
@@ -259,6 +262,19 @@ def _tell_needed(experiment: Experiment, command: str, steps: Sequence[Step]) ->
     skip = " (sft.skip=true takes the model as it is)" if "sft" in needed else ""
     skip = "" if experiment.sft.skip else skip
     say(f"{command}: builds on {' and '.join(needed)}, not finished yet: done first{skip}")
+
+
+def _tell_expected(experiment: Experiment, steps: Sequence[Step]) -> None:
+    """Say about how long the stages with work to do will take."""
+    before: dict[str, float] = {}
+    for step in (step for step in steps if step.action != "skip"):
+        goes_on = step.action in ("resume", "extend")
+        record = (read_record(experiment, step.stage) or {}) if goes_on else {}
+        before[step.stage] = record.get("seconds", 0.0)
+    # For the toy it says nothing, and its imports would take seconds.
+    if before and experiment.model.model_name_or_path != "toy":
+        importlib.import_module(BUDGET).tell(experiment, before)
+        free_memory()
 
 
 def _check_hub(experiment: Experiment, steps: Sequence[Step]) -> None:

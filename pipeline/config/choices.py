@@ -15,6 +15,12 @@ def trains(experiment: Experiment, stage: str) -> bool:
     return stage != "reward" or TRAINED_HERE in (experiment.reward.source, experiment.reward.gold)
 
 
+def ppo_evaluates(experiment: Experiment) -> bool:
+    """True where PPO is evaluated on the validation prompts while it trains."""
+    given = experiment.trainer_args("ppo")
+    return given.get("eval_strategy", "no") != "no" or bool(given.get("eval_on_start"))
+
+
 def left_out(experiment: Experiment) -> dict[str, str]:
     """The stages that this config has no use for, and why."""
     if experiment.beta > 0:

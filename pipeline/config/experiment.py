@@ -165,9 +165,13 @@ class DataSection(_Section):
     demonstrations: Count = 2400
     """Texts that SFT learns from."""
     heldout: Count = 256
-    """Texts that only perplexity is measured on."""
+    """Texts that only perplexity is measured on, and whose beginnings are validation prompts."""
     train_prompts: Count = 2048
+    validation_prompts: Count = 64
+    """At most this many prompts that PPO is evaluated on while it trains, where it is
+    (`ppo.eval_strategy`), and chooses its best by; neither trained on nor in the comparison."""
     eval_prompts: Count = 64
+    """Prompts that the comparison is made on; nothing is trained on them or chosen by them."""
 
     def column_names(self) -> dict[str, str]:
         """This project's names of columns to the files', where the config gives them."""

@@ -74,6 +74,7 @@ STAGES: tuple[Stage, ...] = (
             *_OWN_PAIRS,
             _POLICY_MODULES,
             "data.train_prompts",
+            "data.validation_prompts",
             "data.label_column",
             "data.label_values",
             "data.positive_above",
@@ -88,7 +89,7 @@ STAGES: tuple[Stage, ...] = (
         module="pipeline.stages.reward",
         does="train the reward model (proxy) and the judge (gold)",
         reads=("data", "reward", "seed"),
-        unread=(*_OWN_PAIRS, "data.train_prompts"),
+        unread=(*_OWN_PAIRS, "data.train_prompts", "data.validation_prompts"),
         whether=("data.prompts_name",),
         arguments="transformers:TrainingArguments",
         metrics={"loss": False, "accuracy": True},
@@ -115,6 +116,7 @@ STAGES: tuple[Stage, ...] = (
         does="draw preference pairs from the SFT model and train DPO on them",
         needs=("sft", "reward"),
         reads=(_POLICY_MODULES, "data", "generation", "beta", "pairs", "dpo", "seed"),
+        unread=("data.validation_prompts",),
         arguments="trl:DPOConfig",
         owned={"beta": _BETA},
         metrics=_DPO_METRICS,
@@ -126,7 +128,7 @@ STAGES: tuple[Stage, ...] = (
         needs=("sft", "reward"),
         takes=("ppo", "dpo"),
         reads=("data", "generation", "beta", "compare", "seed"),
-        unread=_OWN_PAIRS,
+        unread=(*_OWN_PAIRS, "data.validation_prompts"),
     ),
 )
 

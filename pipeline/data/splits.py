@@ -2,7 +2,7 @@
 
 all texts ── cleaned, 8–30 words, duplicates removed, shuffled by the seed
   ├─ eval prompts     first words of texts that nothing trains on
-  ├─ held-out texts   for perplexity
+  ├─ held-out texts   for perplexity; their first words are the validation prompts
   ├─ classifier test  a tenth, at most 1,000
   └─ training texts   ├─ demonstrations (SFT) and training prompts (PPO, DPO)
                       └─ two disjoint halves: the proxy's and the gold judge's
@@ -42,8 +42,12 @@ class ExperimentData:
     Attributes:
         demonstrations: For SFT: texts, or prompts with their answers.
         heldout: The same for perplexity; in no training split.
-        train_prompts: Prompts for PPO and for preference pairs; none is an evaluation prompt.
-        eval_prompts: Prompts for the comparison, all different, from texts in no training split.
+        train_prompts: Prompts for PPO and for preference pairs.
+        validation_prompts: What PPO is evaluated on and chooses its best by, all different, from
+            ``heldout``; of own prompts what training leaves over. There may be fewer than asked
+            for, or none.
+        eval_prompts: Prompts for the comparison, all different, from texts in no other split.
+            No prompt is in two of the three.
         proxy: Rated texts for the reward's classifier, neutral ones left out; empty when no
             classifier is trained (``reward.source`` is not ``sentiment``).
         gold: The same for the judge; disjoint from ``proxy``.
@@ -53,6 +57,7 @@ class ExperimentData:
     demonstrations: list[str] | list[Demonstration]
     heldout: list[str] | list[Demonstration]
     train_prompts: list[Prompt]
+    validation_prompts: list[Prompt]
     eval_prompts: list[Prompt]
     proxy: list[RatedText]
     gold: list[RatedText]
@@ -117,18 +122,23 @@ def _of_texts(
     test, training = rest[:tested], rest[tested:]
     demonstrations = training[: section.demonstrations]
     if own:
-        eval_prompts, train_prompts = own
+        train_prompts, validation_prompts, eval_prompts = own
     else:
         eval_prompts = [unit.first(text.text, section.prompt_words) for text in evaluation]
         # Fresh texts first: a prompt from a demonstration is one whose answer SFT has seen.
         others = training[section.demonstrations :] + demonstrations
         prompts = [unit.first(text.text, section.prompt_words) for text in others]
         train_prompts = _training_prompts(prompts, eval_prompts, section)
+        beginnings = [unit.first(text.text, section.prompt_words) for text in heldout]
+        validation_prompts = _validation_prompts(
+            beginnings, [*train_prompts, *eval_prompts], section
+        )
     proxy, gold = training[0::2], training[1::2]
     return ExperimentData(
         demonstrations=[text.text for text in demonstrations],
         heldout=[text.text for text in heldout],
         train_prompts=train_prompts,
+        validation_prompts=validation_prompts,
         eval_prompts=list(eval_prompts),
         proxy=_decided(proxy, section, "the proxy's half") if rated and labels else [],
         gold=_decided(gold, section, "the gold judge's half") if rated and labels else [],
@@ -149,12 +159,16 @@ def _of_demonstrations(experiment: Experiment, made: list[Demonstration]) -> Exp
     heldout, training = made[: section.heldout], made[section.heldout :]
     demonstrations = training[: section.demonstrations]
     if own:
-        eval_prompts, train_prompts = own
+        train_prompts, validation_prompts, eval_prompts = own
     else:
         eval_prompts = [item.prompt for item in evaluation]
         prompts = [item.prompt for item in training[section.demonstrations :] + demonstrations]
         train_prompts = _training_prompts(prompts, eval_prompts, section)
-    return ExperimentData(demonstrations, heldout, train_prompts, eval_prompts, [], [], [])
+        validation_prompts = _validation_prompts(
+            [item.prompt for item in heldout], [*train_prompts, *eval_prompts], section
+        )
+    prompts_of = train_prompts, validation_prompts, eval_prompts
+    return ExperimentData(demonstrations, heldout, *prompts_of, [], [], [])
 
 
 def _different(
@@ -274,8 +288,22 @@ def _training_prompts(
     return usable[: section.train_prompts]
 
 
-def _own_prompts(experiment: Experiment) -> tuple[list[Prompt], list[Prompt]] | None:
-    """The user's prompts, evaluation's and training's, all different; None without any."""
+def _validation_prompts(
+    heldout: Iterable[Prompt], used: Iterable[Prompt], section: DataSection
+) -> list[Prompt]:
+    """The first different prompts of held-out texts that are not ``used`` otherwise."""
+    kept_out = set(map(str, used))
+    different = {str(prompt): prompt for prompt in heldout if str(prompt) not in kept_out}
+    return list(different.values())[: section.validation_prompts]
+
+
+def _own_prompts(
+    experiment: Experiment,
+) -> tuple[list[Prompt], list[Prompt], list[Prompt]] | None:
+    """The user's prompts, all different, for training, validation and evaluation; None without any.
+
+    Validation has those that training leaves over, if any.
+    """
     section = experiment.data
     if not section.prompts_name:
         return None
@@ -284,7 +312,8 @@ def _own_prompts(experiment: Experiment) -> tuple[list[Prompt], list[Prompt]] | 
     if len(training) < section.train_prompts:
         there = f"{len(different)} different prompts, {len(training)} without the evaluation's"
         raise _too_few(there, "train_prompts", section)
-    return evaluation, training[: section.train_prompts]
+    left = training[section.train_prompts :]
+    return training[: section.train_prompts], left[: section.validation_prompts], evaluation
 
 
 def _decided(texts: list[RatedText], section: DataSection, part: str) -> list[RatedText]:

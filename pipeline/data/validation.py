@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.config import Experiment
 from pipeline.data.records import Prompt
 from pipeline.data.splits import ExperimentData
-from pipeline.data.words import Unit, unit_of
+from pipeline.data.tally import tell
 from pipeline.errors import UserError
 
 Pair = dict[str, Any]
@@ -25,30 +25,38 @@ def validation_prompts(
 ) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts for PPO to be evaluated on, and those to train on; no prompt is in both.
 
-    The first are the beginnings of the held-out texts, so that training is the same with and
-    without evaluation. Own prompts have none held out: there the last training prompts are given
-    up for it, a quarter at most.
+    The first are ``data.validation_prompts``, so that training is the same with and without
+    evaluation. Where own prompts leave too few of them, or other data none at all, the last
+    training prompts are given up for it, a quarter at most. Fewer than asked for are told.
 
     Raises:
         UserError: there is but one training prompt to divide.
     """
-    wanted, train = experiment.data.eval_prompts, data.train_prompts
-    if experiment.data.prompts_name is None:
-        used = {_key(prompt) for prompt in [*train, *data.eval_prompts]}
-        held: dict[str, Prompt] = {}
-        unit = unit_of(experiment)
-        for item in data.heldout:
-            prompt = _beginning(item, unit, experiment.data.prompt_words)
-            if len(held) < wanted and _key(prompt) not in used:
-                held.setdefault(_key(prompt), prompt)
-        if held:
-            return list(held.values()), train
-    distinct = list({_key(prompt): prompt for prompt in train}.values())
-    count = min(wanted, max(1, len(distinct) // 4))
-    if len(distinct) < 2:
-        raise UserError("ppo.eval_strategy: a single training prompt leaves none to evaluate on")
-    held = {_key(prompt): prompt for prompt in distinct[-count:]}
-    return list(held.values()), [prompt for prompt in train if _key(prompt) not in held]
+    wanted, held, train = experiment.data.validation_prompts, data.validation_prompts, []
+    if not held or experiment.data.prompts_name:
+        given_up, train = _give_up(data.train_prompts, wanted - len(held))
+        held = [*held, *given_up]
+        if not held:
+            raise UserError(
+                "ppo.eval_strategy: a single training prompt leaves none to evaluate on"
+            )
+        if given_up:
+            tell(f"PPO is evaluated, and not trained, on {len(given_up)} of the training prompts")
+    if len(held) < wanted:
+        more = "data.prompts_name" if experiment.data.prompts_name else "data.heldout"
+        tell(
+            f"PPO is evaluated on {len(held)} prompts, not {wanted} (data.validation_prompts): "
+            f"there are no more in {more}"
+        )
+    return held, train or data.train_prompts
+
+
+def _give_up(prompts: list[Prompt], count: int) -> tuple[list[Prompt], list[Prompt]]:
+    """The last ``count`` different prompts, a quarter of all at most, and the others."""
+    different = list({_key(prompt): prompt for prompt in prompts}.values())
+    count = min(count, max(1, len(different) // 4), len(different) - 1)
+    held = {_key(prompt): prompt for prompt in different[len(different) - count :]}
+    return list(held.values()), [prompt for prompt in prompts if _key(prompt) not in held]
 
 
 def validation_pairs(
@@ -68,11 +76,6 @@ def validation_pairs(
     for pair in pairs:
         sides[_key(_prompt(pair)) not in held].append(pair)
     return sides
-
-
-def _beginning(item: Any, unit: Unit, count: int) -> Prompt:
-    """The prompt of a held-out text, or of a demonstration that has one."""
-    return unit.first(item, count) if isinstance(item, str) else item.prompt
 
 
 def _prompt(pair: Pair) -> Any:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.words import first_line
 from pipeline.config import Experiment
+from pipeline.config.choices import ppo_evaluates
 from pipeline.data.preferences import Pair, read_pairs
 from pipeline.data.records import Demonstration, Messages, Prompt
 from pipeline.data.splits import ExperimentData, load_data
@@ -45,7 +46,8 @@ def check_data(experiment: Experiment, data: ExperimentData, sft: bool = True) -
     section = experiment.data
     tokenizer = load_tokenizer(experiment.model)
     if section.prompts_name:
-        prompts = [*data.eval_prompts, *data.train_prompts]
+        validation = data.validation_prompts if ppo_evaluates(experiment) else []
+        prompts = [*data.eval_prompts, *validation, *data.train_prompts]
         check_template(experiment, tokenizer, "data.prompts_name", ((p, []) for p in prompts))
     made = [item for item in data.demonstrations if isinstance(item, Demonstration)]
     check_template(

@@ -35,7 +35,8 @@ def _best_by(experiment: Experiment) -> str | None:
 def run(experiment: Experiment) -> None:
     """Train on ``data.train_prompts`` and write ``ppo/model``.
 
-    What it is evaluated on, where it is, and the best is chosen by, are other prompts.
+    What it is evaluated on, where it is, and the best is chosen by, are
+    ``data.validation_prompts``.
     """
     data = load_data(experiment)
     generation = experiment.generation

@@ -50,7 +50,7 @@ Part = Literal["proxy", "gold"]
 PARTS: tuple[Part, Part] = ("proxy", "gold")
 # A reward without labels to measure it is tried on this many texts before hours are spent on it.
 _TRIED = 64
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-4,
     "num_train_epochs": 2,
     "per_device_train_batch_size": 32,
@@ -268,7 +268,7 @@ def _arguments(
         owned["bf16"] = hardware["bf16"]
     try:
         made = TrainingArguments(
-            **{**_DEFAULTS, **hardware, **experiment.trainer_args("reward"), **owned}
+            **{**DEFAULTS, **hardware, **experiment.trainer_args("reward"), **owned}
         )
     except (ValueError, ImportError) as error:  # e.g. fp16 on a processor
         reason = str(error).strip().splitlines()[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from pipeline.config import Experiment
+from pipeline.config.choices import ppo_evaluates
 from pipeline.data.records import Demonstration
 from pipeline.data.splits import load_data
 from pipeline.lm.check import check_policy
@@ -17,6 +19,7 @@ from pipeline.lm.positions import check_prompts, cut_length
 from pipeline.lm.route import lm_head
 from pipeline.output.console import is_main_process, say
 from pipeline.stages import tracking
+from pipeline.stages.batches import LikeLengths
 from pipeline.stages.training import evaluates, fit, save_trained, stage_arguments
 from pipeline.stages.trl_compat import fit_tiles_to
 
@@ -42,6 +45,18 @@ def demonstration_dataset(items: Sequence[str | Demonstration], arguments: SFTCo
     )
 
 
+class _Trainer(SFTTrainer):
+    """TRL's, with texts of like length in one batch where ``group_by_length`` asks for it."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset, args = train_dataset or self.train_dataset, self.args
+        grouped = args.train_sampling_strategy == "group_by_length"
+        if not grouped or "input_ids" not in getattr(dataset, "column_names", ()):
+            return super()._get_train_sampler(train_dataset)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return LikeLengths([len(ids) for ids in dataset["input_ids"]], args.train_batch_size, seed)
+
+
 @tracking.tracked("sft")
 def run(experiment: Experiment) -> None:
     """Train on ``data.demonstrations`` and write ``sft/model``: the model as it is for sft.skip.
@@ -57,12 +72,15 @@ def run(experiment: Experiment) -> None:
     model, tokenizer = load_base(experiment.model, experiment.seed)
     lm_head(model)  # that it runs on plain tokens, before anything else is asked of it
     length, longest = experiment.generation.max_new_tokens, 0
-    for prompts, kind in ((data.train_prompts, "training"), (data.eval_prompts, "evaluation")):
+    asked = {"training": data.train_prompts, "evaluation": data.eval_prompts}
+    if ppo_evaluates(experiment):
+        asked["validation"] = data.validation_prompts
+    for kind, prompts in asked.items():
         longest = max(longest, check_prompts(model, tokenizer, prompts, length, kind))
     check_policy(model, tokenizer, longest + length)
     arguments.max_length = cut_length(model, arguments.max_length, "sft.max_length")
     fit_tiles_to(best_device().type)
-    trainer = SFTTrainer(
+    trainer = _Trainer(
         model=make_trainable(model, experiment.model, experiment.seed),  # type: ignore[arg-type]
         args=arguments,
         train_dataset=demonstration_dataset(data.demonstrations, arguments),

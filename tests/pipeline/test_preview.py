@@ -49,7 +49,8 @@ def test_texts_prompts_and_pairs(shown, tmp_path: Path) -> None:
     assert "  91 rows; columns: text, label, id (1 filled)" in lines
     left = "1 of 91 texts left out: below data.min_words (8 words) (1)"
     assert f"  {named['dataset_name']}: {left}" in lines
-    assert "  40 demonstrations, 5 held out, 2 training prompts, 1 evaluation prompts" in lines
+    parts = "2 training prompts, 0 validation prompts, 1 evaluation prompts"
+    assert f"  40 demonstrations, 5 held out, {parts}" in lines
     example = lines[lines.index("  demonstrations, example 1") + 1]
     assert example.startswith("    the film") and example.endswith(f"clever{END}")
     assert lines.count("    <|user|>the plot<|assistant|>▶") + lines.count("    the film is▶") >= 1
@@ -81,7 +82,8 @@ def test_conversations_show_where_the_answer_begins(shown, tmp_path: Path) -> No
 def test_the_projects_own_texts(shown) -> None:
     code, lines, _ = shown()
     assert code == 0 and lines[0] == "data.dataset_name: toy"
-    assert "  256 demonstrations, 32 held out, 64 training prompts, 16 evaluation prompts" in lines
+    parts = "64 training prompts, 25 validation prompts, 16 evaluation prompts"
+    assert f"  256 demonstrations, 32 held out, {parts}" in lines
 
 
 def test_a_mistake_is_one_line(shown, tmp_path: Path) -> None:

@@ -1,0 +1,245 @@
+"""How long a run will take: what its settings ask for, counted, times what a part costs here.
+
+A part is a position (a token of a text) through a layer or the head, forward or with its gradient,
+or a token that is drawn; :mod:`pipeline.lm.speed` times each on a few layers of the model. It is
+an estimate, for a processor: it stands in no record and decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from pipeline.config import TRAINED_HERE, Experiment
+from pipeline.config.choices import ppo_evaluates
+from pipeline.data.records import Demonstration
+from pipeline.data.splits import ExperimentData
+from pipeline.lm.speed import Speed
+from pipeline.ppo.config import PPOConfig
+from pipeline.stages.reward import DEFAULTS
+from pipeline.stages.tokens import learnt_tokens
+from pipeline.stages.training import stage_arguments
+
+_AROUND = 10.0  # seconds of a stage for its libraries, and to load and save models
+# TRL's head: it computes the logits once more for their gradient, and entropy and accuracy.
+_OWN_HEAD = 2.0
+_LOOKED_AT = 500  # texts that lengths are taken from
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How long the texts are, in tokens, and how many there are.
+
+    Attributes:
+        demonstrations: tokens of a sample of them. learnt: how many there are.
+        prompt: tokens of a prompt, on average. response: of a completion, as far as the
+            demonstrations tell.
+        heldout: texts held out. rated: texts that each classifier learns from.
+        prompts: training prompts. evaluated: the comparison's prompts.
+        validation: prompts that PPO is evaluated on.
+    """
+
+    demonstrations: Sequence[int]
+    learnt: int
+    prompt: float
+    response: float
+    heldout: int
+    rated: Sequence[int]
+    prompts: int
+    evaluated: int
+    validation: int
+
+
+def look_at(
+    experiment: Experiment, data: ExperimentData, tokenizer: PreTrainedTokenizerBase
+) -> Texts:
+    """The lengths of the experiment's texts, from some of them."""
+    most, lengths, responses = experiment.generation.max_new_tokens, [], []
+    prompts = data.train_prompts[:_LOOKED_AT]
+    begins = [learnt_tokens(tokenizer, prompt, _nothing(prompt))[0] for prompt in prompts]
+    prompt = fmean(begins)
+    for item in data.demonstrations[:_LOOKED_AT]:
+        pair = (item.prompt, item.completion) if isinstance(item, Demonstration) else ("", item)
+        begin, tokens = learnt_tokens(tokenizer, *pair)
+        lengths.append(len(tokens))
+        begin = begin or round(prompt)
+        responses.append(min(most, max(1, len(tokens) - begin)))
+    return Texts(
+        demonstrations=lengths,
+        learnt=len(data.demonstrations),
+        prompt=prompt,
+        response=fmean(responses),
+        heldout=len(data.heldout),
+        rated=[len(part) for part in (data.proxy, data.gold) if part],
+        prompts=len(data.train_prompts),
+        evaluated=len(data.eval_prompts),
+        validation=len(data.validation_prompts) if ppo_evaluates(experiment) else 0,
+    )
+
+
+def _nothing(prompt: Any) -> Any:
+    """An empty answer of the prompt's kind."""
+    return "" if isinstance(prompt, str) else [{"role": "assistant", "content": ""}]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Seconds for a position through the whole classifier, and for a step of its optimizer."""
+
+    forward: float
+    training: float
+    step: float
+
+
+class Counter:
+    """Seconds of each stage of an experiment."""
+
+    def __init__(
+        self, experiment: Experiment, texts: Texts, speed: Speed, encoder: Encoder | None
+    ) -> None:
+        """``encoder`` is None where no classifier is trained: a reward's own time is not known."""
+        self.experiment, self.texts, self.speed = experiment, texts, speed
+        self.encoder = encoder or Encoder(0.0, 0.0, 0.0)
+        self.split = not experiment.model.use_peft
+        """Whether the layers below the trained ones are run without gradient, and once."""
+
+    def seconds(self, stage: str) -> float:
+        """About how long the stage takes from its beginning to its end."""
+        return (
+            _AROUND
+            + {
+                "sft": self._sft,
+                "reward": self._reward,
+                "ppo": self._ppo,
+                "dpo": self._dpo,
+                "compare": self._compare,
+            }[stage]()
+        )
+
+    # Positions: one text through the whole model, or its upper part, and completions drawn.
+
+    def _upper(self) -> int:
+        return self.speed.trained_layers if self.split else self.speed.layers
+
+    def _lower(self) -> int:
+        return self.speed.layers - self._upper()
+
+    def _forward(self, positions: float, layers: int | None = None) -> float:
+        return positions * self.speed.forward * (self.speed.layers if layers is None else layers)
+
+    def _draw(self, completions: float) -> float:
+        speed, texts = self.speed, self.texts
+        each = texts.response * (speed.layers * speed.drawing + speed.drawing_head)
+        return completions * each + self._forward(completions * texts.prompt)
+
+    def _judge(self, completions: float) -> float:
+        """One classifier's reward."""
+        return completions * (self.texts.prompt + self.texts.response) * self.encoder.forward
+
+    # Stages
+
+    def _sft(self) -> float:
+        if self.experiment.sft.skip:
+            return 0.0
+        from trl import SFTConfig  # takes seconds, which the stage itself then does not
+
+        arguments, speed = stage_arguments(self.experiment, "sft", SFTConfig), self.speed
+        steps, passes = _steps(arguments, self.texts.learnt)
+        each = speed.training * self._upper() + _OWN_HEAD * speed.head_training
+        positions = passes * self.texts.learnt * _padded(self.texts.demonstrations, arguments)
+        held = _evaluations(arguments, steps, passes) * self.texts.heldout
+        held *= fmean(self.texts.demonstrations)
+        total = positions * each + self._forward(positions, self._lower()) + steps * speed.step
+        return total + self._forward(held) + held * speed.head
+
+    def _reward(self) -> float:
+        arguments = stage_arguments(self.experiment, "reward", TrainingArguments, **DEFAULTS)
+        length, total = fmean(self.texts.demonstrations), 0.0
+        for rated in self.texts.rated:
+            steps, passes = _steps(arguments, rated)
+            total += passes * rated * length * self.encoder.training + steps * self.encoder.step
+        return total
+
+    def _ppo(self) -> float:
+        arguments, texts, speed = self._ppo_arguments(), self.texts, self.speed
+        whole, upper = texts.prompt + texts.response, self._upper()
+        episodes = arguments.planned_episodes(texts.prompts)
+        steps = episodes / arguments.rollout_batch_size * arguments.steps_per_rollout
+        record = self._forward(whole, self._lower() + 2 * upper) + 2 * texts.response * speed.head
+        update = whole * upper * speed.training + texts.response * speed.head_training
+        if not (arguments.cache_trunk and self.split):
+            update += self._forward(whole, self._lower())
+            record += self._forward(whole, self._lower())
+        evaluated = _evaluations(arguments, int(steps), 1.0) * texts.validation
+        made = episodes + evaluated
+        total = self._draw(made) + self._judge(made) + made * record
+        return total + episodes * arguments.num_ppo_epochs * update + steps * speed.step
+
+    def _ppo_arguments(self) -> PPOConfig:
+        length = self.experiment.generation.max_new_tokens
+        return stage_arguments(self.experiment, "ppo", PPOConfig, response_length=length)
+
+    def _dpo(self) -> float:
+        from trl import DPOConfig
+
+        experiment, texts, speed = self.experiment, self.texts, self.speed
+        arguments, pairs = stage_arguments(experiment, "dpo", DPOConfig), experiment.pairs
+        count, own = pairs.max_pairs, experiment.data.preferences_name is not None
+        count = min(count, texts.prompts * pairs.per_prompt)
+        steps, passes = _steps(arguments, count)
+        whole = 2 * count * (texts.prompt + texts.response)
+        each = speed.training * self._upper() + _OWN_HEAD * speed.head_training + speed.head
+        policy = whole * each + self._forward(whole, self._lower())
+        total = passes * (policy + self._forward(whole)) + steps * speed.step
+        return total + (0.0 if own else self._draw(2 * count) + self._judge(2 * count))
+
+    def _compare(self) -> float:
+        section, texts, speed = self.experiment.compare, self.texts, self.speed
+        policies = 1 if self.experiment.beta == 0 else 2
+        against = texts.evaluated * section.samples_per_prompt * policies
+        made = texts.evaluated * section.reference_samples + against
+        whole = texts.prompt + texts.response
+        kl = 2 * (self._forward(whole) + texts.response * speed.head)
+        held = (policies + 1) * texts.heldout * fmean(texts.demonstrations)
+        total = self._draw(made) + 2 * self._judge(made) + against * kl
+        return total + self._forward(held) + held * speed.head
+
+
+def trains_classifier(experiment: Experiment) -> bool:
+    """True where the reward is a classifier of the pipeline, whose time is counted."""
+    return experiment.reward.source == TRAINED_HERE
+
+
+def _steps(arguments: TrainingArguments, rows: int) -> tuple[int, float]:
+    """Optimizer steps, and how often each row is seen."""
+    batches = -(-rows // arguments.per_device_train_batch_size)
+    epoch = max(1, -(-batches // arguments.gradient_accumulation_steps))
+    steps = arguments.max_steps
+    if steps <= 0:
+        steps = math.ceil(arguments.num_train_epochs * epoch)
+    return steps, steps / epoch
+
+
+def _evaluations(arguments: TrainingArguments, steps: int, passes: float) -> float:
+    """How often a stage evaluates while it trains."""
+    if arguments.eval_strategy == "steps":
+        every = arguments.eval_steps or arguments.logging_steps
+        count = steps / every if every >= 1 else 1 / every
+    else:
+        count = passes if arguments.eval_strategy == "epoch" else 0.0
+    return count + arguments.eval_on_start
+
+
+def _padded(lengths: Sequence[int], arguments: TrainingArguments) -> float:
+    """Positions a text, its padding to the longest of its batch included."""
+    if arguments.train_sampling_strategy == "group_by_length":
+        return fmean(lengths)
+    size = min(arguments.per_device_train_batch_size, len(lengths))
+    draw = random.Random(0)
+    return fmean(max(draw.sample(list(lengths), size)) for _ in range(100))
