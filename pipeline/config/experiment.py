@@ -172,6 +172,9 @@ class DataSection(_Section):
     (`ppo.eval_strategy`), and chooses its best by; neither trained on nor in the comparison."""
     eval_prompts: Count = 64
     """Prompts that the comparison is made on; nothing is trained on them or chosen by them."""
+    seed: Unsaid[Annotated[int, Field(ge=0, lt=2**32)]] = None
+    """Divides the data where that is not to be the top-level seed: runs of different seeds then
+    train on the same texts and are compared on the same prompts."""
 
     def column_names(self) -> dict[str, str]:
         """This project's names of columns to the files', where the config gives them."""
@@ -330,6 +333,11 @@ class Experiment(_Section):
         empty = {name for name, value in tree.items() if value is None and name in _SECTIONS}
         tree = {name: value for name, value in tree.items() if name not in empty}
         return {"output_dir": f"runs/{tree.get('name', 'experiment')}", **tree}
+
+    @property
+    def data_seed(self) -> int:
+        """What divides the data: ``data.seed``, else the top-level seed."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     def stage_dir(self, stage: str) -> Path:
         """The output folder of a stage: output_dir/<stage>."""

@@ -112,7 +112,7 @@ def _of_texts(
     """
     section, unit = experiment.data, unit_of(experiment)
     texts, there = _suitable(texts, section, unit)
-    random.Random(experiment.seed).shuffle(texts)
+    random.Random(experiment.data_seed).shuffle(texts)
     own = _own_prompts(experiment)
 
     evaluation, rest = ([], texts) if own else _take_evaluation(texts, section, unit)
@@ -149,7 +149,7 @@ def _of_texts(
 def _of_demonstrations(experiment: Experiment, made: list[Demonstration]) -> ExperimentData:
     """The splits of prompts with answers; no classifier learns from them."""
     section = experiment.data
-    random.Random(experiment.seed).shuffle(made)
+    random.Random(experiment.data_seed).shuffle(made)
     own = _own_prompts(experiment)
     evaluation: list[Demonstration] = []
     if not own:
@@ -308,7 +308,7 @@ def _own_prompts(
     if not section.prompts_name:
         return None
     different = read_prompts(section.prompts_name, section.column_names(), section.train_split)
-    evaluation, training = own_prompts(different, experiment.seed, section.eval_prompts)
+    evaluation, training = own_prompts(different, experiment.data_seed, section.eval_prompts)
     if len(training) < section.train_prompts:
         there = f"{len(different)} different prompts, {len(training)} without the evaluation's"
         raise _too_few(there, "train_prompts", section)

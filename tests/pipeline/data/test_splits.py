@@ -28,10 +28,13 @@ def experiment(
     seed: int = 0,
     reward: dict[str, Any] | None = None,
     model_name: str = "toy",
+    seed_of_data: int | None = None,
     **data: Any,
 ) -> Experiment:
     tree = {"seed": seed, "data": {"dataset_name": "toy", **SMALL, **data}, "reward": reward}
     tree["model"] = {"model_name_or_path": model_name}
+    if seed_of_data is not None:
+        tree["data"]["seed"] = seed_of_data
     return Experiment.model_validate(tree)
 
 
@@ -64,6 +67,12 @@ def test_split_sizes_and_determinism():
     assert [len(getattr(data, name)) for name in SMALL] == list(SMALL.values())
     assert data == load_data(experiment())
     assert data.demonstrations != load_data(experiment(seed=1)).demonstrations
+
+
+def test_runs_of_different_seeds_may_share_their_data() -> None:
+    plain = load_data(experiment(3))
+    assert load_data(experiment(7, seed_of_data=3)) == plain
+    assert load_data(experiment(7)) != plain
 
 
 @pytest.mark.parametrize(

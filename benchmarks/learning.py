@@ -1,0 +1,262 @@
+"""How well PPO and DPO learn the quickstart's task: variants × seeds, on prompts kept apart.
+
+    python benchmarks/learning.py --variants all --seeds 0 1 2          # choose: validation prompts
+    python benchmarks/learning.py --variants ppo dpo --seeds 5 6 7 8 9 --prompts test      # report
+    python benchmarks/learning.py --table                               # what was measured so far
+
+The quickstart's SFT model and rewards are trained once, in `--folder`; every trial trains one
+method from them with its own seed, on the same data. Choices are made on validation prompts, which
+nothing is trained on; the test prompts, the comparison's, are for the report, with other seeds.
+
+A trial is measured at the end of training and where its weights are drawn towards the reference's
+by α (linear interpolation, arXiv 2406.16768), which gives a reward–KL curve; the reward at 0.5, 1
+and 2 nats is read from it by straight lines through KL's square root, in which the gain is nearly
+linear. Optimality is the share of the possible gain of E[r] − β·KL that the end of training has,
+as in the report. A trial that is in the folder is not made again; remove it where the code has
+changed. Printed are means over the seeds, and least to greatest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from common.files import read_json, write_json
+from pipeline import runner
+from pipeline.compare import frontier
+from pipeline.compare.evaluate import evaluate_policy, summarise
+from pipeline.config import Experiment, load_experiment
+from pipeline.data.splits import load_data
+from pipeline.lm.hardware import policy_dtype
+from pipeline.lm.models import load_checkpoint
+from pipeline.output import quiet
+from pipeline.output.metrics_file import read_metrics
+from pipeline.stages import dpo, ppo
+from pipeline.stages.heldout import whole_texts
+from pipeline.stages.reward import gold_reward, proxy_reward
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
+ALPHAS = (0.75, 0.5, 0.25)  # beside the end of training, 1
+NATS = (0.5, 1.0, 2.0)
+STAGES = {"ppo": ppo.run, "dpo": dpo.run}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method and what is set otherwise than in the quickstart."""
+
+    stage: str
+    settings: tuple[str, ...]
+    why: str
+
+
+_ALL = "model.policy_modules=null"
+_FORMER = (
+    _ALL,
+    "ppo.kl_estimator=k1",
+    "ppo.critic=head",
+    "ppo.prefix_every=1",
+    "ppo.lam=0.95",
+    "ppo.learning_rate=1e-4",
+    "ppo.warmup_steps=0",
+    "ppo.total_episodes=2560",
+)
+VARIANTS = {
+    "ppo": Variant("ppo", (), "as shipped"),
+    "ppo-former": Variant("ppo", _FORMER, "all weights, k1, a trained critic, 2,560 episodes"),
+    "ppo-k1": Variant("ppo", ("ppo.kl_estimator=k1",), "the sampled KL"),
+    "ppo-head": Variant("ppo", ("ppo.critic=head", "ppo.prefix_every=1"), "a trained critic"),
+    "ppo-all": Variant("ppo", (_ALL, "ppo.learning_rate=1e-4"), "all weights of the layers"),
+    "ppo-lam1": Variant("ppo", ("ppo.lam=1",), "λ = 1"),
+    "ppo-lam0.8": Variant("ppo", ("ppo.lam=0.8",), "λ = 0.8"),
+    "ppo-long": Variant("ppo", ("ppo.total_episodes=3072",), "twice the episodes"),
+    "dpo": Variant("dpo", (), "as shipped"),
+    "dpo-all": Variant("dpo", (_ALL, "dpo.learning_rate=1e-4"), "all weights of the layers"),
+    "dpo-sampled": Variant("dpo", ("pairs.labels=sampled",), "labels drawn"),
+    "dpo-rebel": Variant("dpo", ("dpo.loss_type=rebel",), "regression on the reward difference"),
+}
+
+
+def base(folder: Path) -> Experiment:
+    """The experiment whose SFT model and rewards all trials share, trained if they are not."""
+    experiment = load_experiment(CONFIG, [f"output_dir={folder / 'base'}", "tracking.report_to=[]"])
+    runner.run(experiment, "reward")
+    runner.run(experiment, "sft")
+    return experiment
+
+
+def trial(folder: Path, name: str, seed: int) -> Experiment:
+    """The experiment of one variant and seed, over the shared model and rewards."""
+    place = folder / f"{name}-{seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    for stage in ("sft", "reward"):
+        if not (place / stage).exists():
+            (place / stage).symlink_to((folder / "base" / stage).resolve())
+    settings = [f"output_dir={place}", f"seed={seed}", "data.seed=0", "tracking.report_to=[]"]
+    return load_experiment(CONFIG, [*VARIANTS[name].settings, *settings])
+
+
+def interpolate(model: PreTrainedModel, ends: list[dict[str, torch.Tensor]], alpha: float) -> None:
+    """Set the weights of ``model`` to reference + α (trained − reference)."""
+    reference, trained = ends
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            start, end = reference[name].float(), trained[name].float()
+            parameter.copy_(start + alpha * (end - start))
+
+
+class Meter:
+    """Measures policies on one set of prompts."""
+
+    def __init__(self, experiment: Experiment, prompts: str, samples: int) -> None:
+        data = load_data(experiment)
+        chosen = {"validation": data.validation_prompts, "test": data.eval_prompts}
+        self.prompts, self.samples, self.experiment = chosen[prompts], samples, experiment
+        self.dtype = policy_dtype(experiment.model)
+        path = experiment.stage_dir("sft") / "model"
+        self.reference, self.tokenizer = load_checkpoint(path, self.dtype)
+        self.proxy, self.gold = proxy_reward(experiment), gold_reward(experiment)
+        self.texts = whole_texts(data.heldout, self.tokenizer)
+        self.folder = experiment.output_dir / f"measured-{prompts}"
+        self.folder.mkdir(exist_ok=True)
+        kept = self.folder / "reference.json"
+        if not kept.is_file():
+            number = experiment.compare.reference_samples
+            write_json(kept, self._measure(self.reference, self.tokenizer, number, "reference")[1])
+        self.rewards = np.asarray(read_json(kept)["rewards"])
+
+    def _measure(
+        self,
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        samples: int,
+        label: str,
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        kept = self.folder / f"{label}.samples.jsonl"
+        evaluation = evaluate_policy(
+            policy,
+            tokenizer,
+            self.reference,
+            self.prompts,
+            self.texts,
+            proxy=self.proxy,
+            gold=self.gold,
+            samples_per_prompt=samples,
+            max_new_tokens=self.experiment.generation.max_new_tokens,
+            batch_size=self.experiment.generation.batch_size,
+            seed=self.experiment.seed,
+            label=label,
+            kept=kept,
+        )
+        kept.unlink()
+        metrics = summarise(evaluation, self.experiment.beta, samples)
+        return metrics, {**metrics, "rewards": evaluation.grid(evaluation.proxy).tolist()}
+
+    def curve(self, folder: Path, label: str) -> list[dict[str, Any]]:
+        """The policy's metrics at its end and on the way back to the reference."""
+        policy, tokenizer = load_checkpoint(folder, self.dtype)
+        ends = [
+            {n: p.detach().clone() for n, p in m.named_parameters()}
+            for m in (self.reference, policy)
+        ]
+        rows = []
+        for alpha in (1.0, *ALPHAS):
+            interpolate(policy, ends, alpha)
+            metrics, _ = self._measure(policy, tokenizer, self.samples, f"{label} α={alpha:g}")
+            rows.append({"alpha": alpha, **metrics})
+        del policy, ends
+        gc.collect()
+        return rows
+
+    def summary(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+        """Optimality and the reward at :data:`NATS`, of one trial's curve."""
+        beta, end = self.experiment.beta, rows[0]
+        start = float(self.rewards.mean())
+        best = float(frontier.optimum(self.rewards, beta).mean())
+        roots = [0.0, *(row["kl"] ** 0.5 for row in reversed(rows))]
+        rewards = [start, *(row["reward"] for row in reversed(rows))]
+        at = {
+            f"at {nats:g} nats": float(np.interp(nats**0.5, roots, rewards, right=float("nan")))
+            for nats in NATS
+        }
+        keys = ("reward", "kl", "gold_positive", "perplexity", "ended")
+        share = (end["objective"] - start) / (best - start)
+        return {"optimality": share, **at, **{key: end[key] for key in keys}}
+
+
+def learn(folder: Path, name: str, seed: int) -> dict[str, Any]:
+    """Train one trial, unless it is there, and return its seconds and first update."""
+    stage, experiment = VARIANTS[name].stage, trial(folder, name, seed)
+    done = experiment.output_dir / "trained.json"
+    if not done.is_file():
+        start = time.monotonic()
+        STAGES[stage](experiment)
+        seconds = time.monotonic() - start
+        first = read_metrics(experiment.stage_dir(stage) / "metrics.jsonl")[0]
+        write_json(done, {"seconds": seconds, "first": first, "why": VARIANTS[name].why})
+    return read_json(done)
+
+
+def show(folder: Path, prompts: str) -> None:
+    """Print the table of all trials measured on ``prompts``."""
+    rows: dict[str, list[dict[str, float]]] = {}
+    for path in sorted(folder.glob(f"*/result-{prompts}.json")):
+        rows.setdefault(path.parent.name.rpartition("-")[0], []).append(read_json(path))
+    print(f"\n{prompts} prompts")
+    for name in (name for name in VARIANTS if name in rows):
+        print(f"{name:12s} {len(rows[name])} seeds · {VARIANTS[name].why}")
+        for key in rows[name][0]:
+            values = np.array([row[key] for row in rows[name]], dtype=float)
+            known = values[np.isfinite(values)]
+            text = "not reached"
+            if len(known):
+                text = f"{known.mean():.2f} ({known.min():.2f} to {known.max():.2f})"
+                text += f" in {len(known)}" if len(known) < len(values) else ""
+            print(f"    {key:14s} {text}")
+
+
+def main() -> None:
+    """Train, measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/learning"))
+    parser.add_argument("--variants", nargs="+", default=["ppo", "dpo"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--prompts", choices=("validation", "test"), default="validation")
+    parser.add_argument("--samples", type=int, default=4, help="completions a prompt (4)")
+    parser.add_argument("--table", action="store_true", help="print what is there, train nothing")
+    given = parser.parse_args()
+    names = list(VARIANTS) if given.variants == ["all"] else given.variants
+    if unknown := set(names) - VARIANTS.keys():
+        parser.error(f"--variants: {', '.join(sorted(unknown))}: known are {', '.join(VARIANTS)}")
+    quiet.before_imports()
+    quiet.after_imports()
+    if not given.table:
+        meter = Meter(base(given.folder), given.prompts, given.samples)
+        for seed in given.seeds:
+            for name in names:
+                place = given.folder / f"{name}-{seed}"
+                result = place / f"result-{given.prompts}.json"
+                if result.is_file():
+                    continue
+                trained = learn(given.folder, name, seed)
+                stage = VARIANTS[name].stage
+                rows = meter.curve(place / stage / "model", f"{name}-{seed}")
+                seconds = {"seconds": trained["seconds"]}
+                write_json(place / f"curve-{given.prompts}.json", rows)
+                write_json(result, {**meter.summary(rows), **seconds})
+                show(given.folder, given.prompts)
+    show(given.folder, given.prompts)
+
+
+if __name__ == "__main__":
+    main()
