@@ -49,7 +49,8 @@ class _Trainer(SFTTrainer):
     """TRL's, with texts of like length in one batch where ``group_by_length`` asks for it."""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset, args = train_dataset or self.train_dataset, self.args
+        dataset: Any = self.train_dataset if train_dataset is None else train_dataset
+        args = self.args
         grouped = args.train_sampling_strategy == "group_by_length"
         if not grouped or "input_ids" not in getattr(dataset, "column_names", ()):
             return super()._get_train_sampler(train_dataset)
