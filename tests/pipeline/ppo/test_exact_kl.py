@@ -106,7 +106,7 @@ def test_the_expected_gradient_is_the_objectives(tmp_path: Path, settings: dict[
     paid = torch.tensor(problem.rewards, dtype=torch.float32)[rollout.index]
     logps = sequence_logps(policy, rollout.batch)
     kept = sequence_logps(problem.model(), rollout.batch).detach()
-    assert logps.exp().sum() == pytest.approx(1.0, abs=1e-4)
+    assert logps.exp().sum().item() == pytest.approx(1.0, abs=1e-4)
     objective = (logps.exp() * (paid - BETA * (logps - kept))).sum()
     wanted = gradient(policy, objective)
 
@@ -182,7 +182,7 @@ def test_the_update_has_the_kl_and_the_gradient_of_the_whole_models(
 
     with torch.no_grad():
         before = ratios()
-    moved(model.policy, 0.03, seed=2)
+    moved(model.policy, 0.25 if "LoRA" in form else 0.03, seed=2)
     assert any(
         not torch.equal(a, b) for a, b in zip(reference, model.policy.parameters(), strict=True)
     )

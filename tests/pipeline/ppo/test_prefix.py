@@ -35,7 +35,7 @@ def numbers(rows: int, steps: int, seed: int) -> tuple[torch.Tensor, torch.Tenso
 @pytest.mark.parametrize("steps", [6, 80])
 def test_the_lines_are_numpys_least_squares_discounted_over_rollouts(steps: int) -> None:
     critic = PrefixCritic(steps)
-    rollouts = [numbers(40, steps, seed) for seed in (0, 1, 2)]
+    rollouts = [numbers(200, steps, seed) for seed in (0, 1, 2)]
     values = [critic.values(*rollout, alone) for rollout in rollouts]
     groups = min(steps, GROUPS)
     assert critic.lines().shape == (groups, 2)
@@ -91,9 +91,10 @@ def test_scores_that_do_not_differ_and_positions_that_nobody_reached() -> None:
 
 def test_prefixes_are_the_completions_text_before_each_token() -> None:
     tokenizer = toy_tokenizer()
-    ids = tuple(tokenizer("the film was good .")["input_ids"][:5])
-    first = Completion("the", (4,), (*ids, tokenizer.eos_token_id), "the film was good .", True)
-    second = Completion("the", (4,), ids[:2], "the film", False)
+    ids = tuple(tokenizer(PROMPTS[0] + " " + PROMPTS[1])["input_ids"][:5])
+    said = tokenizer.decode(ids)
+    first = Completion("the", (4,), (*ids, tokenizer.eos_token_id), said, True)
+    second = Completion("the", (4,), ids[:2], tokenizer.decode(ids[:2]), False)
     texts, index = prefixes([first, second], tokenizer, 1)
     assert index.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 0, 0, 0, 0]]
     assert [len(p.completion_ids) for p in texts] == [0, 1, 2, 3, 4, 5]
