@@ -204,7 +204,8 @@ def test_a_pair_ends_where_its_label_says(
 ) -> None:
     """β times the difference of the log-ratios is the log-odds, or the rewards' difference."""
     args = arguments(tmp_path, max_steps=60, loss_type=[loss], learning_rate=2e-3)
-    trainer = pair_trainer(args, [ROWS[0] | {column: value}])
+    whole = policy_model(ModelSection(model_name_or_path="toy"))
+    trainer = pair_trainer(args, [ROWS[0] | {column: value}], whole)
     trainer.train()
     history = [row for row in trainer.state.log_history if "rewards/margins" in row]
     assert history[-1]["rewards/margins"] == pytest.approx(margin, abs=0.02)
