@@ -121,8 +121,8 @@ def gradients(trainer: Any, batch: dict[str, Any]) -> tuple[float, dict[str, Ten
 
 def test_a_steps_loss_and_gradients_are_trls(tmp_path: Path) -> None:
     """Away from the reference, where a pair's weight in the gradient is not ½."""
-    ours = pair_trainer(arguments(tmp_path, per_device_train_batch_size=4), ROWS)
-    model = policy_model()
+    own, model = policy_model(), policy_model()
+    ours = pair_trainer(arguments(tmp_path, per_device_train_batch_size=4), ROWS, own)
     theirs = TokenizedDPOTrainer(
         model=model,
         ref_model=frozen_copy(model),  # type: ignore[arg-type]
@@ -132,7 +132,7 @@ def test_a_steps_loss_and_gradients_are_trls(tmp_path: Path) -> None:
     )
     torch.manual_seed(0)
     with torch.no_grad():
-        for one, other in zip(ours.model.parameters(), model.parameters(), strict=True):
+        for one, other in zip(own.parameters(), model.parameters(), strict=True):
             if one.requires_grad:
                 noise = 0.05 * torch.randn_like(one)
                 one += noise
