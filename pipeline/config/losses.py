@@ -28,8 +28,11 @@ PLAIN: dict[str, Any] = {
 
 
 class _Pairs(Protocol):
-    labels: str
-    hard_labels: bool | None
+    @property
+    def labels(self) -> str: ...
+
+    @property
+    def hard_labels(self) -> bool | None: ...
 
 
 def loss_names(arguments: Mapping[str, Any]) -> list[str]:

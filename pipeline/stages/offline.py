@@ -66,12 +66,8 @@ def why_trl(arguments: DPOConfig, pairs: Dataset, model: nn.Module) -> str | Non
 
 def longest(*pairs: Dataset | None) -> int:
     """Tokens of the longest sequence, prompt and completion."""
-    return max(
-        len(row["prompt_ids"]) + len(row[f"{side}_ids"])
-        for rows in pairs
-        for row in rows or ()  # type: ignore[union-attr]
-        for side in _SIDES
-    )
+    found = [_sequences(rows) for rows in pairs if rows is not None]
+    return max(len(x) + len(y) for sides in found for side in sides for x, y in side)
 
 
 def autocast(arguments: TrainingArguments) -> torch.autocast:
@@ -87,8 +83,7 @@ class PairPolicy:
     def __init__(self, model: nn.Module, arguments: DPOConfig, length: int) -> None:
         """``length`` is that of the longest sequence, in tokens."""
         self._arguments = arguments
-        self.base = base_of(model.to(arguments.device))
-        use_plain_attention(self.base, arguments.device, length)
+        use_plain_attention(base_of(model.to(arguments.device)), arguments.device, length)
         self.states = CachedStates(model, length)
         self._head = lm_head(model)
 
@@ -211,6 +206,8 @@ class PairTrainer(TokenizedDPOTrainer):
     evaluations and on the last batch before each logging.
     """
 
+    model: Any
+
     def __init__(self, policy: PairPolicy, whole_groups: bool = False, **arguments: Any) -> None:
         """``whole_groups`` draws batches of prompts' groups of pairs rather than of pairs."""
         super().__init__(**arguments)
@@ -265,6 +262,10 @@ class PairTrainer(TokenizedDPOTrainer):
         every = max(1, int(self.state.logging_steps or 1))
         return by_steps and (self.state.global_step + 1) % every == 0
 
+    def _gathered(self, values: Tensor) -> Tensor:
+        """The rows of all processes."""
+        return self.accelerator.gather(values)  # type: ignore[return-value]
+
     def _note(
         self, sides: Sequence[Tensor], ratios: Sequence[Tensor], inputs: dict[str, Any]
     ) -> None:
@@ -279,19 +280,18 @@ class PairTrainer(TokenizedDPOTrainer):
             "logps/rejected": sides[1].detach(),
         }
         metrics = self._metrics["train" if self.model.training else "eval"]
-        means = self.accelerator.gather(torch.stack(list(values.values()), 1)).mean(0).tolist()
+        means = self._gathered(torch.stack(list(values.values()), 1)).mean(0).tolist()
         for name, mean in zip(values, means, strict=True):
             metrics[name].append(mean)
         if self.model.training:
-            tokens = self.accelerator.gather(inputs["attention_mask"].sum())
-            self._total_train_tokens += int(tokens.sum())
+            self._total_train_tokens += int(self._gathered(inputs["attention_mask"].sum()).sum())
         metrics["num_tokens"] = [self._total_train_tokens]
 
     def _note_tokens(self, each: Tensor, batch: TokenBatch, places: Tensor) -> None:
         """TRL's metrics of tokens: means over all completions, chosen or rejected ones."""
         sums = torch.stack([_row_sums(row, batch.mask) for row in each] + [batch.mask.sum(1)])
         totals = sums[:, places].unflatten(1, (2, -1)).sum(-1)  # (4, 2): chosen and rejected
-        totals = self.accelerator.gather(totals[None]).sum(0)
+        totals = self._gathered(totals[None]).sum(0)
         (entropy, logits, top, tokens) = totals.tolist()
         metrics = self._metrics["train" if self.model.training else "eval"]
         metrics["entropy"].append(sum(entropy) / sum(tokens))
