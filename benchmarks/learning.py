@@ -77,6 +77,13 @@ VARIANTS = {
     "ppo-all": Variant("ppo", (_ALL, "ppo.learning_rate=1e-4"), "all weights of the layers"),
     "ppo-lam1": Variant("ppo", ("ppo.lam=1",), "λ = 1"),
     "ppo-lam0.8": Variant("ppo", ("ppo.lam=0.8",), "λ = 0.8"),
+    "ppo-slow": Variant("ppo", ("ppo.learning_rate=1.5e-4",), "half the learning rate"),
+    "ppo-slow-lam0.8": Variant(
+        "ppo", ("ppo.learning_rate=1.5e-4", "ppo.lam=0.8"), "half the rate, λ = 0.8"
+    ),
+    "ppo-slow-k1": Variant(
+        "ppo", ("ppo.learning_rate=1.5e-4", "ppo.kl_estimator=k1"), "half the rate, sampled KL"
+    ),
     "ppo-long": Variant("ppo", ("ppo.total_episodes=3072",), "twice the episodes"),
     "dpo": Variant("dpo", (), "as shipped"),
     "dpo-all": Variant("dpo", (_ALL, "dpo.learning_rate=1e-4"), "all weights of the layers"),

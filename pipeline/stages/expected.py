@@ -142,6 +142,11 @@ class Counter:
         """One classifier's reward."""
         return completions * (self.texts.prompt + self.texts.response) * self.encoder.forward
 
+    def _judge_prefixes(self, completions: float, every: int) -> float:
+        """The reward of every ``every``-th prefix: half a response long, on average."""
+        length = self.texts.prompt + self.texts.response / 2
+        return completions * self.texts.response / every * length * self.encoder.forward
+
     # Stages
 
     def _sft(self) -> float:
@@ -176,9 +181,13 @@ class Counter:
         if not (arguments.cache_trunk and self.split):
             update += self._forward(whole, self._lower())
             record += self._forward(whole, self._lower())
+        if arguments.charges_exact_kl:  # the reference's logits and their own gradient
+            update += 2 * texts.response * speed.head
         evaluated = _evaluations(arguments, int(steps), 1.0) * texts.validation
         made = episodes + evaluated
         total = self._draw(made) + self._judge(made) + made * record
+        if arguments.critic == "prefix":
+            total += self._judge_prefixes(episodes, arguments.prefix_every)
         return total + episodes * arguments.num_ppo_epochs * update + steps * speed.step
 
     def _ppo_arguments(self) -> PPOConfig:
@@ -190,14 +199,29 @@ class Counter:
 
         experiment, texts, speed = self.experiment, self.texts, self.speed
         arguments, pairs = stage_arguments(experiment, "dpo", DPOConfig), experiment.pairs
-        count, own = pairs.max_pairs, experiment.data.preferences_name is not None
-        count = min(count, texts.prompts * pairs.per_prompt)
+        if experiment.data.preferences_name is not None:
+            return self._dpo_by_trl(arguments, min(pairs.max_pairs, texts.prompts))
+        size = pairs.samples_per_prompt
+        of_group = size * (size - 1) // 2
+        groups = min(math.ceil(pairs.max_pairs / of_group), texts.prompts * pairs.per_prompt)
+        steps, passes = _steps(arguments, min(pairs.max_pairs, groups * of_group))
+        completions = groups * size
+        whole, response = texts.prompt + texts.response, texts.response
+        again = passes * (0.0 if self.split else 1.0)  # without a trunk the lower layers too
+        reference = self._forward(whole) + response * speed.head
+        policy = whole * self._upper() * speed.training + response * speed.head_training
+        each = reference + passes * policy + again * self._forward(whole, self._lower())
+        made = self._draw(completions) + self._judge(completions)
+        return made + completions * each + steps * speed.step
+
+    def _dpo_by_trl(self, arguments: TrainingArguments, count: int) -> float:
+        """Own pairs: policy and reference as a whole, in every pass."""
+        texts, speed = self.texts, self.speed
         steps, passes = _steps(arguments, count)
         whole = 2 * count * (texts.prompt + texts.response)
         each = speed.training * self._upper() + _OWN_HEAD * speed.head_training + speed.head
         policy = whole * each + self._forward(whole, self._lower())
-        total = passes * (policy + self._forward(whole)) + steps * speed.step
-        return total + (0.0 if own else self._draw(2 * count) + self._judge(2 * count))
+        return passes * (policy + self._forward(whole)) + steps * speed.step
 
     def _compare(self) -> float:
         section, texts, speed = self.experiment.compare, self.texts, self.speed

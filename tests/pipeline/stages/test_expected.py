@@ -85,16 +85,24 @@ def test_ppo_counts_from_its_rollouts(tiny: Path) -> None:
     assert unknown == pytest.approx(AROUND + expected - 128 * judged)
     evaluated = counter(tiny, "ppo.eval_strategy=steps", "ppo.eval_steps=12").seconds("ppo")
     assert evaluated == pytest.approx(AROUND + expected + 2 * 3 * (DRAW + judged + record))
+    exact = counter(tiny, "ppo.kl_estimator=exact").seconds("ppo")
+    assert exact == pytest.approx(AROUND + expected + 128 * 3 * 2 * 16 * 0.005)
+    prefix = counter(tiny, "ppo.critic=prefix", "ppo.prefix_every=2").seconds("ppo")
+    assert prefix == pytest.approx(AROUND + expected + 128 * 8 * 12 * 0.1)
     again = counter(tiny, "ppo.cache_trunk=false").seconds("ppo")
     lower = 20 * 20 * 0.002
     assert again == pytest.approx(AROUND + expected + 128 * (lower + 3 * lower))
 
 
 def test_dpo_and_the_comparison(tiny: Path) -> None:
-    policy = TRAINED + 0.005 + 20 * 0.002
-    drawn = 80 * (DRAW + 20 * 0.1)
-    trained = 80 * 20 * (policy + 30 * 0.002) + 5 * 0.5
-    assert counter(tiny).seconds("dpo") == pytest.approx(AROUND + drawn + trained)
+    drawn = DRAW + 20 * 0.1
+    reference = 20 * 30 * 0.002 + 16 * 0.005  # whose trunk the policy goes on from
+    policy = 20 * 10 * 0.003 + 16 * 0.007
+    expected = 80 * (drawn + reference + policy) + 5 * 0.5
+    assert counter(tiny).seconds("dpo") == pytest.approx(AROUND + expected)
+    # 14 groups of three completions for 40 pairs.
+    groups = counter(tiny, "pairs.samples_per_prompt=3").seconds("dpo")
+    assert groups == pytest.approx(AROUND + 14 * 3 * (drawn + reference + policy) + 5 * 0.5)
     made, against = 5 * 16 + 2 * 5 * 4, 2 * 5 * 4
     expected = made * (DRAW + 2 * 20 * 0.1) + against * 2 * (20 * 30 * 0.002 + 16 * 0.005)
     expected += 3 * 10 * 20 * (30 * 0.002 + 0.005)
