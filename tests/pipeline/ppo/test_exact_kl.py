@@ -175,21 +175,21 @@ def test_the_update_has_the_kl_and_the_gradient_of_the_whole_models(
     )
     batch = TokenBatch.collate(made, 0, torch.device("cpu"))
 
-    def ratios() -> torch.Tensor:
+    def whole_logps() -> torch.Tensor:
         """log π ``(N, V)`` of the whole model, temperature and all."""
         logits = model.policy(input_ids=batch.sequences, use_cache=False).logits.float()
         return (predicting_states(logits, batch)[batch.mask] / 0.8).log_softmax(-1)
 
     with torch.no_grad():
-        before = ratios()
-    moved(model.policy, 0.25 if "LoRA" in form else 0.03, seed=2)
+        before = whole_logps()
+    moved(model.policy, 0.4 if "LoRA" in form else 0.03, seed=2)
     assert any(
         not torch.equal(a, b) for a, b in zip(reference, model.policy.parameters(), strict=True)
     )
     trunk = model.trunk(batch.sequences)
     record, states = model.record_and_states(batch, trunk)
     output = model(batch, trunk, False, states)
-    logps = ratios()
+    logps = whole_logps()
     kl = (logps.exp() * (logps - before)).sum(-1)
     assert kl.mean() > 0.01
     assert torch.allclose(output.kl[batch.mask], kl, atol=1e-5)
@@ -204,10 +204,9 @@ def test_the_update_has_the_kl_and_the_gradient_of_the_whole_models(
         assert torch.allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_entropy_beside_it_and_accumulation(tmp_path: Path, accumulation: int) -> None:
+def test_entropy_beside_it_and_accumulation(tmp_path: Path) -> None:
     ends = []
-    for rows in (8, 8 // accumulation):
+    for rows in (8, 2):
         trainer, _ = make_trainer(
             tmp_path,
             kl_estimator="exact",
