@@ -138,7 +138,7 @@ class PPOTrainer(BaseTrainer):
         self.performance.start("update")
         return {"microbatch": self.pending.pop(0)}
 
-    def _collect(self, prompts: list[Prompt]) -> list[Microbatch]:
+    def _collect(self, prompts: Sequence[Prompt]) -> list[Microbatch]:
         """Make one rollout and cut it into the microbatches of its whole update."""
         args, everyone = self.args, self.sum_over_processes
 

@@ -155,7 +155,8 @@ def test_the_activations_of_a_rollout_are_there_once_and_cut_for_the_pass_that_n
     numbers = torch.randn(6, *batch.mask.shape)
     trunk = torch.randn(*batch.sequences.shape, 5)
     old = TokenRecord(*numbers[:5])
-    rollout = Rollout(rows, batch, trunk, numbers[0, :, 0], old, *numbers[3:6])
+    rewards, advantages, returns = numbers[3:6]
+    rollout = Rollout(rows, batch, trunk, numbers[0, :, 0], old, rewards, advantages, returns)
     lengths = batch.prompt_lengths + batch.mask.sum(1)
     plan = schedule(lengths, args, seed=1)
     parts = microbatches(rollout, plan, lambda values: values)

@@ -46,9 +46,9 @@ def test_the_lines_are_numpys_least_squares_discounted_over_rollouts(steps: int)
             columns: list[list[np.ndarray]] = [[], [], []]
             for age, (scores, returns, mask) in enumerate(rollouts[seen - 1 :: -1]):
                 here = mask.numpy() & (place == group)
-                weight = np.full(here.sum(), KEPT ** (age / 2))  # a square's is KEPT^age
-                for column, values_of in zip(columns, (weight, scores, returns), strict=True):
-                    column.append(weight if values_of is weight else values_of.numpy()[here])
+                columns[0].append(np.full(here.sum(), KEPT ** (age / 2)))  # a square's is KEPT^age
+                columns[1].append(scores.numpy()[here])
+                columns[2].append(returns.numpy()[here])
             root, x, y = (np.concatenate(column) for column in columns)
             design = np.stack([x, np.ones_like(x)], 1) * root[:, None]
             wanted = np.linalg.lstsq(design, y * root, rcond=None)[0]
@@ -90,8 +90,8 @@ def test_scores_that_do_not_differ_and_positions_that_nobody_reached() -> None:
 
 
 def test_prefixes_are_the_completions_text_before_each_token() -> None:
-    tokenizer = toy_tokenizer()
-    ids = tuple(tokenizer(PROMPTS[0] + " " + PROMPTS[1])["input_ids"][:5])
+    tokenizer: Any = toy_tokenizer()
+    ids: tuple[int, ...] = tuple(tokenizer(PROMPTS[0] + " " + PROMPTS[1])["input_ids"][:5])
     said = tokenizer.decode(ids)
     first = Completion("the", (4,), (*ids, tokenizer.eos_token_id), said, True)
     second = Completion("the", (4,), ids[:2], tokenizer.decode(ids[:2]), False)
