@@ -1,7 +1,7 @@
 """What bounds learning on the quickstart's task: the gradient's signal, and what can be known.
 
     make quickstart
-    python benchmarks/gradient_signal.py                     # 15 minutes on two cores with AVX512-BF16
+    python benchmarks/gradient_signal.py     # 15 minutes on two cores with AVX512-BF16
 
 Three things are measured on samples of the SFT model, the reference π_ref:
 

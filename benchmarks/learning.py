@@ -83,6 +83,10 @@ VARIANTS = {
     ),
     "ppo-long": Variant("ppo", ("ppo.total_episodes=2560",), "2,560 episodes"),
     "dpo": Variant("dpo", (), "as shipped"),
+    "dpo-once": Variant("dpo", ("dpo.num_train_epochs=1",), "one epoch"),
+    "dpo-rate": Variant(
+        "dpo", ("dpo.num_train_epochs=1", "dpo.learning_rate=6e-4"), "one epoch, twice the rate"
+    ),
     "dpo-all": Variant("dpo", (_ALL, "dpo.learning_rate=1e-4"), "all weights of the layers"),
     "dpo-sampled": Variant("dpo", ("pairs.labels=sampled",), "labels drawn"),
     "dpo-rebel": Variant("dpo", ("dpo.loss_type=rebel",), "regression on the reward difference"),
@@ -180,15 +184,17 @@ class Meter:
         gc.collect()
         return rows
 
-    def summary(self, rows: list[dict[str, Any]]) -> dict[str, float]:
+    def summary(self, rows: list[dict[str, Any]]) -> dict[str, float | None]:
         """Optimality and the reward at :data:`NATS`, of one trial's curve."""
         beta, end = self.experiment.beta, rows[0]
         start = float(self.rewards.mean())
         best = float(frontier.optimum(self.rewards, beta).mean())
         roots = [0.0, *(row["kl"] ** 0.5 for row in reversed(rows))]
         rewards = [start, *(row["reward"] for row in reversed(rows))]
-        at = {
-            f"at {nats:g} nats": float(np.interp(nats**0.5, roots, rewards, right=float("nan")))
+        at = {  # None where the end of training has less KL
+            f"at {nats:g} nats": float(np.interp(nats**0.5, roots, rewards))
+            if nats <= end["kl"]
+            else None
             for nats in NATS
         }
         keys = ("reward", "kl", "gold_positive", "perplexity", "ended")
@@ -211,7 +217,7 @@ def learn(folder: Path, name: str, seed: int) -> dict[str, Any]:
 
 def show(folder: Path, prompts: str) -> None:
     """Print the table of all trials measured on ``prompts``."""
-    rows: dict[str, list[dict[str, float]]] = {}
+    rows: dict[str, list[dict[str, float | None]]] = {}
     for path in sorted(folder.glob(f"*/result-{prompts}.json")):
         rows.setdefault(path.parent.name.rpartition("-")[0], []).append(read_json(path))
     print(f"\n{prompts} prompts")

@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.config.experiment import (
+    from pipeline.config.experiment import Experiment, load_experiment
+    from pipeline.config.sections import (
         OVER_SFT,
         TRAINED_HERE,
         TRAINED_LENGTH,
         CompareSection,
         DataSection,
-        Experiment,
         ModelSection,
         RewardSection,
         TrackingSection,
-        load_experiment,
     )
 
 __all__ = [
@@ -36,6 +35,6 @@ def __getattr__(name: str) -> Any:
     """Import the tree when it is asked for: ``rlhf --help`` reads `stages` alone, and at once."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pipeline.config import experiment
+    from pipeline.config import experiment, sections
 
-    return getattr(experiment, name)
+    return getattr(experiment if hasattr(experiment, name) else sections, name)

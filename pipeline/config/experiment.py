@@ -1,309 +1,56 @@
 """One typed tree for an experiment: a YAML file, checked whole before any work starts.
 
-The YAML mirrors the classes below. The sections `sft`, `reward`, `ppo` and `dpo` also take every
-field of the trainer configuration they end up in, so nothing the libraries offer is out of reach.
+The YAML mirrors the classes here and in `sections`. The sections `sft`, `reward`, `ppo` and `dpo`
+also take every field of the trainer configuration they end up in, so nothing the libraries offer is
+out of reach.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    ConfigDict,
     Field,
     ValidationError,
-    field_serializer,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from common.yamlfile import parse_override, read_yaml
-from pipeline.bounds import Count
 from pipeline.config.arguments import (
     ArgumentProblem,
     check_arguments,
     describe,
-    listed,
     shown,
     unknown_key,
 )
 from pipeline.config.losses import loss_problems
+from pipeline.config.sections import (
+    TRAINED_HERE,
+    TRAINED_LENGTH,
+    CompareSection,
+    DataSection,
+    DPOSection,
+    GenerationSection,
+    ModelSection,
+    Name,
+    PairsSection,
+    PPOSection,
+    RewardSection,
+    Section,
+    SFTSection,
+    TrackingSection,
+    TrainerSection,
+)
 from pipeline.config.stages import trained
 from pipeline.errors import UserError
 
-OVER_SFT = "sft"
-"""What `reward.encoder` is where the classifier is adapters over the SFT model."""
-TRAINED_HERE = "sentiment"
-"""What `reward.source` and `reward.gold` are where the classifier is trained by the pipeline."""
-TRAINED_LENGTH = 64
-"""Tokens that the classifier trained here reads unless `reward.max_length` says otherwise."""
 
-Name = Annotated[str, Field(min_length=1)]
-T = TypeVar("T")
-# A key that is left out of what a result was made with unless the config sets it.
-Unsaid = Annotated[T | None, Field(exclude_if=lambda value: value is None)]
-
-
-class _Section(BaseModel):
-    """A part of the tree: immutable, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_item(cls, tree: Any) -> Any:
-        """A list's only item may be given bare: `report_to: wandb`."""
-        if not isinstance(tree, dict):
-            return tree
-        fields = cls.model_fields
-        return {
-            key: listed(value, _hint(fields[key])) if key in fields else value
-            for key, value in tree.items()
-        }
-
-
-def _hint(field: FieldInfo) -> Any:
-    """A field's type with its bounds."""
-    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-
-
-class _TrainerSection(_Section):
-    """A section whose unknown keys go to the stage's trainer configuration."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class ModelSection(_Section):
-    """The causal language model that every policy starts from."""
-
-    model_name_or_path: Name = "embedded:smollm2-135m-instruct"
-    """`embedded:smollm2-135m-instruct`, a hub id, a local folder, or `toy` (random, few layers)."""
-    model_revision: str | None = None
-    """Branch, tag or commit of a hub model; null is its default branch."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Null is bfloat16 where the processor or GPU computes in it, else float32."""
-    trainable_layers: Count | None = None
-    """Train only the upper n decoder layers and the final norm; null trains all weights."""
-    policy_modules: Unsaid[Annotated[list[Name], Field(min_length=1)]] = None
-    """PPO and DPO train only these modules of the trainable layers, by the end of their names
-    (`[v_proj, o_proj]`, `[self_attn]`, `[mlp.gate_proj]`), and no norm outside of them; null trains
-    what SFT does. With few weights an update's noise costs less KL for the same reward."""
-    use_peft: bool = False
-    """Train LoRA adapters instead of the weights themselves."""
-    lora_r: Count = 16
-    lora_alpha: Annotated[float, Field(gt=0)] = 32
-    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
-    trust_remote_code: bool = False
-    """Run Python code that comes with a hub model. Off, as it should be for most."""
-
-
-def _is_unset(value: Any) -> bool:
-    """Keys that came later are left out of a record while unset: it stays that of older runs."""
-    return not value
-
-
-class ColumnsSection(_Section):
-    """What the data files call the columns, where it is not what TRL calls them."""
-
-    prompt: Name | None = None
-    completion: Name | None = None
-    messages: Name | None = None
-    chosen: Name | None = None
-    rejected: Name | None = None
-    system: Name | None = None
-
-
-class DataSection(_Section):
-    """The texts: where they are from, and how they are divided."""
-
-    dataset_name: Name = "embedded:movie-reviews"
-    """`embedded:<kind>`, a hub id, `toy`, a folder (one of `save_to_disk` too), or a .jsonl, .json,
-    .csv, .tsv, .parquet, .arrow or .txt file, compressed (.gz, .bz2, .xz, .zip) or not. Rows are
-    rated texts (`text`, `label`), or demonstrations: `prompt` and `completion`, or conversations
-    (`messages`, ShareGPT's `conversations`), whose last answer SFT learns."""
-    dataset_config: str | None = None
-    """Name of a hub dataset's configuration."""
-    train_split: Name = "train"
-    text_column: Name = "text"
-    label_column: Name = "label"
-    """A number: a human rating (such as −4..4) or a class (0 or 1)."""
-    columns: ColumnsSection = Field(
-        default=ColumnsSection(), exclude_if=lambda c: c == ColumnsSection()
-    )
-    """What the files call TRL's columns: `{prompt: question, chosen: better, rejected: worse}`."""
-    label_values: dict[Name, Annotated[float, Field(allow_inf_nan=False)]] = Field(
-        default={}, exclude_if=_is_unset
-    )
-    """Numbers for labels that are words: `{negative: 0, positive: 1}`."""
-    positive_above: float = 0.0
-    """A label above this is positive; 0.5 for classes 0 and 1."""
-    neutral_margin: Annotated[float, Field(ge=0)] = 0.5
-    """The classifier trains only where |label − positive_above| is at least this."""
-    min_words: Count = 8
-    max_words: Count = 30
-    prompt_words: Count = 4
-    """A prompt is the first words of a text: this many."""
-    unit: Literal["words", "tokens"] = Field(
-        default="words", exclude_if=lambda unit: unit == "words"
-    )
-    """What min_words, max_words and prompt_words count. A word is what blanks divide; in scripts
-    without blanks two characters (Chinese, Japanese) or four (Thai, Lao, Khmer, Burmese). Tokens
-    are the policy's."""
-    long_texts: Literal["drop", "cut"] = Field(default="drop", exclude_if=lambda how: how == "drop")
-    """Texts above max_words are left out, or cut after max_words; SFT then learns to end there."""
-    prompts_name: Name | None = None
-    """Own prompts instead: a dataset with a `prompt` column (text, or a list of messages)."""
-    preferences_name: Name | None = None
-    """Own preference pairs instead of labelled samples: `prompt`, `chosen`, `rejected`, or one of
-    the shapes that other trainers read."""
-    demonstrations: Count = 2400
-    """Texts that SFT learns from."""
-    heldout: Count = 256
-    """Texts that only perplexity is measured on, and whose beginnings are validation prompts."""
-    train_prompts: Count = 2048
-    validation_prompts: Count = 64
-    """At most this many prompts that PPO is evaluated on while it trains, where it is
-    (`ppo.eval_strategy`), and chooses its best by; neither trained on nor in the comparison."""
-    eval_prompts: Count = 64
-    """Prompts that the comparison is made on; nothing is trained on them or chosen by them."""
-    seed: Unsaid[Annotated[int, Field(ge=0, lt=2**32)]] = None
-    """Divides the data where that is not to be the top-level seed: runs of different seeds then
-    train on the same texts and are compared on the same prompts."""
-
-    def column_names(self) -> dict[str, str]:
-        """This project's names of columns to the files', where the config gives them."""
-        own = {"text": self.text_column, "label": self.label_column}
-        return own | self.columns.model_dump(exclude_none=True)
-
-
-class GenerationSection(_Section):
-    """How completions are sampled in PPO, for preference pairs and in the comparison."""
-
-    max_new_tokens: Count = 20
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """PPO's sampling temperature. KL and the comparison are always at temperature 1."""
-    batch_size: Count = 256
-    """Completions generated at once."""
-
-
-class SFTSection(_TrainerSection):
-    """Fields of trl.SFTConfig."""
-
-    skip: bool = False
-    """Take model.model_name_or_path as it is for the reference policy: it is fine-tuned already."""
-
-
-class RewardSection(_TrainerSection):
-    """The reward (proxy) and the judge (gold); fields of transformers.TrainingArguments too."""
-
-    source: Name = "sentiment"
-    """`sentiment` (trained here), a sequence-classification checkpoint, `file.py:function` or
-    `module:function`."""
-    gold: Name | None = None
-    """The judge when the source is not `sentiment`, in the same forms; null: the proxy itself."""
-    encoder: Name = "embedded:all-minilm-l6-v2"
-    """Trunk of the classifier: `embedded:all-minilm-l6-v2`, a hub id, a folder, `toy`, or `sft`:
-    LoRA adapters (model.lora_*) over the SFT model, in its dtype; what PPO leaves frozen is then
-    held once."""
-    max_length: Count | None = None
-    """Longest text a classifier reads, in its tokens; a longer one loses its beginning, which is
-    said. Null is 64 for one that is trained here, and all that it can take for another."""
-    format: Unsaid[Literal["text", "pair", "chat"]] = None
-    """How a checkpoint reads prompt and completion: joined to one `text`, as a `pair`, or as a
-    `chat` in its template, the completion as the assistant's message. Null is `chat` for one with a
-    single output and a chat template, else `text`."""
-    gold_format: Unsaid[Literal["text", "pair", "chat"]] = None
-    """The same for the judge."""
-    positive_labels: Unsaid[Annotated[list[str], Field(min_length=1)]] = None
-    """Labels of a checkpoint that are good, where their names do not tell; its reward is their
-    log-odds against the others'."""
-    gold_positive_labels: Unsaid[Annotated[list[str], Field(min_length=1)]] = None
-    """The same for the judge."""
-    timeout: Annotated[Annotated[float, Field(gt=0)] | None, Field(exclude=True)] = None
-    """Seconds that a reward may take for one batch (in PPO for a rollout); null is for ever."""
-    retries: Annotated[int, Field(ge=0, exclude=True)] = 2
-    """Further calls with the same texts, after 1, 2, 4, … seconds, where a reward gives no answer;
-    PPO's own are `ppo.reward_timeout` and `ppo.reward_retries`."""
-
-    @field_serializer("max_length")
-    def _length_as_trained(self, value: int | None) -> int | None:
-        """What null amounts to where both parts are trained here."""
-        here = self.source == TRAINED_HERE and self.gold in (None, TRAINED_HERE)
-        return TRAINED_LENGTH if value is None and here else value
-
-
-class PPOSection(_TrainerSection):
-    """Fields of pipeline.ppo.config.PPOConfig, which is a transformers.TrainingArguments."""
-
-
-class PairsSection(_Section):
-    """Preference pairs drawn from the SFT model's own samples."""
-
-    per_prompt: Count = 2
-    """Groups of samples drawn for each prompt: pairs, where a group has two."""
-    samples_per_prompt: Annotated[int, Field(ge=2)] = 2
-    """Samples in a group, m: all m(m − 1)/2 pairs of them are used, so that the reward of a
-    completion serves m − 1 pairs and one forward pass all that are in the batch."""
-    labels: Literal["sampled", "soft", "hard"] = "sampled"
-    """`sampled` draws who is chosen by Bradley–Terry, P(y₁≻y₂) = σ(r₁ − r₂), whose DPO optimum is
-    PPO's; `soft` takes that probability itself as the label: the same optimum, less noise; with
-    `hard` the higher reward always wins, which has another optimum."""
-    hard_labels: Annotated[bool | None, Field(exclude=True)] = None
-    """The older key for `labels`: true is hard, false is sampled."""
-    max_pairs: Count = 2000
-    """Pairs in all. They cost 2·max_pairs/(samples_per_prompt − 1) reward queries."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _former(cls, tree: Any) -> Any:
-        """The labels that the older key asks for."""
-        hard = tree.get("hard_labels") if isinstance(tree, dict) else None
-        if not isinstance(hard, bool):
-            return tree
-        return {"labels": "hard" if hard else "sampled", **tree}
-
-
-class DPOSection(_TrainerSection):
-    """Fields of trl.DPOConfig; `loss_type` may also be `rebel`: regression of β times the
-    difference of log-ratios on that of the rewards (arXiv 2404.16767)."""
-
-    eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the prompts whose pairs are evaluated on and not trained on; with
-    dpo.eval_strategy only."""
-
-
-class CompareSection(_Section):
-    """How the finished policies are measured."""
-
-    samples_per_prompt: Count = 8
-    reference_samples: Annotated[int, Field(ge=2)] = 64
-    """Reference samples a prompt, for the optimum, the frontier and best-of-N."""
-    best_of_n: Annotated[int, Field(ge=2)] = 8
-    frontier_betas: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [
-        0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0,
-    ]  # fmt: skip
-    """KL coefficients at which the optimal frontier is computed."""
-    bootstrap: Count = 1000
-    """Resamples (of prompts) behind each interval."""
-
-
-class TrackingSection(_Section):
-    """Where metrics go beside the run's own JSONL."""
-
-    report_to: list[str] = ["wandb"]
-    """Whatever transformers.TrainingArguments.report_to takes; [] is none."""
-    project: Name = "rlhf"
-    log_samples: Annotated[int, Field(ge=0)] = 8
-    """Samples shown and logged now and then; 0 is none."""
-
-
-class Experiment(_Section):
+class Experiment(Section):
     """The whole experiment. Paths are relative to the current directory."""
 
     name: Name = "experiment"
@@ -345,14 +92,14 @@ class Experiment(_Section):
 
     def trainer_args(self, stage: str) -> dict[str, Any]:
         """The pass-through fields of a trained stage's section, as the config gives them."""
-        section: _TrainerSection = getattr(self, stage)
+        section: TrainerSection = getattr(self, stage)
         return dict(section.model_extra or {})
 
 
 _SECTIONS = {
     name: field.annotation
     for name, field in Experiment.model_fields.items()
-    if isinstance(field.annotation, type) and issubclass(field.annotation, _Section)
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
 # Where a bare key belongs: {"max_new_tokens": "generation.max_new_tokens", ...}.
 _HOME = {
