@@ -79,7 +79,8 @@ def train_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
     from pipeline.stages.training import load_trainable_sft
 
     quiet.after_imports()
-    changes = ["model.use_peft=true", "model.trainable_layers=null", f"seed={settings['seed']}"]
+    changes = ["model.use_peft=true", "model.trainable_layers=null", "model.policy_modules=null"]
+    changes += [f"seed={settings['seed']}"]
     experiment = load_experiment(CONFIG, [f"output_dir={settings['run']}", *changes])
     model, tokenizer = load_trainable_sft(experiment)
     rollouts = Rollouts()

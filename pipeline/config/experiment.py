@@ -156,7 +156,8 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
     if model.use_peft and model.policy_modules is not None:
         yield (
             "model.policy_modules",
-            "does not go with model.use_peft, whose modules are model.lora_target_modules",
+            "does not go with model.use_peft, whose modules are model.lora_target_modules;"
+            " set model.policy_modules=null",
         )
     if experiment.beta == 0 and experiment.trainer_args("ppo").get("kl_target") is not None:
         yield (

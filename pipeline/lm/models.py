@@ -294,7 +294,7 @@ def modules_named(layers: Sequence[nn.Module], names: Sequence[str]) -> list[nn.
         if not modules:
             raise UserError(
                 f"model.policy_modules: no module of the trainable layers is called {name!r}; "
-                f"expected some of {', '.join(known)}"
+                f"expected some of {', '.join(known)}, or null for all"
             )
     return [module for modules in found.values() for module in modules]
 

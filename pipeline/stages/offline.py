@@ -233,9 +233,7 @@ class PairTrainer(TokenizedDPOTrainer):
             return GroupSampler(rows["prompt_ids"], seed)
         return super()._get_train_sampler(train_dataset)
 
-    def _compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False
-    ) -> Any:
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         batch, places = _each_once(inputs)
         logps, states = model(within=lambda: self._policy.token_logps(batch))
         sides = _row_sums(logps, batch.mask)[places].chunk(2)

@@ -69,7 +69,8 @@ def test_overrides_of_the_examples_are_valid() -> None:
     for override in overrides:
         if override.endswith("="):
             continue
-        free = ["model.trainable_layers=null"] if "use_peft" in override else []
+        narrow = ["model.trainable_layers=null", "model.policy_modules=null"]
+        free = narrow if "use_peft" in override else []
         load_experiment(ROOT / "configs" / "quickstart.yaml", [*free, override])
 
 

@@ -146,7 +146,7 @@ def test_overrides(tiny: Path) -> None:
         ("dpo.loss_type=[rebel, sft]", "rebel cannot be combined with other losses"),
         ("pairs.labels=firm", "expected sampled or soft or hard, found 'firm'"),
         ("pairs.samples_per_prompt=1", "expected a number at least 2, found 1"),
-        ("ppo.kl_estimator=k4", "expected k1 or k2 or k3, found 'k4'"),
+        ("ppo.kl_estimator=k4", "expected k1 or k2 or k3 or exact, found 'k4'"),
         ("reward.num_train_epochs=0", "expected a number above 0, found 0"),
         ("dpo.bf16=yes", "expected true or false or null, found 'yes'"),
         ("dpo.lr_scheduler_type=cosin", "did you mean cosine?"),
