@@ -67,7 +67,7 @@ def test_a_name_that_is_no_modules_is_refused_before_sft(name: str) -> None:
     assert str(error.value) == (
         f"model.policy_modules: no module of the trainable layers is called {name!r}; expected "
         "some of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, input_layernorm, "
-        "post_attention_layernorm"
+        "post_attention_layernorm, or null for all"
     )
 
 
