@@ -200,7 +200,7 @@ def measure(experiment: Experiment, count: int) -> None:
     """The three tables, from ``count`` prompts a set."""
     data = load_data(experiment)
     policy, tokenizer = load_trainable_sft(experiment)
-    arguments = PPOConfig(output_dir="unused", bf16=policy.dtype == torch.bfloat16)
+    arguments = PPOConfig(output_dir="unused", use_cpu=True, bf16=policy.dtype == torch.bfloat16)
     model = ActorCritic(policy, arguments, 64)
     proxy, gold = proxy_reward(experiment), gold_reward(experiment)
 
