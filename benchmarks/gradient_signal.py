@@ -124,13 +124,17 @@ def show_signal(names: list[str], sets: list[dict[str, list[Tensor]]]) -> None:
     flat = {e: [torch.cat([g.flatten() for g in s[e]]) for s in sets] for e in sets[0]}
     print("signal's share of the gradient's square      descent   Adam")
     for estimator, found in flat.items():
-        print(f"  {estimator:40s}  {shares(found)[0]:7.2f} {shares(found)[1]:7.2f}")
+        _print_shares(estimator, found)
     for estimator in ("score − mean", "prefix critic, λ 0.9"):
         for module in MODULES:
             picked = [i for i, name in enumerate(names) if module in name]
             found = [torch.cat([s[estimator][i].flatten() for i in picked]) for s in sets]
-            label = f"{estimator}: {module}"
-            print(f"  {label:40s}  {shares(found)[0]:7.2f} {shares(found)[1]:7.2f}")
+            _print_shares(f"{estimator}: {module}", found)
+
+
+def _print_shares(label: str, sets: list[Tensor]) -> None:
+    descent, adam = shares(sets)
+    print(f"  {label:40s}  {descent:7.2f} {adam:7.2f}", flush=True)
 
 
 @torch.no_grad()

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from pipeline.data.toy import toy_tokenizer
 from pipeline.errors import FailedReward
 from pipeline.lm.generation import Completion, sample
 from pipeline.ppo import PPOConfig
 from pipeline.ppo.prefix import GROUPS, KEPT, PrefixCritic, prefixes
-from tests.pipeline.ppo.test_trainer import PROMPTS, letters, make_trainer, weights
+from tests.pipeline.ppo.test_trainer import PROMPTS, letters, make_trainer
 
 
 def alone(values: torch.Tensor) -> torch.Tensor:
@@ -183,41 +182,6 @@ def test_a_reward_that_fails_on_prefixes_alone(tmp_path: Path, broken: Any, mess
     with pytest.raises(FailedReward, match=message) as caught:
         trainer.train()
     assert "failed-rollout-0.json" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "section", [{"trainable_layers": 2}, {"trainable_layers": None, "use_peft": True}]
-)
-def test_resume_brings_back_the_fit_to_the_bit(tmp_path: Path, section: dict[str, Any]) -> None:
-    settings: dict[str, Any] = {
-        "section": section,
-        "total_episodes": 64,
-        "save_strategy": "steps",
-        "save_steps": 8,
-        "critic": "prefix",
-        "kl_estimator": "exact",
-        "kl_target": 0.01,
-        "kl_horizon": 100,
-        "lam": 0.9,
-        "whiten_rewards": True,
-    }
-    whole, _ = make_trainer(tmp_path / "whole", **settings)
-    whole.train()
-    part, _ = make_trainer(tmp_path / "part", **settings)
-
-    class Stop(TrainerCallback):
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_training_stop = True
-
-    part.add_callback(Stop())
-    part.train()
-    assert part.state.global_step == 8
-    again, _ = make_trainer(tmp_path / "part", **settings)
-    again.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-8"))
-    for name, value in weights(whole).items():
-        assert torch.equal(value, weights(again)[name]), name
-    assert torch.equal(again.prefix_critic.sums, whole.prefix_critic.sums)
-    assert not torch.equal(again.prefix_critic.sums, part.prefix_critic.sums)
 
 
 def test_sampling_and_scoring_prefixes_agree_on_text(tmp_path: Path) -> None:
