@@ -37,7 +37,7 @@ from pipeline.output import quiet
 from pipeline.output.terminal import progress
 from pipeline.ppo.actor_critic import ActorCritic
 from pipeline.ppo.config import PPOConfig
-from pipeline.stages.reward import gold_reward, proxy_reward
+from pipeline.stages.reward_sources import gold_reward, proxy_reward
 from pipeline.stages.training import load_trainable_sft
 from reward_models import RewardFunction
 

@@ -41,7 +41,7 @@ from pipeline.output import quiet
 from pipeline.output.metrics_file import read_metrics
 from pipeline.stages import dpo, ppo
 from pipeline.stages.heldout import whole_texts
-from pipeline.stages.reward import gold_reward, proxy_reward
+from pipeline.stages.reward_sources import gold_reward, proxy_reward
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 ALPHAS = (0.5,)  # beside the end of training, 1

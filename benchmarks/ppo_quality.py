@@ -75,7 +75,7 @@ def train_ours(settings: dict[str, Any]) -> list[dict[str, float]]:
     """One run of our trainer; its rollouts' scores and KL."""
     from pipeline.data.splits import load_data
     from pipeline.ppo import PPOConfig, PPOTrainer
-    from pipeline.stages.reward import proxy_reward
+    from pipeline.stages.reward_sources import proxy_reward
     from pipeline.stages.training import load_trainable_sft
 
     quiet.after_imports()

@@ -43,7 +43,7 @@ from pipeline.output.metrics_file import read_metrics
 from pipeline.report import figures
 from pipeline.stages import tracking
 from pipeline.stages.heldout import whole_texts
-from pipeline.stages.reward import gold_reward, judge_is_proxy, proxy_reward
+from pipeline.stages.reward_sources import gold_reward, judge_is_proxy, proxy_reward
 
 
 @tracking.tracked("compare")

@@ -11,7 +11,7 @@ from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.ppo.upkeep.state import put
 from pipeline.stages import tracking
-from pipeline.stages.reward import proxy_reward
+from pipeline.stages.reward_sources import proxy_reward
 from pipeline.stages.training import (
     evaluates,
     fit,

@@ -24,7 +24,7 @@ from pipeline.lm.hardware import best_device
 from pipeline.lm.kept import keep_samples, kept_samples
 from pipeline.lm.models import load_checkpoint
 from pipeline.lm.positions import check_prompts
-from pipeline.stages.reward import proxy_reward
+from pipeline.stages.reward_sources import proxy_reward
 
 
 def first_wins_probability(first: float, second: float, hard: bool = False) -> float:

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.lm.models import prepare
 from pipeline.report import figures, page
 from pipeline.stages import compare
-from pipeline.stages.reward import judge_is_proxy
+from pipeline.stages.reward_sources import judge_is_proxy
 
 KEYS = {
     "reward", "gold", "gold_positive", "kl", "objective", "optimality", "optimality_ci",

@@ -18,7 +18,7 @@ from common.files import read_json
 from pipeline.config import Experiment, load_experiment
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
-from pipeline.stages import reward, tracking
+from pipeline.stages import reward, reward_sources, tracking
 from tests.nursery import Nursery
 
 PROMPTS = ["the film about love"] * 4
@@ -80,8 +80,8 @@ def test_both_classifiers_learn_and_are_measured(trained: Experiment) -> None:
 def test_the_two_are_different_models_from_disjoint_texts(trained: Experiment) -> None:
     data = load_data(trained)
     assert not {text.text for text in data.proxy} & {text.text for text in data.gold}
-    proxy = reward.proxy_reward(trained)(PROMPTS, COMPLETIONS)
-    gold = reward.gold_reward(trained)(PROMPTS, COMPLETIONS)
+    proxy = reward_sources.proxy_reward(trained)(PROMPTS, COMPLETIONS)
+    gold = reward_sources.gold_reward(trained)(PROMPTS, COMPLETIONS)
     assert proxy != gold
     for scores in (proxy, gold):
         assert min(scores[0], scores[2]) > 0 > max(scores[1], scores[3])
@@ -157,7 +157,7 @@ def test_a_function_as_reward_and_a_classifier_as_judge(
     experiment = make(tmp_path / "run", f"reward.source={spec}", "reward.gold=sentiment")
     reward.run(experiment)
     metrics = metrics_of(experiment)
-    assert reward.proxy_reward(experiment)(PROMPTS, COMPLETIONS) == [1.0, -1.0, 0.0, 0.0]
+    assert reward_sources.proxy_reward(experiment)(PROMPTS, COMPLETIONS) == [1.0, -1.0, 0.0, 0.0]
     assert metrics["proxy"]["correlation"] > 0.2
     assert 0.5 < metrics["proxy"]["auc"] < 0.9
     assert "accuracy" not in metrics["proxy"]  # a count is no log-odds
@@ -183,8 +183,8 @@ def test_a_checkpoint_as_reward(make: MakeExperiment, trained: Experiment, tmp_p
     experiment = make(
         tmp_path / "run", f"reward.source={folder / 'gold'}", f"reward.gold={folder / 'proxy'}"
     )
-    ours = reward.proxy_reward(experiment)(PROMPTS, COMPLETIONS)
-    assert ours == reward.gold_reward(trained)(PROMPTS, COMPLETIONS)
+    ours = reward_sources.proxy_reward(experiment)(PROMPTS, COMPLETIONS)
+    assert ours == reward_sources.gold_reward(trained)(PROMPTS, COMPLETIONS)
     reward.run(experiment)
     assert metrics_of(experiment)["judge_is_proxy"] is False
 
@@ -232,7 +232,7 @@ def test_mistakes_name_the_key(make: MakeExperiment, tmp_path: Path) -> None:
 
 def test_a_reward_that_was_not_trained_yet(make: MakeExperiment, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="run `rlhf reward`"):
-        reward.proxy_reward(make(tmp_path / "run"))
+        reward_sources.proxy_reward(make(tmp_path / "run"))
 
 
 @pytest.mark.assets

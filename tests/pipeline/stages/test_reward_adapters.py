@@ -15,7 +15,7 @@ from common.files import read_json
 from pipeline.config import Experiment, load_experiment
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
-from pipeline.stages import ppo, reward, sft, training
+from pipeline.stages import ppo, reward, reward_sources, sft, training
 from pipeline.stages.training import load_trainable_sft
 from reward_models import RewardError, RewardFunction, load_reward
 from reward_models.adapters import ADAPTER_CONFIG, WEIGHTS, share_weights
@@ -83,8 +83,8 @@ def test_ppo_shares_the_base_and_leaves_the_reward_alone(
     after: list[list[float]] = []
     texts = [text.text for text in load_data(experiment).classifier_test[:20]]
     empty = [""] * len(texts)
-    before = reward.proxy_reward(experiment)(empty, texts)
-    rewards, save = reward.proxy_reward, training.save_policy
+    before = reward_sources.proxy_reward(experiment)(empty, texts)
+    rewards, save = reward_sources.proxy_reward, training.save_policy
 
     def proxy_reward(experiment: Experiment, policy: nn.Module) -> RewardFunction:
         made.append((policy, rewards(experiment, policy)))
@@ -110,7 +110,9 @@ def test_a_copied_run_reads_its_own_base(experiment: Experiment, tmp_path: Path)
     config = json.loads(path.read_text())
     config["base_model_name_or_path"] = str(tmp_path / "gone")
     path.write_text(json.dumps(config))
-    assert reward.proxy_reward(copy)(empty, texts) == reward.proxy_reward(experiment)(empty, texts)
+    assert reward_sources.proxy_reward(copy)(empty, texts) == reward_sources.proxy_reward(
+        experiment
+    )(empty, texts)
 
 
 def test_mistakes_are_one_line(experiment: Experiment, tiny: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.data.toy import toy_encoder, toy_language_model, toy_tokenizer
 from pipeline.errors import UserError
 from pipeline.ppo.config import PPOConfig
 from pipeline.provenance import fingerprint, stage_inputs
-from pipeline.stages import ppo, reward
+from pipeline.stages import ppo, reward, reward_sources
 from reward_models import calling
 from reward_models.sentiment import SequenceClassifier
 
@@ -89,7 +89,7 @@ def test_a_passing_failure_of_a_service_does_not_end_the_stage(
 ) -> None:
     monkeypatch.setattr(calling.time, "sleep", lambda seconds: None)
     experiment = make()
-    function = reward.proxy_reward(experiment).function  # type: ignore[attr-defined]
+    function = reward_sources.proxy_reward(experiment).function  # type: ignore[attr-defined]
     reward.run(experiment)
     sizes = [len(texts) for texts in module_of(function)["calls"]]
     assert max(sizes) <= 64 and sizes[1] == sizes[2]  # what failed is asked again, and no more
@@ -103,7 +103,7 @@ def test_without_retries_it_does_and_a_hang_ends_in_time(make: Make) -> None:
     with pytest.raises(UserError, match="reward.source: .*raised ConnectionError: HTTP Error 503"):
         reward.run(make("reward.retries=0"))
     experiment = make("reward.retries=0", "reward.timeout=0.05", source="service.py:hangs")
-    hangs = reward.proxy_reward(experiment)
+    hangs = reward_sources.proxy_reward(experiment)
     with pytest.raises(UserError, match="raised TimeoutError: no answer in 0.05 s") as error:
         reward.run(experiment)
     assert "\n" not in str(error.value)
@@ -169,8 +169,8 @@ def test_a_chat_reward_model_is_asked_in_its_template(
     experiment = make(source="chat")
     reward.run(experiment)
     assert "reward proxy · reads a chat in its template" in capsys.readouterr().err
-    asked = reward.proxy_reward(experiment)(["the film"], [" is dull"])
-    plain = reward.proxy_reward(make("reward.format=text", source="chat"))
+    asked = reward_sources.proxy_reward(experiment)(["the film"], [" is dull"])
+    plain = reward_sources.proxy_reward(make("reward.format=text", source="chat"))
     assert asked != plain(["the film"], [" is dull"])
 
 
@@ -185,7 +185,7 @@ def test_a_checkpoint_reads_all_it_can_and_one_trained_here_what_it_was_trained_
         (["reward.source=sentiment"], None, 64),
         (["reward.source=sentiment", "reward.max_length=100"], None, 100),
     ):
-        classifier = reward.proxy_reward(make(*settings, source=source)).function  # type: ignore
+        classifier = reward_sources.proxy_reward(make(*settings, source=source)).function  # type: ignore
         assert isinstance(classifier, SequenceClassifier) and classifier.max_length == limit
 
 
