@@ -1,4 +1,4 @@
-"""Reward models behind one small interface: ``reward(prompts, completions) -> list of floats``.
+"""Reward models behind one small interface: ``reward(prompts, completions, **columns)``.
 
 * `sentiment`: a sequence-classification checkpoint: its scalar, or its good labels' log-odds
 * `labels`: which labels are good; `reading`: how prompt and completion become one input
@@ -7,19 +7,22 @@
 * `ensemble`: mean, minimum, mean less k standard deviations, weighted sums
 * `loading`: from a name in a config to a function
 * `calling`: any function, called in time, again where that may help, with its mistakes in one line
-* `arguments`: what each of its parameters gets; `waiting`: answers in time, or that come later
+* `arguments`: what each of its parameters gets; `returned`: what it may give back; `waiting`:
+  answers in time, or that come later
 """
 
 from __future__ import annotations
 
 from reward_models.calling import RewardCall, checked, may_pass
-from reward_models.interface import RewardError, RewardFunction
+from reward_models.interface import ChatPrompt, RewardError, RewardFunction, Scores
 from reward_models.loading import load_reward
 
 __all__ = [
+    "ChatPrompt",
     "RewardCall",
     "RewardError",
     "RewardFunction",
+    "Scores",
     "checked",
     "load_reward",
     "may_pass",

@@ -1,28 +1,26 @@
 """Calling a reward: one check for every caller, so that a mistake is one line, not a ruined run.
 
-A NaN among the rewards would silently turn every weight of the policy into NaN, and a list of the
-wrong length would give completions each other's scores. A service that is away for a moment is
-asked again, and one that hangs does not hang the run.
+A service that is away for a moment is asked again, and one that hangs does not hang the run.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import numbers
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reward_models import waiting
-from reward_models.arguments import bound
-from reward_models.interface import RewardError
+from reward_models import arguments, waiting
+from reward_models.arguments import COMPLETIONS, IDS, PROMPTS, bound
+from reward_models.interface import RewardError, Scores
+from reward_models.returned import Asked, Cell, Parts, numbers_and_tokens, read
 from reward_models.waiting import answer
 
-_SHOWN = 40  # characters of a completion in a message
+Given = Mapping[str, list[Any]]
+"""``prompts``, ``completions`` and the columns, lists of one length."""
 _UNANSWERED = "; see that what it calls answers"
 
 # What Python raises for a mistake in the code or for a text that the code cannot take: the same
@@ -53,8 +51,9 @@ class RewardCall:
     """A reward function and how it is called; itself a `RewardFunction` that keeps the interface.
 
     A returned tuple, generator, NumPy array or tensor (any device, ``(N,)`` or ``(N, 1)``) is
-    accepted and becomes a list of floats. Parameters get what their names say (`bound`), and what
-    an ``async def`` returns is awaited.
+    accepted and becomes a list of floats. So do N lists of a number a token, `Scores`, and None for
+    what the reward does not apply to. Parameters get what their names say (`bound`), and what an
+    ``async def`` returns is awaited.
 
     A call that gave no answer in time, or that raised what :func:`may_pass` says may pass, is made
     again with the same texts after 1, 2, 4, … seconds, so a run that waited ends where an
@@ -63,20 +62,25 @@ class RewardCall:
     ``dataclasses.replace`` gives the same reward with other settings.
 
     Args:
-        function: Takes prompts and completions, gives one number for each completion.
+        function: Takes prompts, completions and what columns it names, gives one number for each
+            completion, or for each one a token. One with methods ``check_columns(columns)`` and
+            ``needed_columns()`` (a reward made of rewards, say) is asked by them.
         label: What messages call it.
         timeout: Seconds that one call may take; None is for ever. With one the function is called
             in a thread, which is left behind when it hangs.
         retries: Further calls after one that failed.
         batch_size: Completions in one call, so that little is asked again; None is all.
+        messages: Whether it is given prompts and completions as lists of messages, as TRL gives
+            conversations, rather than as texts; None: if its annotations say so.
         warn: Takes a line for each call that is made again.
         raises: The kind of `RewardError` that a call raises.
         one_line: Errors whose message is one line already, which is passed on as it is.
 
     Raises:
-        RewardError: Now, when ``function`` cannot take the two arguments. Later, when the calls
-            fail, or return anything but one finite number for each completion; the message names
-            the function and the index of the offending completion.
+        RewardError: Now, when ``function`` cannot take prompts and completions. Later, when there
+            is no column for one of its parameters, the calls fail, or return anything but finite
+            numbers for each completion; the message names the function and the parameter or the
+            index of the offending completion.
     """
 
     function: Callable[..., Any]
@@ -84,47 +88,124 @@ class RewardCall:
     timeout: float | None = None
     retries: int = 0
     batch_size: int | None = None
+    messages: bool | None = None
     warn: Callable[[str], None] = to_stderr
     raises: type[RewardError] = RewardError
     one_line: tuple[type[Exception], ...] = (RewardError,)
 
     def __post_init__(self) -> None:
-        bound(self.function, self.label, [], [])  # whether it can be called at all
+        self.needed_columns()  # whether it can be called at all
+        if self.messages is None:
+            object.__setattr__(self, "messages", arguments.asks_for_messages(self.function))
 
-    def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
-        """One finite score for each completion."""
-        if len(prompts) != len(completions):
-            raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
-        size = self.batch_size or len(completions) or 1
-        scores: list[float] = []
-        for first in range(0, len(completions), size):
-            part = slice(first, first + size)
-            scores += self._batch(prompts[part], completions[part], first)
-        return scores
+    def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        """One finite score for each completion, as `scores` has them in ``total``."""
+        return self.scores(prompts, completions, **columns).total
 
-    def _batch(self, prompts: list[str], completions: list[str], first: int) -> list[float]:
-        """One finite score for each of the completions, which begin at index ``first`` of all."""
-        result = self._answer(prompts, completions, first)
+    def scores(self, prompts: list[str], completions: list[str], **columns: Any) -> Scores:
+        """What the reward says of the completions: something of each.
+
+        Args:
+            prompts, completions: N each.
+            columns: Lists of N: the data set's other columns, ``completion_ids`` and ``ended``.
+
+        Raises:
+            RewardError: As the class says; or the reward does not apply to a completion.
+        """
+        numbers, tokens, parts = self._ask(prompts, completions, columns)
+        total: list[float] = []
+        for index, number in enumerate(numbers):
+            if number is None:
+                asked = Asked(self.label, completions)
+                error = RewardError(
+                    f"{self.label}: scored {asked.shown(index)} as None, so no reward applies to "
+                    "it; return a number, or add a reward that scores it"
+                )
+                raise self._wrong(error, numbers)
+            total.append(number)
+        return Scores(total, tokens, parts)
+
+    def partial_scores(
+        self, prompts: list[str], completions: list[str], **columns: Any
+    ) -> tuple[list[float | None], list[list[float]] | None]:
+        """For rewards made of several: a total for each completion, None where it does not apply;
+        and of a dense reward one number for each token, an empty list where it does not apply."""
+        numbers, tokens, _ = self._ask(prompts, completions, columns)
+        return numbers, tokens
+
+    def needed_columns(self) -> frozenset[str]:
+        """The names without which the function cannot be called, beside prompts and completions."""
+        own: frozenset[str] = arguments.needed_columns(self.function, self.label)
+        asked = getattr(self.function, "needed_columns", None)
+        return own | frozenset(asked()) if asked else own
+
+    def check_columns(self, columns: Collection[str]) -> None:
+        """See, before any work, that the function can be called where a data set has ``columns``.
+
+        Raises:
+            RewardError: It asks for one that is not there, or one is called like what every reward
+                is given (``prompts``, ``completions``, ``completion_ids``, ``ended``).
+        """
+        asked = getattr(self.function, "check_columns", None)
         try:
-            return _scores(self.label, result, completions, first)
+            if asked:
+                asked(columns)
+            else:
+                arguments.check_columns(self.function, self.label, columns)
         except RewardError as error:
-            wrong = self.raises(str(error))
-            wrong.returned = result
-            raise wrong from None
+            raise self.raises(str(error)) from None
 
-    def _answer(self, prompts: list[str], completions: list[str], first: int) -> Any:
+    def _ask(
+        self, prompts: list[str], completions: list[str], columns: Mapping[str, Any]
+    ) -> tuple[list[float | None], list[list[float]] | None, Parts]:
+        given = {PROMPTS: prompts, COMPLETIONS: completions, **columns}
+        for name, values in given.items():
+            if len(values) != len(completions):
+                raise ValueError(f"{len(values)} {name} but {len(completions)} completions")
+        given = {name: list(values) for name, values in given.items()}
+        size = self.batch_size or len(completions) or 1
+        cells: list[Cell] = []
+        parts: Parts = {}
+        for first in range(0, len(completions), size):
+            some, of_some = self._batch(_part(given, first, first + size), first)
+            if first and of_some.keys() != parts.keys():
+                raise self.raises(f"{self.label}: has other parts in one call than in the next")
+            cells += some
+            parts = {name: parts.get(name, []) + scores for name, scores in of_some.items()}
+        try:
+            return (
+                *numbers_and_tokens(Asked(self.label, completions), cells, given.get(IDS)),
+                parts,
+            )
+        except RewardError as error:
+            raise self._wrong(error, cells) from None
+
+    def _batch(self, given: Given, first: int) -> tuple[list[Cell], Parts]:
+        """What the completions got, which begin at index ``first`` of all."""
+        result = self._answer(given, first)
+        try:
+            return read(Asked(self.label, given[COMPLETIONS], first), result)
+        except RewardError as error:
+            raise self._wrong(error, result) from None
+
+    def _wrong(self, error: RewardError, result: Any) -> RewardError:
+        wrong = self.raises(str(error))
+        wrong.returned = result
+        return wrong
+
+    def _answer(self, given: Given, first: int) -> Any:
         """What the function returned, at the last try if not before."""
         tries, number = self.retries + 1, 0
         while True:
             number += 1
             try:
-                return self._once(prompts, completions)
+                return self._once(given)
             except Exception as error:  # whatever the function raises is its author's to mend
                 failure = error
             if not may_pass(failure, self.one_line):
                 if isinstance(failure, self.raises):
                     raise failure
-                raise self.raises(self._mistake(failure, prompts, completions, first)) from failure
+                raise self.raises(self._mistake(failure, given, first)) from failure
             if number == tries:
                 break
             wait = 2.0 ** (number - 1)
@@ -137,10 +218,10 @@ class RewardCall:
             message = str(failure)
         raise self.raises(message) from failure
 
-    def _once(self, prompts: list[str], completions: list[str]) -> Any:
+    def _once(self, given: Given) -> Any:
         """One call, with copies of the lists."""
-        given = bound(self.function, self.label, prompts, completions)
-        return answer(lambda: self.function(*given.args, **given.kwargs), self.timeout)
+        positional, named = bound(self.function, self.label, given, bool(self.messages))
+        return answer(lambda: self.function(*positional, **named), self.timeout)
 
     def _reason(self, error: Exception) -> str:
         """What went wrong, in one line that ends without advice."""
@@ -149,33 +230,32 @@ class RewardCall:
         first = (str(error).strip() or "no message").splitlines()[0]
         return f"{type(error).__name__}: {first}{_place(error)}"
 
-    def _mistake(
-        self, error: Exception, prompts: list[str], completions: list[str], first: int
-    ) -> str:
+    def _mistake(self, error: Exception, given: Given, first: int) -> str:
         """The message about a call that raised what will not pass: where, and at which text."""
         if isinstance(error, self.one_line):
             return str(error)
-        index = self._culprit(prompts, completions)
+        completions = given[COMPLETIONS]
+        index = self._culprit(given)
         if index is None:
             where = f"on {len(completions)} completions together, though not on fewer"
         else:
-            where = f"on {_shown(index, completions, first)}"
-        return (
-            f"{self.label}: raised {self._reason(error)} {where}; mend the function so that it "
-            "scores every text"
-        )
+            where = f"on {Asked(self.label, completions, first).shown(index)}"
+        mend = "mend the function so that it scores every text"
+        if isinstance(error, TypeError) and "string indices" in str(error) and not self.messages:
+            mend += "; if it is one for messages, as TRL's are on conversations, say format: chat"
+        return f"{self.label}: raised {self._reason(error)} {where}; {mend}"
 
-    def _culprit(self, prompts: list[str], completions: list[str]) -> int | None:
+    def _culprit(self, given: Given) -> int | None:
         """The index of one completion that alone makes the call raise, by halving; None if none."""
 
         def fails(start: int, stop: int) -> bool:
             try:
-                self._once(prompts[start:stop], completions[start:stop])
+                self._once(_part(given, start, stop))
             except Exception:
                 return True
             return False
 
-        start, stop = 0, len(completions)
+        start, stop = 0, len(given[COMPLETIONS])
         while stop - start > 1:
             middle = (start + stop) // 2
             if fails(start, middle):
@@ -187,20 +267,32 @@ class RewardCall:
         return start
 
 
-def checked(function: Callable[..., Any], name: str | None = None) -> RewardCall:
-    """Return ``function`` as a `RewardCall`; one that is a `RewardCall` already as it is.
+def _part(given: Given, start: int, stop: int) -> Given:
+    return {name: values[start:stop] for name, values in given.items()}
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """A function's own name, under ``functools.partial`` too."""
+    while not hasattr(function, "__name__") and hasattr(function, "func"):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def checked(
+    function: Callable[..., Any], name: str | None = None, *, messages: bool | None = None
+) -> RewardCall:
+    """Return ``function`` as a `RewardCall`; one that is a `RewardCall` already keeps its name.
 
     Args:
         name: What messages call it; the function's own name when None.
+        messages: As for `RewardCall`.
 
     Raises:
-        RewardError: ``function`` cannot take the two arguments.
+        RewardError: ``function`` cannot take prompts and completions.
     """
     if isinstance(function, RewardCall):
-        return function
-    return RewardCall(
-        function, f"reward {name or getattr(function, '__name__', type(function).__name__)}"
-    )
+        return function if messages is None else replace(function, messages=messages)
+    return RewardCall(function, f"reward {name or _name(function)}", messages=messages)
 
 
 def may_pass(
@@ -229,61 +321,3 @@ def _place(error: BaseException) -> str:
     if trace is None or trace.tb_frame.f_code.co_filename == waiting.__file__:  # our own time-out
         return ""
     return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
-
-
-def _scores(label: str, result: Any, completions: list[str], first: int) -> list[float]:
-    """The result as a list of finite floats, one for each completion."""
-    values = _as_list(result)
-    if values is None:
-        raise RewardError(
-            f"{label}: returned {type(result).__name__}; return a list with one number for each "
-            "completion"
-        )
-    if len(values) != len(completions):
-        raise RewardError(
-            f"{label}: returned {len(values)} scores for {len(completions)} completions; return "
-            f"one number for each completion (the first without its own is completion "
-            f"{first + min(len(values), len(completions))})"
-        )
-    scores = []
-    for index, value in enumerate(values):
-        number = _as_number(value)
-        if number is None or not math.isfinite(number):
-            shown = repr(value) if number is None else str(number)
-            raise RewardError(
-                f"{label}: scored {_shown(index, completions, first)} as {shown[:60]}; return a "
-                "finite number"
-            )
-        scores.append(number)
-    return scores
-
-
-def _as_list(result: Any) -> list[Any] | None:
-    """The elements of a list, tuple, generator, array or tensor; None for anything else."""
-    if hasattr(result, "detach"):  # a tensor: perhaps on a GPU, perhaps with a gradient
-        result = result.detach().cpu().tolist()
-    elif hasattr(result, "tolist"):  # an array
-        result = result.tolist()
-    if isinstance(result, str | bytes | dict | set) or not isinstance(result, Iterable):
-        return None
-    return list(result)
-
-
-def _as_number(value: Any) -> float | None:
-    """A number, a one-element array or a row of one column, as a float; None for anything else."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if not isinstance(value, numbers.Real):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _shown(index: int, completions: list[str], first: int) -> str:
-    """A completion in a message: its index among all and its first characters, on one line."""
-    text = completions[index]
-    return f"completion {first + index} ({text[:_SHOWN] + ('…' if len(text) > _SHOWN else '')!r})"

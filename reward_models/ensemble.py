@@ -9,10 +9,10 @@ Overoptimization").
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
-from reward_models.calling import checked
+from reward_models.calling import RewardCall, checked
 from reward_models.interface import RewardFunction
 
 
@@ -44,11 +44,11 @@ def ensemble(
             return mean
         return mean - k * math.sqrt(math.fsum((s - mean) ** 2 for s in scores) / len(scores))
 
-    def reward(prompts: list[str], completions: list[str]) -> list[float]:
-        columns = [member(prompts, completions) for member in members]
-        return [combine(scores) for scores in zip(*columns, strict=True)]
+    def reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        asked = [member(prompts, completions, **columns) for member in members]
+        return [combine(scores) for scores in zip(*asked, strict=True)]
 
-    return reward
+    return _asking(reward, members)
 
 
 def weighted_sum(parts: Sequence[tuple[float, Callable[..., Any]]]) -> RewardFunction:
@@ -58,11 +58,23 @@ def weighted_sum(parts: Sequence[tuple[float, Callable[..., Any]]]) -> RewardFun
     members = [checked(part) for _, part in parts]
     weights = [weight for weight, _ in parts]
 
-    def reward(prompts: list[str], completions: list[str]) -> list[float]:
-        columns = [member(prompts, completions) for member in members]
+    def reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        asked = [member(prompts, completions, **columns) for member in members]
         return [
             math.fsum(weight * score for weight, score in zip(weights, scores, strict=True))
-            for scores in zip(*columns, strict=True)
+            for scores in zip(*asked, strict=True)
         ]
 
+    return _asking(reward, members)
+
+
+def _asking(reward: Any, members: Sequence[RewardCall]) -> RewardFunction:
+    """``reward`` with what `RewardCall` asks of a function made of others: their columns."""
+
+    def check_columns(columns: Collection[str]) -> None:
+        for member in members:
+            member.check_columns(columns)
+
+    reward.check_columns = check_columns
+    reward.needed_columns = lambda: frozenset().union(*(m.needed_columns() for m in members))
     return reward

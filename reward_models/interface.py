@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-RewardFunction = Callable[[list[str], list[str]], list[float]]
-"""``reward(prompts, completions)`` gives one finite number for each completion, higher is better.
+RewardFunction = Callable[..., list[float]]
+"""``reward(prompts, completions, **columns)`` gives one finite number for each completion, higher
+is better.
 
-Both lists have the same length; texts are plain, without special tokens. A conversation arrives as
-text, the way the policy's chat template writes it: a `ChatPrompt`.
+All lists have the same length; texts are plain, without special tokens. A conversation arrives as
+text, the way the policy's chat template writes it: a `ChatPrompt`. The columns are the data set's
+other ones, ``completion_ids`` (the policy's token ids, EOS included) and ``ended`` (by EOS rather
+than by the length limit); each caller gives those that it has.
 """
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a reward says of N completions.
+
+    Attributes:
+        total: ``(N,)``: what is optimised.
+        tokens: Dense rewards: of each completion one number a completion token, EOS included. A
+            row sums to its total. None where the reward is for the whole completion.
+        parts: Of a reward made of several: a source's name to its own scores, before weight and
+            scaling; None where it does not apply. Empty for a single source.
+    """
+
+    total: list[float]
+    tokens: list[list[float]] | None = None
+    parts: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 class ChatPrompt(str):
@@ -27,6 +48,17 @@ class ChatPrompt(str):
         made = super().__new__(cls, text)
         made.messages = [dict(message) for message in messages]
         return made
+
+
+def messages_of(prompt: str) -> list[dict[str, Any]]:
+    """A prompt's messages, each a copy; of a plain text, one of the user's."""
+    asked = prompt.messages if isinstance(prompt, ChatPrompt) else []
+    return [dict(message) for message in asked] or [{"role": "user", "content": str(prompt)}]
+
+
+def answer_of(completion: str) -> list[dict[str, Any]]:
+    """A completion as the assistant's message."""
+    return [{"role": "assistant", "content": completion}]
 
 
 class RewardError(ValueError):

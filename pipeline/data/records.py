@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ Messages = list[dict[str, str]]
 """A conversation: messages with ``role`` and ``content``."""
 
 Prompt = str | Messages
-"""A prompt: plain text, or a conversation."""
+"""A prompt: plain text, or a conversation. One whose row has other columns knows them, see
+:func:`columns_of`."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,32 @@ class Row:
 def shown(value: Any) -> str:
     """A value as an error message shows it: on one line and short, however deep it is nested."""
     return _short.repr(value)[:60]
+
+
+class TextOfRow(str):
+    """A prompt that is text and knows the other columns of its row."""
+
+    columns: Mapping[str, Any]
+
+
+class MessagesOfRow(list[dict[str, str]]):
+    """A prompt that is a conversation and knows the other columns of its row."""
+
+    columns: Mapping[str, Any]
+
+
+def with_columns(prompt: Prompt, columns: Mapping[str, Any]) -> Prompt:
+    """The same prompt, which knows its row's other columns, for rewards that ask for them."""
+    if not columns:
+        return prompt
+    made = TextOfRow(prompt) if isinstance(prompt, str) else MessagesOfRow(prompt)
+    made.columns = dict(columns)
+    return made
+
+
+def columns_of(prompt: Prompt) -> Mapping[str, Any]:
+    """The other columns of a prompt's row; empty where it has none."""
+    return getattr(prompt, "columns", {})
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from pipeline.data.records import Prompt
+from pipeline.data.records import Prompt, columns_of
 from pipeline.errors import UserError
 from pipeline.lm.decoding import Decoder, dense_head_input
 from pipeline.lm.hardware import autocast
@@ -29,6 +29,7 @@ class Completion:
         completion_ids: the sampled tokens, the EOS included when there is one.
         text: the completion as text, without EOS, so that ``prompt + text`` reads on.
         ended: whether the completion ended by EOS rather than by the length limit.
+        columns: the other columns of the prompt's row, for the reward.
     """
 
     prompt: str
@@ -36,6 +37,7 @@ class Completion:
     completion_ids: tuple[int, ...]
     text: str
     ended: bool
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 def prompt_text(
@@ -44,7 +46,7 @@ def prompt_text(
     """A prompt as a reward reads it: the text itself, or a conversation as the chat template
     writes it, without special tokens, and its messages with it (`ChatPrompt`)."""
     if isinstance(prompt, str):
-        return prompt
+        return str(prompt)
     text = str(tokenizer.decode(list(prompt_ids), skip_special_tokens=True))
     return ChatPrompt(text, prompt)
 
@@ -147,8 +149,9 @@ def sample(
                 for r, ids, generated in zip(batch, prompt_ids, tokens, strict=True):
                     kept, ended = cut_at_eos(generated, stop)
                     text = completion_text(tokenizer, ids, kept)
-                    prompt = prompt_text(tokenizer, prompts[rows[r]], ids)
-                    made[r] = Completion(prompt, ids, kept, text, ended)
+                    asked = prompts[rows[r]]
+                    prompt = prompt_text(tokenizer, asked, ids)
+                    made[r] = Completion(prompt, ids, kept, text, ended, columns_of(asked))
     finally:
         model.train(was_training)
     return [made[r] for r in range(len(rows))]

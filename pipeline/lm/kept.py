@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 
 from common.files import write_text
-from pipeline.data.records import Prompt
+from pipeline.data.records import Prompt, columns_of
 from pipeline.lm.generation import Completion
 from reward_models.interface import ChatPrompt
 
 
 def keep_samples(path: Path, completions: Sequence[Completion]) -> None:
-    """Write them, a line each."""
-    rows = (json.dumps(asdict(completion), ensure_ascii=False) for completion in completions)
+    """Write them, a line each, without the columns of the prompts' rows, which may be anything."""
+    names = [field.name for field in fields(Completion) if field.name != "columns"]
+    rows = (
+        json.dumps({name: getattr(completion, name) for name in names}, ensure_ascii=False)
+        for completion in completions
+    )
     write_text(path, "".join(f"{row}\n" for row in rows))
 
 
@@ -23,7 +27,8 @@ def kept_samples(path: Path, prompts: Sequence[Prompt]) -> list[Completion] | No
     """What :func:`keep_samples` wrote; None where there is nothing.
 
     Args:
-        prompts: of each completion; a conversation's messages are not in the file.
+        prompts: of each completion; a conversation's messages and the columns of a prompt's row
+            are not in the file.
     """
     if not path.is_file():
         return None
@@ -34,5 +39,5 @@ def kept_samples(path: Path, prompts: Sequence[Prompt]) -> list[Completion] | No
             row[name] = tuple(row[name])
         if not isinstance(prompt, str):
             row["prompt"] = ChatPrompt(row["prompt"], prompt)
-        completions.append(Completion(**row))
+        completions.append(Completion(**row, columns=columns_of(prompt)))
     return completions

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from reward_models import RewardError, calling, checked
+from reward_models import RewardError, Scores, calling, checked
 from reward_models.ensemble import ensemble
 
 PROMPTS = ["the film about love", "a movie about war", "this story about jazz"]
@@ -65,6 +66,82 @@ def test_a_wrong_result_names_function_and_completion(result: object, expected: 
     assert expected in str(error.value)
     assert "mine.py:score" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+IDS = [[5, 6, 2], [2], [5, 2]]
+DENSE = [[1.0, -0.5, 2.0], [0.25], [3.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        DENSE,
+        [tuple(row) for row in DENSE],
+        [np.array(row) for row in DENSE],
+        [torch.tensor(row, requires_grad=True) for row in DENSE],
+        Scores([2.5, 0.25, 3.0], DENSE),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_a_list_a_token_is_a_dense_reward(result: Any, batch_size: int | None) -> None:
+    def score(prompts: Any, completions: Any, completion_ids: Any) -> Any:
+        first = IDS.index(completion_ids[0])
+        part = slice(first, first + len(completion_ids))
+        if isinstance(result, Scores):
+            assert result.tokens is not None
+            return Scores(result.total[part], result.tokens[part])
+        return result[part]
+
+    reward = replace(checked(score), batch_size=batch_size)
+    assert reward.scores(PROMPTS, COMPLETIONS, completion_ids=IDS) == Scores(
+        [2.5, 0.25, 3.0], DENSE
+    )
+
+
+@pytest.mark.parametrize(
+    ("result", "says"),
+    [
+        ([[1.0] * 3, [1.0] * 2, [1.0] * 2], "completion 1 .* as 2 numbers, and it has 1 tokens"),
+        (torch.zeros(3, 3), "completion 1 .* as 3 numbers"),
+        ([[1.0] * 3, 1.0, [1.0] * 2], "completion 1 .* as one number"),
+        ([[1.0, math.nan, 1.0], [1.0], [1.0] * 2], "completion 0 .* as nan"),
+        ([[1.0, None, 1.0], [1.0], [1.0] * 2], "completion 0 .* as None"),
+        ([[1.0, [2.0, 3.0], 1.0], [1.0], [1.0] * 2], "completion 0 .* as .2.0, 3.0"),
+        (Scores([2.5, 1.0, 3.0], DENSE), "tokens of completion 1 .* sum to 0.25, and its total"),
+        (Scores([2.5, 0.25], DENSE[:2]), "returned 2 scores for 3"),
+        (Scores([2.5, math.inf, 1.0]), "completion 1 .* as inf"),
+        (Scores([1.0] * 3, None, {"length": [1.0, math.nan, 0.0]}), "length: scored completion 1"),
+        (Scores([1.0] * 3, None, {"length": [1.0]}), "length: returned 1 scores"),
+        (Scores([1.0, None, 1.0]), "scored completion 1 .* as None, so no reward"),  # type: ignore
+    ],
+)
+def test_wrong_dense_rewards_and_scores_name_the_completion(result: Any, says: str) -> None:
+    with pytest.raises(RewardError, match=says) as error:
+        checked(lambda prompts, completions: result)(PROMPTS, COMPLETIONS, completion_ids=IDS)
+    assert error.value.returned is not None and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_scores_keep_their_parts_and_none_is_for_rewards_of_several(
+    batch_size: int | None,
+) -> None:
+    def score(prompts: Any, completions: list[str]) -> Scores:
+        lengths = [float(len(text)) for text in completions]
+        short = [None if len(text) > 20 else 1.0 for text in completions]
+        return Scores(lengths, None, {"length": [*lengths], "short": short})
+
+    reward = replace(checked(score), batch_size=batch_size)
+    lengths = [len(text) for text in COMPLETIONS]
+    assert reward.scores(PROMPTS, COMPLETIONS) == Scores(
+        [*lengths], None, {"length": [*lengths], "short": [None, 1.0, None]}
+    )
+    part = replace(checked(lambda completions: [1.0, None, 2.0]), batch_size=None)
+    assert part.partial_scores(PROMPTS, COMPLETIONS) == ([1.0, None, 2.0], None)
+    dense = checked(lambda completions: [DENSE[0], None, DENSE[2]])
+    assert dense.partial_scores(PROMPTS, COMPLETIONS, completion_ids=IDS) == (
+        [2.5, None, 3.0],
+        [DENSE[0], [], DENSE[2]],
+    )
 
 
 @pytest.mark.parametrize("culprit", [0, 1, 6, 12])

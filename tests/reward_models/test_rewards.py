@@ -140,7 +140,7 @@ def _bad_specs(folder: Path) -> dict[str, str]:
         "names.py:scores": "did you mean score?",
         "names.py:NUMBER": "is int, not a function",
         "names.py": "write names.py:function",
-        "narrow.py:score": "there is nothing for 'text'",
+        "narrow.py:score": "would not get the completions",
         "no_such_module_here:score": "cannot be imported (ModuleNotFoundError",
         "./nowhere": "there is no such folder",
         "empty": "config.json is missing",
