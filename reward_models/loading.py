@@ -44,7 +44,7 @@ def load_reward(
 
     Args:
         spec: A folder or hub id of a sequence-classification checkpoint, ``file.py:function`` or
-            ``module:function``. Functions take (prompts, completions), see `bound`.
+            ``module:function``. Functions take (prompts, completions, **columns), see `bound`.
         base: The folder that a relative path starts from, and where modules are looked for too;
             None is the current one.
         max_length: The longest text in tokens; None is what the checkpoint can take.
@@ -54,29 +54,31 @@ def load_reward(
         base_model: What a folder of adapters belongs to; None is what it says itself.
         share_with: A model whose frozen weights a checkpoint uses where its own equal them.
         positive_labels: A checkpoint's good labels, where their names do not tell.
-        format: How a checkpoint reads prompt and completion; None is `usual_format`.
+        format: How a checkpoint reads prompt and completion; None is `usual_format`. A function is
+            given messages with ``chat``, texts with ``text``; None: what its annotations say.
         warn: Takes a line for each call that is made again, and about texts that are cut.
 
     Raises:
         RewardError: There is no such model, file, module or function, or it is not a reward.
     """
     base = base or Path.cwd()
-    source, colon, name = spec.rpartition(":")
-    function = None
-    if colon and source.endswith(".py"):
-        module = _import_file(spec, base / Path(source).expanduser())
-        function = _function(module, name, spec)
-    elif colon and _MODULE.fullmatch(source) and name.isidentifier():
-        function = _function(_import_module(spec, source, base), name, spec)
-    elif spec.endswith(".py"):
+    found = _file_or_module(spec)
+    if found is None and spec.endswith(".py"):
         raise RewardError(f"reward {spec}: names no function; write {spec}:function")
-    if function is not None:
-        for option, value in (("positive_labels", positive_labels), ("format", format)):
-            if value is not None:
-                raise RewardError(
-                    f"reward {spec}: is a function, for which {option} means nothing; remove it"
-                )
-        return replace(checked(function, spec), batch_size=batch_size, warn=warn)
+    if found is not None:
+        source, name = found
+        if source.endswith(".py"):
+            module = _import_file(spec, base / Path(source).expanduser())
+        else:
+            module = _import_module(spec, source, base)
+        function = _function(module, name, spec)
+        if positive_labels is not None or format == "pair":
+            option = "format: pair" if format == "pair" else "positive_labels"
+            raise RewardError(
+                f"reward {spec}: is a function, for which {option} means nothing; remove it"
+            )
+        messages = None if format is None else format == "chat"
+        return replace(checked(function, spec), messages=messages, batch_size=batch_size, warn=warn)
     from reward_models.sentiment import load_classifier
 
     options: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
@@ -87,6 +89,18 @@ def load_reward(
         folder or spec, dtype=dtype, device=device, name=f"reward {spec}", **options
     )
     return replace(checked(classifier, spec), warn=warn)
+
+
+def names_function(spec: str) -> bool:
+    """Whether `load_reward` takes ``spec`` for a function rather than a checkpoint."""
+    return _file_or_module(spec) is not None
+
+
+def _file_or_module(spec: str) -> tuple[str, str] | None:
+    """The file or module that ``spec`` names a function of, and the function's name."""
+    source, colon, name = spec.rpartition(":")
+    module = _MODULE.fullmatch(source) and name.isidentifier()
+    return (source, name) if colon and (source.endswith(".py") or module) else None
 
 
 def _model_folder(spec: str, base: Path) -> Path | None:

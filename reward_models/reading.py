@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from reward_models.interface import ChatPrompt, RewardError
+from reward_models.interface import ChatPrompt, RewardError, answer_of, messages_of
 
 Format = Literal["text", "pair", "chat"]
 """``text``: prompt and completion joined as they are. ``pair``: the two as a cross-encoder reads
@@ -73,6 +73,7 @@ class Reader:
 
     def __call__(self, prompts: list[str], completions: list[str]) -> list[Row]:
         """One row of ids, with what else the classifier takes, for each completion."""
+        prompts, completions = [_whole(p) for p in prompts], [_whole(c) for c in completions]
         if self.format == "chat":
             rows = self._rows(self._conversations(prompts, completions))
         elif self.format == "pair":
@@ -99,9 +100,7 @@ class Reader:
     def _conversations(self, prompts: list[str], completions: list[str]) -> Any:
         conversations = []
         for prompt, completion in zip(prompts, completions, strict=True):
-            asked = prompt.messages if isinstance(prompt, ChatPrompt) else []
-            asked = asked or [{"role": "user", "content": str(prompt)}]
-            conversations.append([*asked, {"role": "assistant", "content": completion}])
+            conversations.append(messages_of(prompt) + answer_of(completion))
         try:
             return self.tokenizer.apply_chat_template(
                 conversations, tokenize=True, return_dict=True, padding=False, truncation=False
@@ -161,6 +160,21 @@ class Reader:
             )
         else:
             self.warn(f"{line} are longer: the beginning of their prompts is cut")
+
+
+def _whole(text: str) -> str:
+    """A text as UTF-8 can hold it, which tokenizers need: half a surrogate pair becomes U+FFFD."""
+    if isinstance(text, ChatPrompt):
+        messages = [
+            {k: _whole(v) if isinstance(v, str) else v for k, v in message.items()}
+            for message in text.messages
+        ]
+        return ChatPrompt(_whole(str(text)), messages)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def length_limit(model: nn.Module, tokenizer: PreTrainedTokenizerBase, asked: int | None) -> int:

@@ -17,9 +17,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.compare.frontier import Array
 from pipeline.data.records import Prompt
-from pipeline.lm.generation import sample
+from pipeline.lm.generation import Completion, sample
 from pipeline.lm.kept import keep_samples, kept_samples
 from pipeline.lm.positions import check_prompts
+from pipeline.lm.scored import check_columns, score_completions
 from pipeline.lm.scoring import completion_kl, text_nll
 from pipeline.output.terminal import progress
 from reward_models import RewardFunction
@@ -90,9 +91,12 @@ def evaluate_policy(
         kept: file that holds the samples until everything is measured; read where it is there.
 
     Raises:
-        UserError: a prompt leaves the model no room for a completion.
+        UserError: a prompt leaves the model no room for a completion, or has not the columns that
+            a reward asks for.
     """
     check_prompts(policy, tokenizer, prompts, max_new_tokens, "evaluation")
+    for reward in (proxy, gold):
+        check_columns(reward, prompts)
     rows = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
     completions = kept_samples(kept, rows)
     if completions is None:
@@ -107,18 +111,17 @@ def evaluate_policy(
             label=f"{label}: sampling",
         )
         keep_samples(kept, completions)
-    shown, texts = [c.prompt for c in completions], [c.text for c in completions]
-    scores = score(proxy, shown, texts, batch_size, f"{label}: reward")
-    judged = scores if gold is proxy else score(gold, shown, texts, batch_size, f"{label}: gold")
+    scores = score(proxy, completions, batch_size, f"{label}: reward")
+    judged = scores if gold is proxy else score(gold, completions, batch_size, f"{label}: gold")
     if policy is reference:
         kl = [0.0] * len(completions)
     else:
         kl = completion_kl(policy, reference, completions, label=f"{label}: KL")
     nll, nll_tokens = text_nll(policy, tokenizer, heldout)
     return Evaluation(
-        prompts=shown[::samples_per_prompt],
+        prompts=[c.prompt for c in completions[::samples_per_prompt]],
         samples_per_prompt=samples_per_prompt,
-        texts=texts,
+        texts=[c.text for c in completions],
         lengths=[len(c.completion_ids) for c in completions],
         ended=[c.ended for c in completions],
         proxy=scores,
@@ -130,14 +133,13 @@ def evaluate_policy(
 
 
 def score(
-    reward: RewardFunction, prompts: list[str], texts: list[str], batch_size: int, label: str
+    reward: RewardFunction, completions: Sequence[Completion], batch_size: int, label: str
 ) -> list[float]:
-    """Rewards of ``texts``, ``batch_size`` a call, with progress: it may be a slow service."""
-    starts = range(0, len(texts), batch_size)
+    """Their rewards, ``batch_size`` a call, with progress: it may be a slow service."""
+    starts = range(0, len(completions), batch_size)
     scores: list[float] = []
     for start in progress(starts, label):
-        part = slice(start, start + batch_size)
-        scores += [float(value) for value in reward(prompts[part], texts[part])]
+        scores += score_completions(reward, completions[start : start + batch_size]).total
     return scores
 
 

@@ -199,7 +199,8 @@ class RewardSection(TrainerSection):
     format: Unsaid[Literal["text", "pair", "chat"]] = None
     """How a checkpoint reads prompt and completion: joined to one `text`, as a `pair`, or as a
     `chat` in its template, the completion as the assistant's message. Null is `chat` for one with a
-    single output and a chat template, else `text`."""
+    single output and a chat template, else `text`. A function is given texts with `text` and lists
+    of messages with `chat`, as TRL has it; null is texts, unless its annotations say dict."""
     gold_format: Unsaid[Literal["text", "pair", "chat"]] = None
     """The same for the judge."""
     positive_labels: Unsaid[Annotated[list[str], Field(min_length=1)]] = None

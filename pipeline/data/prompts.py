@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.data.columns import Columns
 from pipeline.data.conversations import check_prompt, is_blank
-from pipeline.data.records import Messages, Prompt, Row
+from pipeline.data.records import Messages, Prompt, Row, columns_of, with_columns
 from pipeline.data.shapes import (
     Found,
     as_messages,
@@ -32,7 +32,8 @@ def read_prompts(
     """The different prompts of a data set, in its order.
 
     A row holds a text or messages in ``prompt``, or is a conversation, whose last answer is then
-    left away, or in one of the other shapes of :mod:`pipeline.data.shapes`.
+    left away, or in one of the other shapes of :mod:`pipeline.data.shapes`. The row's other columns
+    go with it, for a reward that asks for them.
 
     Raises:
         UserError: It cannot be read, or a row's prompt is missing, empty or no prompt.
@@ -42,6 +43,7 @@ def read_prompts(
     tally = Tally(name, "prompts")
     prompts: dict[str, Prompt] = {}
     used: set[str] = set()
+    others: dict[str, None] = {}
     for row in rows:
         found = _find(row, names)
         prompt = side(row.place, found.column, found.value)
@@ -54,11 +56,16 @@ def read_prompts(
         if before or not isinstance(prompt, str):
             prompt = before + as_messages(prompt, "user")
             check_prompt(row.place, found.column, prompt)
+        columns = _others(row, found.columns + context)
+        others.update(dict.fromkeys(columns))
         key = json.dumps(prompt, sort_keys=True)
         if key in prompts:
-            tally.leave_out("there already", row.place)
-        prompts.setdefault(key, prompt)
-    tell_columns(name, rows, used, [])
+            alike = columns == columns_of(prompts[key])
+            reason = "there already" if alike else "there already, with other columns"
+            tally.leave_out(reason, row.place)
+        prompts.setdefault(key, with_columns(prompt, columns))
+    notes = [f"columns that a reward may ask for: {', '.join(others)}"] if others else []
+    tell_columns(name, rows, used | set(others), notes)
     tally.tell(len(rows))
     return list(prompts.values())
 
@@ -73,6 +80,8 @@ def own_prompts(prompts: list[Prompt], seed: int, evaluation: int) -> tuple[list
 def as_prompts(dataset: Iterable[Any]) -> list[Prompt]:
     """Prompts as a script passes them: texts, messages, or rows with a column ``prompt``.
 
+    A row's other columns go with its prompt, for a reward that asks for them.
+
     Args:
         dataset: A list, or a ``datasets.Dataset``.
 
@@ -83,17 +92,26 @@ def as_prompts(dataset: Iterable[Any]) -> list[Prompt]:
     prompts: list[Prompt] = []
     for number, item in enumerate(dataset, start=1):
         place = f"prompt {number}"
-        column, value = "prompt", item
+        column, value, others = "prompt", item, columns_of(item)
         if isinstance(item, dict):
-            found = _find(Row(place, item), names)
+            row = Row(place, item)
+            found = _find(row, names)
             column, value = found.column, found.value
+            others = _others(row, found.columns)
         prompt = side(place, column, value)
         if is_blank(prompt):
             raise UserError(f"{place}: is empty: remove it")
         if not isinstance(prompt, str):
             check_prompt(place, column, prompt)
-        prompts.append(prompt)
+        prompts.append(with_columns(prompt, others))
     return prompts
+
+
+def _others(row: Row, used: Iterable[str]) -> dict[str, Any]:
+    """The columns of a row that are no part of its prompt; nor, as in TRL, its completion."""
+    left = {str(name): value for name, value in row.values.items() if name not in set(used)}
+    left.pop("completion", None)
+    return left
 
 
 def _find(row: Row, columns: Columns) -> Found:

@@ -31,6 +31,9 @@ def shown(value: Any) -> str:
     return _short.repr(value)[:60]
 
 
+_NO_COLUMNS: Mapping[str, Any] = {}
+
+
 class TextOfRow(str):
     """A prompt that is text and knows the other columns of its row."""
 
@@ -54,7 +57,8 @@ def with_columns(prompt: Prompt, columns: Mapping[str, Any]) -> Prompt:
 
 def columns_of(prompt: Prompt) -> Mapping[str, Any]:
     """The other columns of a prompt's row; empty where it has none."""
-    return getattr(prompt, "columns", {})
+    columns: Mapping[str, Any] = getattr(prompt, "columns", _NO_COLUMNS)
+    return columns
 
 
 @dataclass(frozen=True)

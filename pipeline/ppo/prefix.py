@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ class PrefixCritic:
 def prefixes(
     completions: Sequence[Completion], tokenizer: PreTrainedTokenizerBase, every: int
 ) -> tuple[list[Completion], Tensor]:
-    """The states of ``completions`` as texts, each once.
+    """The states of ``completions`` as completions that have not ended, each once.
 
     Args:
         every: of each ``every`` positions the first one's text stands for all.
@@ -112,14 +113,15 @@ def prefixes(
     """
     steps = max(len(c.completion_ids) for c in completions)
     index = torch.zeros(len(completions), steps, dtype=torch.long)
-    found: dict[tuple[str, str], int] = {}
+    found: dict[tuple[Any, ...], int] = {}
     made: list[Completion] = []
     for row, completion in enumerate(completions):
         length = len(completion.completion_ids)
         for start in range(0, length, every):
             ids = completion.completion_ids[:start]
             text = completion_text(tokenizer, completion.prompt_ids, ids)
-            place = found.setdefault((completion.prompt, text), len(made))
+            row_of = id(completion.columns) if completion.columns else None
+            place = found.setdefault((completion.prompt, text, ids, row_of), len(made))
             if place == len(made):
                 made.append(replace(completion, completion_ids=ids, text=text, ended=False))
             index[row, start : min(start + every, length)] = place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from classic_rl.advantages import masked_whiten, mean_and_variance, moments
 from classic_rl.losses import KLEstimator, kl_estimate
+from pipeline.errors import UserError
 from pipeline.lm.generation import Completion
 from pipeline.lm.scoring import TokenBatch
 from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
@@ -38,6 +39,8 @@ class Rollout:
     ref_states: Tensor | None = None  # (B, T, d)
     kl_price: float = 0.0
     """β on the advantages' scale, where the update itself charges each token's exact KL."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Of a reward made of several: each one's own scores ``(B,)``, NaN where it does not apply."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,37 @@ def shaped_scores(
     return scores
 
 
+def dense_scores(
+    tokens: list[list[float]], mask: Tensor, ended: Tensor, args: PPOConfig, scale: RunningDeviation
+) -> Tensor:
+    """What each token is paid of a dense reward, ``(B, T)``: its sum is what `shaped_scores` gives.
+
+    ``normalize_rewards`` divides by the deviation of the completions' totals, which ``scale`` has
+    taken in; ``missing_eos_penalty`` is the last token's.
+
+    Raises:
+        UserError: a setting that means nothing where every token is paid.
+    """
+    if args.reward_clip is not None:
+        raise UserError(
+            "reward_clip: the reward gives every token its own score, and a limit of their sum does"
+            " not say which of them to change; set it to null and clip in the reward"
+        )
+    if args.critic == "prefix":
+        raise UserError(
+            "critic=prefix: the reward gives every token its own score, so that of a beginning says"
+            " what was paid and not what is to come; set critic to head"
+        )
+    paid = torch.zeros(mask.shape, device=mask.device)
+    for row, values in enumerate(tokens):
+        paid[row, : len(values)] = torch.tensor(values, dtype=paid.dtype, device=paid.device)
+    paid = scaled_scores(paid, args, scale)
+    if args.missing_eos_penalty is not None:
+        rows = torch.arange(len(paid), device=paid.device)
+        paid[rows, mask.sum(1) - 1] -= torch.where(ended, 0.0, args.missing_eos_penalty)
+    return paid
+
+
 def scaled_scores(scores: Tensor, args: PPOConfig, deviation: RunningDeviation) -> Tensor:
     """Scores of whatever text, clipped and normalised as those that PPO is paid; any shape."""
     scores = _clipped(scores, args)
@@ -152,7 +186,8 @@ def token_rewards(
 
     .. math:: r_t = -\beta\, \widehat{KL}_t + [t = T - 1]\, r(x, y)
 
-    With "exact", KL_t is that of the whole next-token distribution in the state before token t.
+    Scores that are ``(B, T)`` already, each token's own, stand in the place of the last term. With
+    "exact", KL_t is that of the whole next-token distribution in the state before token t.
     """
     if estimator == "exact":
         charged = old.exact_kl
@@ -160,6 +195,8 @@ def token_rewards(
         charged = kl_estimate(old.logps, old.ref_logps, estimator)
     penalty = -beta * charged
     rewards = torch.where(mask, penalty, torch.zeros_like(penalty))
+    if scores.dim() == 2:
+        return rewards + torch.where(mask, scores, 0.0)
     last = mask.sum(1) - 1
     rewards[torch.arange(len(scores), device=scores.device), last] += scores
     return rewards

@@ -7,6 +7,7 @@ callbacks, ``report_to``, DDP and saving need no code here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from pipeline.lm.hardware import one_device, use_plain_attention
 from pipeline.lm.models import base_of, prepare, upcast_trained
 from pipeline.lm.positions import check_prompts
 from pipeline.lm.route import lm_head, make_head_float32
+from pipeline.lm.scored import check_columns, score_completions
 from pipeline.lm.scoring import TokenBatch
 from pipeline.output.console import say
 from pipeline.output.versions import warn_untested
@@ -37,6 +39,7 @@ from pipeline.ppo.prefix import PrefixCritic, prefixes
 from pipeline.ppo.rollout import (
     Microbatch,
     Rollout,
+    dense_scores,
     microbatches,
     own_kl_values,
     per_deviation,
@@ -49,9 +52,9 @@ from pipeline.ppo.rollout import (
 from pipeline.ppo.upkeep import distributed
 from pipeline.ppo.upkeep.base import BaseTrainer, SampleLog
 from pipeline.ppo.upkeep.guards import failed_reward, reward_call
-from pipeline.ppo.upkeep.metrics import evaluation_metrics
+from pipeline.ppo.upkeep.metrics import evaluation_metrics, part_metrics
 from pipeline.ppo.upkeep.sharing import evaluation_part, rollout_draws, share
-from reward_models import RewardError, RewardFunction
+from reward_models import RewardError, RewardFunction, Scores
 
 _HORIZONS = 20  # of the KL controller in a run, where its length is not configured
 
@@ -64,12 +67,13 @@ class PPOTrainer(BaseTrainer):
             model. Its state now is the reference π_ref. Its dropout is switched off, on a
             processor its attention computed plainly while sequences are short, and its own
             sampling defaults (top-k, repetition penalty, …) are dropped.
-        reward_function: ``(prompts, completions) -> scores``, lists of equal length. It sees text
-            only, so another tokenizer, rules or a service are all the same to it.
+        reward_function: ``(prompts, completions, **columns) -> scores``, lists of equal length; it
+            gets what its parameters are called (:func:`reward_models.arguments.bound`). It sees
+            text, so another tokenizer, rules or a service are all the same to it.
         args: see :class:`PPOConfig`.
         processing_class: the policy's tokenizer.
         train_dataset: prompts, plain text or lists of messages; or rows with a column ``prompt``,
-            such as a ``datasets.Dataset``.
+            such as a ``datasets.Dataset``, whose other columns are the reward's.
         eval_dataset: prompts that :meth:`evaluate` samples.
         callbacks: as for the Trainer.
         log_samples: called after each rollout with the step and a few rows of text and scores.
@@ -91,6 +95,9 @@ class PPOTrainer(BaseTrainer):
         warn_untested()
         train_dataset = as_prompts(train_dataset)
         eval_dataset = as_prompts(eval_dataset) if eval_dataset else None
+        self.reward = reward_call(reward_function, args)
+        for prompts in (train_dataset, eval_dataset or []):
+            check_columns(self.reward, prompts)
         one_device(args)
         base = prepare(base_of(model), processing_class)
         if isinstance(model, PeftModel):  # keeps one of its own, which generate() puts in place
@@ -108,7 +115,6 @@ class PPOTrainer(BaseTrainer):
         if args.float32_logits:
             make_head_float32(model)
         check_policy(model, processing_class, longest)
-        self.reward = reward_call(reward_function, args)
         for line in args.advice():
             say(f"warning: {line}")
         horizon = args.kl_horizon or args.planned_episodes(len(train_dataset)) / _HORIZONS
@@ -134,7 +140,7 @@ class PPOTrainer(BaseTrainer):
         if "microbatch" in inputs:  # a part of one that did not fit
             return inputs
         if not self.pending:
-            self.pending = self._collect(inputs["prompts"])
+            self.pending = self._collect(inputs["prompts"].rows)
         self.performance.start("update")
         return {"microbatch": self.pending.pop(0)}
 
@@ -150,7 +156,8 @@ class PPOTrainer(BaseTrainer):
 
         # 2. Score each by the reward r(x, y).
         self.performance.start("reward")
-        scores = self._reward(completions)
+        said = self._reward(completions)
+        scores = self._column(said.total)
         self.reward_queries = len(completions)
         prefix_scores = self._prefix_scores(completions) if args.critic == "prefix" else None
 
@@ -160,9 +167,11 @@ class PPOTrainer(BaseTrainer):
         batch, old, trunk, ref_states = self._record(completions, rows, keep_states=exact)
         mask = batch.mask
 
-        # 4. Pay the tokens: the (shaped) score at the last one, −β·KL at each.
+        # 4. Pay the tokens: the (shaped) score at the last one or each its own, −β·KL at each.
         ended = torch.tensor([c.ended for c in completions], device=scores.device)
         shaped = shaped_scores(scores, ended, args, self.score_deviation, everyone)
+        if said.tokens is not None:
+            shaped = dense_scores(said.tokens, mask, ended, args, self.score_deviation)
         beta = self.kl_control.coefficient if args.kl_in == "reward" else 0.0
         rewards = token_rewards(shaped, old, mask, beta, args.kl_estimator)
         price = beta if exact else 0.0  # of a token's own KL, which the loss charges
@@ -181,7 +190,7 @@ class PPOTrainer(BaseTrainer):
         # 6. Deal the rows into minibatches, in a fresh order in every epoch.
         rollout = Rollout(
             completions, batch, trunk, scores, old, rewards, advantages, returns,
-            known_values=known, ref_states=ref_states, kl_price=price,
+            known_values=known, ref_states=ref_states, kl_price=price, parts=self._parts(said),
         )  # fmt: skip
         self.stopped_early = False
         parts = microbatches(*share(rollout, args, self._seed(1)), everyone)
@@ -241,24 +250,31 @@ class PPOTrainer(BaseTrainer):
                 model, lambda: self.memory.fit("generating", rows, draw)
             )
 
-    def _reward(self, completions: Sequence[Completion]) -> Tensor:
-        """Scores ``(B,)`` of the completions.
+    def _reward(self, completions: Sequence[Completion]) -> Scores:
+        """What the reward says of the completions.
 
         Raises:
             FailedReward: there are none; the batch with what the function returned is saved.
         """
         try:
-            scores = self.reward([c.prompt for c in completions], [c.text for c in completions])
+            return score_completions(self.reward, completions)
         except RewardError as error:
             step = self.state.global_step
             raise failed_reward(error, completions, self.args, step) from error
-        return torch.tensor(scores, dtype=torch.float32, device=self.args.device)
+
+    def _column(self, values: Sequence[float | None]) -> Tensor:
+        """One number a completion as ``(B,)``, NaN for None."""
+        numbers = [math.nan if value is None else value for value in values]
+        return torch.tensor(numbers, dtype=torch.float32, device=self.args.device)
+
+    def _parts(self, said: Scores) -> dict[str, Tensor]:
+        return {name: self._column(scores) for name, scores in said.parts.items()}
 
     def _prefix_scores(self, completions: Sequence[Completion]) -> Tensor:
         """Scores ``(B, T)`` of the text before each token; what is beyond the end is no score."""
         texts, index = prefixes(completions, self.tokenizer, self.args.prefix_every)
         self.reward_queries += len(texts)
-        return self._reward(texts)[index.to(self.args.device)]
+        return self._column(self._reward(texts).total)[index.to(self.args.device)]
 
     def _record(
         self, completions: Sequence[Completion], rows: int, keep_states: bool = False
@@ -368,13 +384,17 @@ class PPOTrainer(BaseTrainer):
 
         Returns:
             ``eval_scores``, ``eval_kl`` (exact, nats), ``eval_objective`` = scores − β·KL with
-            the configured β, ``eval_length`` and ``eval_ended``; means over all processes.
+            the configured β, ``eval_length`` and ``eval_ended``; means over all processes. Of a
+            reward made of several, ``eval_rewards/<name>/mean`` and ``/std`` of each.
             ``metric_for_best_model: objective`` with ``greater_is_better`` keeps the best.
         """
         prompts: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if not prompts:
             raise UserError("PPO's evaluate() has no prompts; pass eval_dataset")
         args = self.args
+        if eval_dataset is not None:
+            prompts = as_prompts(prompts)
+            check_columns(self.reward, prompts)
         if eval_dataset is not None and not self.is_fsdp_enabled:  # whose layers are split by now
             base = base_of(self.actor_critic.policy)
             check_prompts(base, self.tokenizer, prompts, args.response_length, "evaluation")
@@ -382,12 +402,15 @@ class PPOTrainer(BaseTrainer):
         rows, count, draws = evaluation_part([len(ids) for ids in encoded], args)
         own = [prompts[row] for row in rows], [encoded[row] for row in rows]
         completions = self._sample(*own, draws, args.seed)
-        scores = self._reward(completions)
+        said = self._reward(completions)
+        scores = self._column(said.total)
         batch, record, *_ = self._record(completions, args.per_device_eval_batch_size)
         ended = torch.tensor([float(c.ended) for c in completions], device=args.device)
         kl, lengths = record.exact_kl.double().sum(1), batch.mask.sum(1)
         columns = [column[:count] for column in (scores, kl, ended, lengths)]
         means = evaluation_metrics(columns, args.kl_coef, self.sum_over_processes)
+        parts = {name: part[:count] for name, part in self._parts(said).items()}
+        means |= part_metrics(parts, self.sum_over_processes)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)

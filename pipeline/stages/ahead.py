@@ -16,9 +16,13 @@ from pipeline.data.splits import ExperimentData, load_data
 from pipeline.data.tally import tell
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.errors import UserError
+from pipeline.lm.scored import check_columns
+from pipeline.stages.reward_sources import PARTS, reward_of, spec_of
 from pipeline.stages.tokens import learnt_tokens
+from reward_models.loading import names_function
 
 _READERS_OF_TEXTS = {"sft", "reward", "ppo", "compare"}
+_ASK_THE_REWARD = {"ppo", "compare"}
 
 
 def check(experiment: Experiment, stages: Sequence[str]) -> None:
@@ -30,15 +34,30 @@ def check(experiment: Experiment, stages: Sequence[str]) -> None:
         UserError: A file cannot be used, or not with this tokenizer or these limits.
     """
     section, todo = experiment.data, set(stages)
+    prompts: list[Prompt] = []  # with columns of their own
     own = not (section.dataset_name == "toy" or section.dataset_name.startswith("embedded:"))
     pairs = section.preferences_name if "dpo" in todo else None
     reads_texts = todo & _READERS_OF_TEXTS or ("dpo" in todo and not pairs)
     if reads_texts and (own or section.prompts_name):
         data = load_data(experiment, labels="reward" in todo)
         check_data(experiment, data, "sft" in todo)
+        prompts = [*data.eval_prompts, *data.validation_prompts, *data.train_prompts]
+    if todo & _ASK_THE_REWARD or ("dpo" in todo and not pairs):
+        _check_reward(experiment, prompts)
     if pairs:
         read = read_pairs(pairs, section.column_names(), section.train_split)
         check_pairs(experiment, read, load_tokenizer(experiment.model))
+
+
+def _check_reward(experiment: Experiment, prompts: Sequence[Prompt]) -> None:
+    """A function of the user's can be loaded, and finds its columns with the prompts.
+
+    Raises:
+        UserError: It is not there, or asks for what the prompts do not have.
+    """
+    for part in PARTS:
+        if names_function(spec_of(experiment, part)):
+            check_columns(reward_of(experiment, part), prompts)
 
 
 def check_data(experiment: Experiment, data: ExperimentData, sft: bool = True) -> None:

@@ -24,6 +24,7 @@ from pipeline.lm.hardware import best_device
 from pipeline.lm.kept import keep_samples, kept_samples
 from pipeline.lm.models import load_checkpoint
 from pipeline.lm.positions import check_prompts
+from pipeline.lm.scored import check_columns, score_completions
 from pipeline.stages.reward_sources import proxy_reward
 
 
@@ -105,13 +106,15 @@ def make_pairs(experiment: Experiment) -> list[dict[str, Any]]:
         rows = [prompt for prompt in prompts for _ in range(samples * settings.per_prompt)]
         # Before any sampling: it may not be there.
         reward = proxy_reward(experiment) if state.is_main_process else None
+        if reward is not None:
+            check_columns(reward, prompts)
         completions = kept_samples(kept, rows) if state.is_main_process else None
         [sampled] = broadcast_object_list([completions is not None])
         if not sampled:
             completions = _sample(experiment, rows, state)
         if reward is not None and completions is not None:
             keep_samples(kept, completions)
-            rewards = reward([c.prompt for c in completions], [c.text for c in completions])
+            rewards = score_completions(reward, completions).total
             pairs = label_pairs(completions, rewards, settings.labels, experiment.seed, samples)
             pairs = pairs[: settings.max_pairs]
             lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)

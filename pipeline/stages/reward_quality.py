@@ -13,7 +13,7 @@ from pipeline.data.splits import ExperimentData
 from pipeline.output.console import say
 from pipeline.stages.heldout import prompts_and_endings
 from pipeline.stages.reward_sources import PARTS, judge_is_proxy, reward_of, spec_of
-from reward_models import measure
+from reward_models import RewardCall, measure
 from reward_models.sentiment import SequenceClassifier
 
 # A reward without labels to measure it is tried on this many texts before hours are spent on it.
@@ -26,15 +26,23 @@ def measure_rewards(experiment: Experiment, data: ExperimentData) -> dict[str, A
     texts = [text.text for text in rated] or data.heldout[:_TRIED]
     prompts, endings = prompts_and_endings(texts, experiment)
     rewards = {part: reward_of(experiment, part) for part in PARTS}
-    scores = {part: reward(prompts, endings) for part, reward in rewards.items()}
+    scores = {
+        part: reward(prompts, endings) for part, reward in rewards.items() if _applies(part, reward)
+    }
     metrics: dict[str, Any] = {
         "texts": len(texts),
         "judge_is_proxy": judge_is_proxy(experiment),
-        "proxy_gold_correlation": measure.correlation(scores["proxy"], scores["gold"]),
+        "proxy_gold_correlation": None,
     }
+    if len(scores) == len(PARTS):
+        both = measure.correlation(scores["proxy"], scores["gold"])
+        metrics["proxy_gold_correlation"] = both
     for part in PARTS:
         spec = spec_of(experiment, part)
-        metrics[part] = {"source": spec} | _spread(scores[part])
+        metrics[part] = {"source": spec}
+        if part not in scores:
+            continue
+        metrics[part] |= _spread(scores[part])
         if spec != TRAINED_HERE and isinstance(rewards[part].function, SequenceClassifier):
             metrics[part]["described"] = rewards[part].function.describe()
         if rated:
@@ -45,6 +53,14 @@ def measure_rewards(experiment: Experiment, data: ExperimentData) -> dict[str, A
             [text.ratings for text in rated], section.positive_above, section.neutral_margin
         )
     return metrics
+
+
+def _applies(part: str, reward: RewardCall) -> bool:
+    """False, and told, for one that asks for more than a text: of those here no more is known."""
+    needed = ", ".join(sorted(reward.needed_columns()))
+    if needed:
+        say(f"reward {part} · asks for {needed}, so it is not measured on the held-out texts")
+    return not needed
 
 
 def _spread(scores: Sequence[float]) -> dict[str, float]:
@@ -92,7 +108,8 @@ def tell(metrics: dict[str, Any]) -> None:
         parts = [
             f"{word} {show(numbers[k])}" for k, word, show in shown if numbers.get(k) is not None
         ]
-        say(f"reward {part} · " + ", ".join(parts))
+        if parts:
+            say(f"reward {part} · " + ", ".join(parts))
     if metrics.get("one_rater"):
         ceiling = metrics["one_rater"]["accuracy"]
         say(f"reward · one person against the mean of the others: accuracy {ceiling:.1%}")

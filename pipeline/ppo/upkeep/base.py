@@ -7,6 +7,7 @@ Trainer's methods where one of them has a part, :class:`Hooks` is its one callba
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from pipeline.data.records import Prompt
 from pipeline.output.checkpoints import CompleteMarker, require_whole
 from pipeline.ppo.actor_critic import ActorCritic, parameter_groups
 from pipeline.ppo.config import PPOConfig
@@ -30,6 +32,14 @@ from pipeline.ppo.upkeep.performance import Performance
 from pipeline.ppo.upkeep.sharing import RolloutSampler
 
 SampleLog = Callable[[int, list[dict[str, Any]]], None]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """A batch of prompts as they are: of a list, accelerate would make new ones, which do not know
+    the columns of their rows."""
+
+    rows: list[Prompt]
 
 
 class BaseTrainer(Trainer):
@@ -103,7 +113,7 @@ class BaseTrainer(Trainer):
             prompts,
             batch_size=args.rollout_size,
             sampler=self._sampler,
-            collate_fn=lambda rows: {"prompts": rows},
+            collate_fn=lambda rows: {"prompts": Prompts(rows)},
         )
         return self.accelerator.prepare(loader)
 

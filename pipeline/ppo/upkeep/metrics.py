@@ -5,7 +5,7 @@ Sums, means and extremes are over all processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -62,6 +62,7 @@ def rollout_metrics(
     score_variance, length_variance, unexplained, return_variance = variances
     explained = 1 - unexplained / return_variance if return_variance > 1e-12 else 0.0
     metrics |= _extremes(scores, lengths, advantages[mask], gather)
+    metrics |= part_metrics(rollout.parts, reduce_sum)
     return metrics | {
         "objective/scores_std": score_variance**0.5,
         "objective/kl_coef": beta,
@@ -71,6 +72,26 @@ def rollout_metrics(
         "val/length_std": length_variance**0.5,
         "val/num_eos_tokens": metrics["val/ended"] * count,
     }
+
+
+def part_metrics(parts: Mapping[str, Tensor], reduce_sum: ReduceSum) -> dict[str, float]:
+    """``rewards/<name>/mean`` and ``/std`` of each part over the completions that it applies to.
+
+    Args:
+        parts: a name to scores ``(B,)``, NaN where it does not apply; the same names on all
+            processes. One that applies nowhere is left out.
+    """
+    if not parts:
+        return {}
+    applies = {name: ~torch.isnan(scores) for name, scores in parts.items()}
+    sums = torch.cat([moments(torch.nan_to_num(parts[name]), applies[name]) for name in parts])
+    metrics: dict[str, float] = {}
+    for name, row in zip(parts, reduce_sum(sums).view(-1, 3), strict=True):
+        if float(row[0]) > 0:
+            mean, variance = mean_and_variance(row)
+            metrics[f"rewards/{name}/mean"] = float(mean)
+            metrics[f"rewards/{name}/std"] = float(variance) ** 0.5
+    return metrics
 
 
 def _extremes(
