@@ -44,10 +44,13 @@ class PPOConfig(TrainingArguments):
 
     > Reward
 
-        reward_clip: clip scores to ±this before anything else; ``None`` = no.
+        reward_clip: clip scores to ±this before anything else; ``None`` = no. Not with a reward
+            that gives every token a score: a limit of their sum does not say which one to change.
         normalize_rewards: divide scores by their running standard deviation over all rollouts;
-            β is then in units of that deviation.
-        missing_eos_penalty: subtracted from the score of a completion without EOS; ``None`` = 0.
+            β is then in units of that deviation. Scores of tokens are divided by that of their
+            sums.
+        missing_eos_penalty: subtracted from the score of a completion without EOS, of the last
+            token's where each has its own; ``None`` = 0.
 
     > KL
 
@@ -89,7 +92,8 @@ class PPOConfig(TrainingArguments):
             of the completion's first t tokens + b + the head, a and b refitted by least squares for
             groups of positions, so that there is a critic from the first rollout on. The reward is
             asked once for every prefix, ``val/reward_queries`` in all, with the same clipping and
-            normalisation. No use where a beginning's score says nothing of the whole's.
+            normalisation. No use where a beginning's score says nothing of the whole's; not
+            with a reward that gives every token a score, which says what was paid, not what will.
         prefix_every: ask for every k-th position's prefix; its score stands for the next k − 1
             positions too. For rewards that are dear.
         vf_coef: weight of the value loss in the policy's gradient, with ``value_backprop``.

@@ -47,7 +47,7 @@ def strange_texts(seed: int = 0) -> list[str]:
     texts += [(piece * LONG)[:LONG] for piece in _PIECES]
     while len(texts) < COUNT:
         letters = "".join(rng.choices(_PIECES, k=rng.randint(1, 3)))
-        texts.append("".join(rng.choices(letters, k=rng.randint(0, 30))))
+        texts.append("".join(rng.choices(letters, k=rng.randint(0, 12))))
     return texts
 
 
@@ -65,8 +65,8 @@ def word_pieces() -> PreTrainedTokenizerFast:
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=64, **names)
+    names: dict[str, Any] = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=512, **names)
 
 
 def byte_pairs() -> PreTrainedTokenizerFast:
@@ -82,27 +82,27 @@ def byte_pairs() -> PreTrainedTokenizerFast:
 
 def encoder(labels: int, tokenizer: PreTrainedTokenizerFast, **options: Any) -> SequenceClassifier:
     torch.manual_seed(0)
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    size: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     config = BertConfig(vocab_size=len(tokenizer), num_attention_heads=2, **size)
     config.num_labels = labels
     if labels == 2:
         config.id2label, config.label2id = {0: "neg", 1: "pos"}, {"neg": 0, "pos": 1}
     model = BertForSequenceClassification(config)
-    options = {"max_length": 32, "batch_size": 256, "warn": lambda line: None} | options
+    options = {"max_length": 128, "batch_size": 256, "warn": lambda line: None} | options
     return SequenceClassifier(model, tokenizer, **options)
 
 
 def decoder(appends_eos: bool | None) -> SequenceClassifier:
     torch.manual_seed(0)
     tokenizer = byte_pairs()
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    size: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     config = LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=2, **size)
     config.num_labels = 1
     if appends_eos is not None:  # as `train_pairwise` leaves it
         setattr(config, APPENDS_EOS, appends_eos)
     model = LlamaForSequenceClassification(config)
     return SequenceClassifier(
-        model, tokenizer, max_length=32, batch_size=256, warn=lambda line: None
+        model, tokenizer, max_length=128, batch_size=256, warn=lambda line: None
     )
 
 
@@ -113,7 +113,7 @@ def toy_classifier() -> SequenceClassifier:
     return SequenceClassifier(
         BertForSequenceClassification(config),
         toy_tokenizer(),
-        max_length=32,
+        max_length=128,
         format="text",
         batch_size=256,
         warn=lambda line: None,

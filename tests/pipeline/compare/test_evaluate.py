@@ -10,6 +10,7 @@ import torch
 from pipeline.compare import evaluate
 from pipeline.compare.evaluate import Evaluation
 from pipeline.data.toy import toy_language_model, toy_texts, toy_tokenizer
+from pipeline.lm.generation import Completion
 from pipeline.lm.models import prepare
 
 
@@ -103,8 +104,8 @@ def test_scoring_in_parts_keeps_the_order() -> None:
         calls.append(len(prompts))
         return [float(p) + float(c) for p, c in zip(prompts, completions, strict=True)]
 
-    texts = [str(i) for i in range(7)]
-    assert evaluate.score(reward, ["10"] * 7, texts, 3, "x") == [10.0 + i for i in range(7)]
+    completions = [Completion("10", (1,), (2,), str(i), True) for i in range(7)]
+    assert evaluate.score(reward, completions, 3, "x") == [10.0 + i for i in range(7)]
     assert calls == [3, 3, 1]
 
 

@@ -29,8 +29,9 @@ from pipeline.ppo.rollout import Microbatch, Rollout
 from pipeline.ppo.upkeep import journal
 from pipeline.ppo.upkeep.metrics import UpdateMetrics, rollout_metrics
 from pipeline.ppo.upkeep.performance import PHASES
+from reward_models import Scores
 from tests.checkout import ROOT
-from tests.pipeline.ppo.test_trainer import make_trainer, weights
+from tests.pipeline.ppo.test_trainer import letters, make_trainer, weights
 
 CPU = torch.device("cpu")
 DOC = ROOT / "docs" / "ppo-metrics.md"
@@ -175,7 +176,12 @@ def test_update_metrics_see_completion_tokens_only_and_begin_anew() -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A real toy run: what it logged and what it kept."""
     folder = tmp_path_factory.mktemp("run")
-    trainer, recorder = make_trainer(folder, log_completions=2, whiten_advantages=False)
+
+    def reward(prompts: list[str], completions: list[str]) -> Scores:
+        scores = letters(prompts, completions)
+        return Scores(scores, None, {"<name>": [*scores]})
+
+    trainer, recorder = make_trainer(folder, reward, log_completions=2, whiten_advantages=False)
     trainer.train()
     rows = [row for row in recorder.logs if "objective/scores" in row]
     return {"folder": folder / "rollouts", "logs": rows, "trainer": trainer}
