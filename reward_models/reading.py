@@ -130,12 +130,26 @@ class Reader:
                 return self._rows(self.tokenizer(self._joined(prompts, completions), **options))
             cut = []
             for prompt, completion in zip(prompts, completions, strict=True):
+                prompt, completion = self._end(prompt), self._end(completion)
                 room = self._length(completion) < self.limit
                 options["truncation"] = "only_first" if room else "longest_first"
                 cut += self._rows(self.tokenizer([prompt], [completion], **options))
             return cut
         finally:
             self.tokenizer.truncation_side = side
+
+    def _end(self, text: str) -> str:
+        """The end of a text, with more tokens than can be read.
+
+        The tokenizers' own cutting takes time quadratic in a text's length where little is left.
+        """
+        kept = 2 * self.limit  # the first of them may differ, and are cut
+        if not self.tokenizer.is_fast or len(text) <= kept:
+            return text
+        options: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+        encoded: Any = self.tokenizer(text, return_offsets_mapping=True, **options)
+        offsets = encoded["offset_mapping"]
+        return text if len(offsets) <= kept else text[offsets[-kept][0] :]
 
     def _length(self, completion: str) -> int:
         """Tokens of a completion without its prompt, and the special ones around."""

@@ -65,7 +65,12 @@ def word_pieces() -> PreTrainedTokenizerFast:
     made.normalizer = normalizers.BertNormalizer()
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names: dict[str, Any] = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    names: dict[str, Any] = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+    }
     return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=512, **names)
 
 
@@ -134,7 +139,7 @@ KINDS: dict[str, Callable[[], Callable[..., Any]]] = {
     "async function": lambda: later,
     "length window": lambda: length_window(2, 5),
     "contains": lambda: contains("film"),
-    "matches": lambda: matches(r"\w+\s"),
+    "matches": lambda: matches(r"\bfilm\b"),
     "repetition": lambda: repetition_penalty(2),
     "ensemble": lambda: ensemble([later, length_window(1, 9)], "pessimistic"),
     "weighted sum": lambda: weighted_sum([(0.5, later), (-1.0, repetition_penalty(1))]),
