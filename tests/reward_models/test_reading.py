@@ -266,7 +266,16 @@ def test_code_of_its_own_is_not_passed_over(tmp_path: Path) -> None:
 
 def test_settings_of_a_checkpoint_are_refused_for_a_function(tmp_path: Path) -> None:
     (tmp_path / "mine_settings.py").write_text("def f(completions):\n    return []\n")
-    wrong: list[dict[str, Any]] = [{"format": "chat"}, {"positive_labels": ["good"]}]
+    wrong: list[dict[str, Any]] = [{"format": "pair"}, {"positive_labels": ["good"]}]
     for options in wrong:
         with pytest.raises(RewardError, match="is a function, for which"):
             load_reward("mine_settings.py:f", base=tmp_path, **options)
+
+
+def test_the_format_of_a_function_is_texts_or_messages(tmp_path: Path) -> None:
+    (tmp_path / "mine_format.py").write_text(
+        "def f(completions):\n    return [float(isinstance(c, list)) for c in completions]\n"
+    )
+    for format, given in ((None, 0.0), ("text", 0.0), ("chat", 1.0)):
+        reward = load_reward("mine_format.py:f", base=tmp_path, format=format)  # type: ignore[arg-type]
+        assert reward(["a question"], ["an answer"]) == [given]
