@@ -51,7 +51,11 @@ def make(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         if template != "":
             tokenizer.chat_template = template
         monkeypatch.setattr(ahead, "load_tokenizer", lambda _: tokenizer)
-        named = [f"data.{key}={path}", f"output_dir={tmp_path / 'out'}", "reward.source=m.py:f"]
+        (tmp_path / "lengths.py").write_text(
+            "def f(completions):\n    return map(len, completions)\n"
+        )
+        named = [f"data.{key}={path}", f"output_dir={tmp_path / 'out'}"]
+        named.append(f"reward.source={tmp_path / 'lengths.py'}:f")
         return load_experiment(tiny, [*named, *counts, *overrides])
 
     return make

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from common.files import write_text
 from pipeline.config import Experiment, load_experiment
 from pipeline.data.splits import load_data
 from pipeline.data.toy import toy_language_model, toy_tokenizer
@@ -106,8 +107,8 @@ def experiment(folder: Path, output: Path) -> Experiment:
     """An experiment with an SFT model in place and a reward that is a function."""
     folder.mkdir(exist_ok=True)
     config, reward = folder / "pairs.yaml", folder / "words_of_pairs.py"
-    config.write_text(CONFIG)
-    reward.write_text(REWARD)
+    for path, text in ((config, CONFIG), (reward, REWARD)):
+        write_text(path, text)  # whole at once: another process may be reading it
     settings = [f"output_dir={output}", f"reward.source={reward}:words", "reward.retries=0"]
     made = load_experiment(config, settings)
     if not made.stage_dir("sft").exists():
@@ -148,9 +149,9 @@ def test_a_reward_query_serves_several_pairs(tmp_path: Path) -> None:
     def counted(given: Experiment) -> Any:
         reward = plain(given)
 
-        def call(prompts: Any, texts: Any) -> list[float]:
-            asked.append(len(texts))
-            return reward(prompts, texts)
+        def call(prompts: Any, completions: Any) -> list[float]:
+            asked.append(len(completions))
+            return reward(prompts, completions)
 
         return call
 
