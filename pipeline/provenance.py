@@ -10,13 +10,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from common.words import flatten
-from pipeline.config import OVER_SFT, Experiment, stages
-from pipeline.config.choices import TRAINED_HERE, left_out, trains
+from pipeline.config import OVER_SFT, Experiment, RewardPart, is_trained_here, stages
+from pipeline.config.choices import left_out, trains
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "rlhf-pipeline")
 Record = dict[str, Any]
@@ -58,7 +58,7 @@ def content_hash(name: str | None) -> str | None:
 
     ``name`` is a file, a folder, or a Python function as `file.py:function` or `module:function`.
     """
-    if not name or name.startswith("embedded:") or name in ("toy", TRAINED_HERE):
+    if not name or name.startswith("embedded:") or name == "toy" or is_trained_here(name):
         return None
     path = Path(name).expanduser()
     if not path.exists() and ":" in name:
@@ -84,38 +84,55 @@ def named_files(experiment: Experiment) -> dict[str, str | None]:
         "data.dataset_name": data.dataset_name,
         "data.prompts_name": data.prompts_name,
         "data.preferences_name": data.preferences_name,
-        "reward.source": reward.source,
-        "reward.gold": reward.gold,
+        **_sources("reward.source", reward.source),
+        **_sources("reward.gold", reward.gold),
         "reward.encoder": None if reward.encoder == OVER_SFT else reward.encoder,
     }
+
+
+def _sources(key: str, named: str | list[RewardPart] | None) -> dict[str, str | None]:
+    """What a reward names, each of its parts under a key of its own."""
+    if not isinstance(named, list):
+        return {key: named}
+    return {f"{key}[{index}].source": part.source for index, part in enumerate(named)}
 
 
 def upstream(
     experiment: Experiment, there: Container[str] | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """The stages whose output each stage reads: those of the table, and of a shared encoder.
+    """The stages whose output each stage reads: those of the table, and what the reward needs.
 
     Args:
         there: the stages whose output is or will be there; None is all that the config asks for.
     """
     section, out = experiment.reward, left_out(experiment)
     over_sft = trains(experiment, "reward") and section.encoder == OVER_SFT
+    from_sft = over_sft or section.normalizes()
     known: dict[str, tuple[str, ...]] = {}
     for stage in stages.STAGES:
         if stage.name not in out:
             taken = (s for s in stage.takes if s not in out and (there is None or s in there))
             known[stage.name] = (*stage.needs, *taken)
-    return known | ({"reward": ("sft",)} if over_sft else {})
+    return known | ({"reward": ("sft",)} if from_sft else {})
 
 
-def _keys(experiment: Experiment, stage: stages.Stage) -> Callable[[str], bool]:
+def _configured(experiment: Experiment, name: str) -> stages.Stage:
+    """A stage of the table as this config has it."""
+    stage = stages.find_stage(name)
+    if name == "sft" and experiment.sft.skip:
+        return replace(stage, reads=("model", "sft.skip", "seed"))
+    if name == "reward" and experiment.reward.normalizes():  # on samples for PPO's prompts
+        reads = (*stage.reads, "generation.max_new_tokens")
+        unread = tuple(key for key in stage.unread if key != "data.train_prompts")
+        return replace(stage, reads=reads, unread=unread, whether=())
+    return stage
+
+
+def _keys(stage: stages.Stage) -> Callable[[str], bool]:
     """Which dotted keys of the config decide the stage's output."""
-    reads = stage.reads
-    if stage.name == "sft" and experiment.sft.skip:
-        reads = ("model", "sft.skip", "seed")
 
     def is_read(key: str) -> bool:
-        return _within(key, reads) and not _within(key, stage.unread)
+        return _within(key, stage.reads) and not _within(key, stage.unread)
 
     return is_read
 
@@ -125,11 +142,25 @@ def _within(key: str, parts: tuple[str, ...]) -> bool:
 
 
 def _settings(config: dict[str, Any]) -> dict[str, Any]:
-    """A config as dotted keys of today, 1.0 written as 1 and an empty section not at all."""
-    settings = {key: value for key, value in flatten(_plain(config)).items() if value != {}}
+    """A config as dotted keys of today, 1.0 written as 1 and an empty section not at all.
+
+    The items of a list of sections have keys of their own: ``reward.source[0].weight``.
+    """
+    settings = {key: value for key, value in _items(flatten(_plain(config))).items() if value != {}}
     if "pairs.hard_labels" in settings:
         settings["pairs.labels"] = "hard" if settings.pop("pairs.hard_labels") else "sampled"
     return settings
+
+
+def _items(settings: dict[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for index, item in enumerate(value):
+                made |= flatten(item, f"{key}[{index}].")
+        else:
+            made[key] = value
+    return made
 
 
 def stage_inputs(
@@ -153,8 +184,8 @@ def stage_inputs(
     inputs: dict[str, dict[str, Any]] = {}
     prints: dict[str, str] = {}
     for name, needs in upstream(experiment, there).items():
-        stage = stages.find_stage(name)
-        reads = _keys(experiment, stage)
+        stage = _configured(experiment, name)
+        reads = _keys(stage)
         made: dict[str, Any] = {
             "config": {
                 key: value is not None if key in stage.whether else value
@@ -242,10 +273,12 @@ def differences(
         for key in content
         if key in old_content and old_content[key] != content[key]
     }
-    table = stages.find_stage(stage)
-    reads = _keys(experiment, table)
-    before = _settings(Experiment().model_dump(mode="json"))
-    before |= _settings(_read(record, table))
+    table = _configured(experiment, stage)
+    reads = _keys(table)
+    recorded = _settings(_read(record, table))
+    default = _settings(Experiment().model_dump(mode="json"))
+    listed = {key.partition("[")[0] for key in recorded}  # a list in place of the default
+    before = {key: value for key, value in default.items() if key not in listed} | recorded
     if any(isinstance(value, dict) for value in record["inputs"]["config"].values()):
         before = _FORMER | before  # a release that recorded whole sections
     old = {key: value for key, value in before.items() if reads(key)}

@@ -3,8 +3,8 @@
 * `sentiment`: a sequence-classification checkpoint: its scalar, or its good labels' log-odds
 * `labels`: which labels are good; `reading`: how prompt and completion become one input
 * `pairwise`: a scalar head trained on preference pairs (Bradley–Terry), on trl.RewardTrainer
-* `rules`: length windows, patterns, repetition
-* `ensemble`: mean, minimum, mean less k standard deviations, weighted sums
+* `rules`: length, repetition, ends with EOS, banned and wanted words, VADER's lexicon
+* `combined`: several as one: weighted sum, mean, minimum, mean less k standard deviations
 * `loading`: from a name in a config to a function
 * `calling`: any function, called in time, again where that may help, with its mistakes in one line
 * `arguments`: what each of its parameters gets; `returned`: what it may give back; `waiting`:

@@ -8,14 +8,15 @@ import importlib
 import importlib.util
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from reward_models.calling import RewardCall, checked, to_stderr
 from reward_models.interface import RewardError
+from reward_models.rules import RULES, rule
 
 if TYPE_CHECKING:  # a package that only names rewards need not load it
     import torch
@@ -23,7 +24,26 @@ if TYPE_CHECKING:  # a package that only names rewards need not load it
     from reward_models.reading import Format
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_FORMS = "a model folder, a hub id, file.py:function or module:function"
+_FORMS = "a model folder, a hub id, file.py:function, module:function or rules:name"
+
+Kind = Literal["checkpoint", "function", "rules"]
+_NAMES = {"checkpoint": "checkpoint", "function": "function", "rules": "rule"}
+READS: dict[str, tuple[str, ...]] = {
+    "checkpoint": ("max_length", "format", "positive_labels", "label_weights"),
+    "function": ("format",),
+    "rules": ("arguments",),
+}
+"""The options of `load_reward` that mean something for one kind of source alone."""
+
+
+def kind_of(spec: str) -> Kind:
+    """What ``spec`` names, by its form alone."""
+    source, colon, name = spec.rpartition(":")
+    if spec.startswith(RULES):
+        return "rules"
+    if colon and source.endswith(".py"):
+        return "function"
+    return "function" if _MODULE.fullmatch(source) and name.isidentifier() else "checkpoint"
 
 
 def load_reward(
@@ -37,14 +57,17 @@ def load_reward(
     base_model: Path | None = None,
     share_with: torch.nn.Module | None = None,
     positive_labels: Sequence[str] | None = None,
+    label_weights: Mapping[str, float] | None = None,
     format: Format | None = None,
+    arguments: Mapping[str, Any] | None = None,
     warn: Callable[[str], None] = to_stderr,
 ) -> RewardCall:
     """Return the reward that ``spec`` names, as `checked` makes it.
 
     Args:
-        spec: A folder or hub id of a sequence-classification checkpoint, ``file.py:function`` or
-            ``module:function``. Functions take (prompts, completions, **columns), see `bound`.
+        spec: A folder or hub id of a sequence-classification checkpoint, ``file.py:function``,
+            ``module:function`` or ``rules:name``. Functions take (prompts, completions,
+            **columns), see `bound`; rules are those of `rules`.
         base: The folder that a relative path starts from, and where modules are looked for too;
             None is the current one.
         max_length: The longest text in tokens; None is what the checkpoint can take.
@@ -54,53 +77,55 @@ def load_reward(
         base_model: What a folder of adapters belongs to; None is what it says itself.
         share_with: A model whose frozen weights a checkpoint uses where its own equal them.
         positive_labels: A checkpoint's good labels, where their names do not tell.
-        format: How a checkpoint reads prompt and completion; None is `usual_format`. A function is
-            given messages with ``chat``, texts with ``text``; None: what its annotations say.
+        label_weights: A number for each of its labels instead, see `SequenceClassifier`.
+        format: How a checkpoint reads prompt and completion; None is `usual_format`. A function
+            gets lists of messages with ``chat``, texts with ``text``; None: as it is annotated.
+        arguments: A rule's.
         warn: Takes a line for each call that is made again, and about texts that are cut.
 
     Raises:
         RewardError: There is no such model, file, module or function, or it is not a reward.
     """
     base = base or Path.cwd()
-    found = _file_or_module(spec)
-    if found is None and spec.endswith(".py"):
-        raise RewardError(f"reward {spec}: names no function; write {spec}:function")
-    if found is not None:
-        source, name = found
-        if source.endswith(".py"):
-            module = _import_file(spec, base / Path(source).expanduser())
-        else:
-            module = _import_module(spec, source, base)
-        function = _function(module, name, spec)
-        if positive_labels is not None or format == "pair":
-            option = "format: pair" if format == "pair" else "positive_labels"
+    kind = kind_of(spec)
+    given = {"positive_labels": positive_labels, "label_weights": label_weights}
+    given |= {"format": format, "arguments": arguments}
+    for option, value in given.items():
+        if value is not None and option not in READS[kind]:
             raise RewardError(
-                f"reward {spec}: is a function, for which {option} means nothing; remove it"
+                f"reward {spec}: is a {_NAMES[kind]}, for which {option} means nothing; remove it"
+            )
+    if kind == "rules":
+        return replace(checked(rule(spec, arguments or {}), spec), warn=warn)
+    if kind == "function":
+        source, _, name = spec.rpartition(":")
+        is_file = source.endswith(".py")
+        module = (
+            _import_file(spec, base / Path(source).expanduser())
+            if is_file
+            else _import_module(spec, source, base)
+        )
+        function = _function(module, name, spec)
+        if format == "pair":
+            raise RewardError(
+                f"reward {spec}: is a function, for which format: pair means nothing; remove it"
             )
         messages = None if format is None else format == "chat"
-        return replace(checked(function, spec), messages=messages, batch_size=batch_size, warn=warn)
+        call = checked(function, spec, messages=messages)
+        return replace(call, batch_size=batch_size, warn=warn)
+    if spec.endswith(".py"):
+        raise RewardError(f"reward {spec}: names no function; write {spec}:function")
     from reward_models.sentiment import load_classifier
 
     options: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
     options |= {"base_model": base_model, "share_with": share_with, "warn": warn}
-    options |= {"positive_labels": positive_labels, "format": format}
+    options |= {"positive_labels": positive_labels, "label_weights": label_weights}
+    options |= {"format": format}
     folder = _model_folder(spec, base)
     classifier = load_classifier(
         folder or spec, dtype=dtype, device=device, name=f"reward {spec}", **options
     )
     return replace(checked(classifier, spec), warn=warn)
-
-
-def names_function(spec: str) -> bool:
-    """Whether `load_reward` takes ``spec`` for a function rather than a checkpoint."""
-    return _file_or_module(spec) is not None
-
-
-def _file_or_module(spec: str) -> tuple[str, str] | None:
-    """The file or module that ``spec`` names a function of, and the function's name."""
-    source, colon, name = spec.rpartition(":")
-    module = _MODULE.fullmatch(source) and name.isidentifier()
-    return (source, name) if colon and (source.endswith(".py") or module) else None
 
 
 def _model_folder(spec: str, base: Path) -> Path | None:

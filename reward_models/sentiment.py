@@ -6,11 +6,11 @@ Which labels are good is `labels`' to find, how the texts are read `reading`'s.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -28,7 +28,7 @@ from transformers import (
 from reward_models.adapters import ADAPTER_CONFIG, load_adapter_classifier, share_weights
 from reward_models.calling import to_stderr
 from reward_models.interface import RewardError
-from reward_models.labels import find_positive
+from reward_models.labels import find_positive, weighted
 from reward_models.reading import APPENDS_EOS, Format, Reader, Row, length_limit, usual_format
 
 _UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError)
@@ -42,7 +42,8 @@ class SequenceClassifier:
 
     One label: its scalar output. More: the log-odds of the positive ones together against all
     others, by name (`find_positive`); of two labels that is the logit margin. In nats, and not
-    rescaled. Of outputs that are independent of each other (``problem_type`` regression or
+    rescaled. With a weight a label: their expected value, Σ P(label)·weight. Of outputs that are
+    independent of each other (``problem_type`` regression or
     multi_label_classification) the positive one, as it is.
 
     A text above ``max_length`` tokens loses its beginning, so that what is scored, the completion,
@@ -60,6 +61,7 @@ class SequenceClassifier:
         device: torch.device | str | None = None,
         name: str = "the classifier",
         positive_labels: Sequence[str] | None = None,
+        label_weights: Mapping[str, float] | None = None,
         format: Format | None = None,
         warn: Callable[[str], None] = to_stderr,
     ) -> None:
@@ -74,6 +76,7 @@ class SequenceClassifier:
             device: None is where the model is.
             name: What messages call it.
             positive_labels: Those that are positive, where their names do not tell.
+            label_weights: A number for every label, or of independent outputs for some.
             format: How it reads a prompt and a completion; None is `usual_format`.
             warn: Takes a line about texts that are cut.
 
@@ -83,7 +86,8 @@ class SequenceClassifier:
         """
         self.__name__ = name
         self.model = model.eval().to(device or model.device)  # type: ignore[arg-type]
-        self.columns = self._columns(positive_labels)
+        self.weights = self._weights(label_weights, positive_labels)
+        self.columns = list(self.weights or ()) or self._columns(positive_labels)
         if tokenizer.pad_token_id is None:
             if tokenizer.eos_token_id is None:
                 raise RewardError(
@@ -101,6 +105,20 @@ class SequenceClassifier:
         self._pads = True
         self._try()
 
+    def _weights(
+        self, weights: Mapping[str, float] | None, names: Sequence[str] | None
+    ) -> dict[int, float] | None:
+        """The labels' weights by column; None where none are given."""
+        config, name = self.model.config, self.__name__
+        if weights is None:
+            return None
+        if names is not None:
+            raise RewardError(f"{name}: has positive_labels and label_weights; set one of them")
+        if config.num_labels == 1:
+            raise RewardError(f"{name}: has one output, which is the reward; remove label_weights")
+        independent = config.problem_type in _INDEPENDENT
+        return weighted(config.id2label or {}, name, weights, independent)
+
     def _columns(self, names: Sequence[str] | None) -> list[int] | None:
         """The positive labels' columns; None where the one output is the reward."""
         config, name = self.model.config, self.__name__
@@ -116,12 +134,14 @@ class SequenceClassifier:
     def describe(self) -> str:
         """How it reads and what it scores, in a line."""
         words = {"text": "one text", "pair": "a pair of texts", "chat": "a chat in its template"}
-        scores = "the one output"
+        scores, labels = "the one output", cast("dict[int, str]", self.model.config.id2label)
         if self.columns is not None:
-            labels: Any = self.model.config.id2label
             named = ", ".join(str(labels[column]) for column in self.columns)
             independent = self.model.config.problem_type in _INDEPENDENT
             scores = f"the output {named}" if independent else f"the log-odds of {named}"
+        if self.weights is not None:
+            terms = (f"{weight:g}·{labels[c]}" for c, weight in self.weights.items())
+            scores = f"the expected value of {' + '.join(terms)}"
         return f"reads {words[self.format]} of up to {self.max_length} tokens, gives {scores}"
 
     def __call__(self, prompts: list[str], completions: list[str]) -> list[float]:
@@ -155,10 +175,25 @@ class SequenceClassifier:
         logits = logits.float()
         if self.columns is None:
             return logits.reshape(-1).tolist()
+        if self.weights is not None:
+            return self._expected(logits)
         if self.model.config.problem_type in _INDEPENDENT:
             return logits[:, self.columns[0]].tolist()
         others = [column for column in range(logits.shape[1]) if column not in self.columns]
         return (logits[:, self.columns].logsumexp(1) - logits[:, others].logsumexp(1)).tolist()
+
+    def _expected(self, logits: Tensor) -> list[float]:
+        """``(B, labels)`` logits to Σ P(label)·weight, B numbers; of a regression Σ output·weight.
+
+        Of labels that are independent of each other each has a probability of its own.
+        """
+        assert self.weights is not None
+        kind = self.model.config.problem_type
+        outputs = logits if kind == "regression" else logits.softmax(1)
+        if kind == "multi_label_classification":
+            outputs = logits.sigmoid()
+        weights = torch.tensor(list(self.weights.values()), device=logits.device)
+        return (outputs[:, list(self.weights)] @ weights).tolist()
 
     def _padded(self, rows: list[Row]) -> dict[str, Tensor]:
         """A batch of rows, padded on the right.

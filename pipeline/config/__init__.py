@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment, load_experiment
+    from pipeline.config.rewards import TRAINED_HERE, RewardPart, is_trained_here
     from pipeline.config.sections import (
         OVER_SFT,
-        TRAINED_HERE,
         TRAINED_LENGTH,
         CompareSection,
         DataSection,
@@ -25,8 +25,10 @@ __all__ = [
     "DataSection",
     "Experiment",
     "ModelSection",
+    "RewardPart",
     "RewardSection",
     "TrackingSection",
+    "is_trained_here",
     "load_experiment",
 ]
 
@@ -35,6 +37,7 @@ def __getattr__(name: str) -> Any:
     """Import the tree when it is asked for: ``rlhf --help`` reads `stages` alone, and at once."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pipeline.config import experiment, sections
+    from pipeline.config import experiment, rewards, sections
 
-    return getattr(experiment if hasattr(experiment, name) else sections, name)
+    home = next(module for module in (experiment, sections, rewards) if hasattr(module, name))
+    return getattr(home, name)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Lt
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.bounds import AboveZero, Count, NotNegative, out_of_bounds
 from pipeline.config.evaluation import problems
@@ -93,6 +93,8 @@ def describe(hint: Any) -> str:
         return "a mapping"
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
         return "one of " + ", ".join(str(member.value) for member in hint)
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return "a mapping"
     return getattr(hint, "__name__", str(hint))
 
 

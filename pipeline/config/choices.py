@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from pipeline.config.experiment import Experiment
 
-TRAINED_HERE = "sentiment"
-"""What `reward.source` and `reward.gold` are where the reward stage trains them."""
-
 
 def trains(experiment: Experiment, stage: str) -> bool:
     """False for a stage that, as configured, only copies or measures what is there."""
     if stage == "sft":
         return not experiment.sft.skip
-    return stage != "reward" or TRAINED_HERE in (experiment.reward.source, experiment.reward.gold)
+    return stage != "reward" or experiment.reward.trains_here()
 
 
 def ppo_evaluates(experiment: Experiment) -> bool:

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from common.yamlfile import parse_override, read_yaml
+from common.yamlfile import read_yaml
 from pipeline.config.arguments import (
     ArgumentProblem,
     check_arguments,
@@ -28,23 +28,22 @@ from pipeline.config.arguments import (
     shown,
     unknown_key,
 )
+from pipeline.config.base import Name, Section, TrainerSection
 from pipeline.config.losses import loss_problems
+from pipeline.config.overrides import apply
+from pipeline.config.rewards import PARTS, RewardPart, reward_problems
 from pipeline.config.sections import (
-    TRAINED_HERE,
     TRAINED_LENGTH,
     CompareSection,
     DataSection,
     DPOSection,
     GenerationSection,
     ModelSection,
-    Name,
     PairsSection,
     PPOSection,
     RewardSection,
-    Section,
     SFTSection,
     TrackingSection,
-    TrainerSection,
 )
 from pipeline.config.stages import trained
 from pipeline.errors import UserError
@@ -116,6 +115,9 @@ def _explain(error: ErrorDetails) -> tuple[str, str]:
         if isinstance(part, int):
             key += f"[{part}]"
             continue
+        if part == PARTS and key:  # the branch of a union that is a list of sections
+            owner = hint = RewardPart
+            continue
         if part not in owner.model_fields:  # an unknown key, or the name of a union's branch
             break
         key = f"{key}.{part}" if key else part
@@ -137,6 +139,8 @@ def _explain(error: ErrorDetails) -> tuple[str, str]:
     if error["type"] in limits:
         limit = limits[error["type"]].format(**error.get("ctx", {}))
         return key, f"expected a number {limit}, {found}"
+    if error["type"] == "missing":
+        return key, "is missing"
     if error["type"] in ("string_too_short", "too_short"):
         return key, "must not be empty"
     if error["type"] == "finite_number":
@@ -194,40 +198,14 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
 def _reward_contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Settings of the reward that would cut completions away, or that nothing reads."""
     reward, tokens = experiment.reward, experiment.generation.max_new_tokens
-    parts = {"": reward.source, "gold_": reward.gold}
     length = reward.max_length or TRAINED_LENGTH
-    if TRAINED_HERE in parts.values() and tokens >= length:
+    if reward.trains_here() and tokens >= length:
         yield (
             "reward.max_length",
             f"a completion of generation.max_new_tokens ({tokens}) does not fit in {length} tokens;"
             f" set it to {2 * tokens} or so, and the classifier is trained to read them",
         )
-    for prefix, source in parts.items():
-        for key in ("format", "positive_labels"):
-            if source in (None, TRAINED_HERE) and getattr(reward, prefix + key) is not None:
-                which = "gold" if prefix else "source"
-                yield (
-                    f"reward.{prefix}{key}",
-                    f"is for a checkpoint, and reward.{which} is {shown(source)}; remove it",
-                )
-
-
-def _apply(tree: dict[str, Any], override: str) -> str:
-    """Set `key.sub=value` in ``tree`` and return the dotted key.
-
-    A section that the tree gives as null or not at all is made.
-    """
-    key, value = parse_override(override, UserError)
-    *sections, last = key.split(".")
-    place = tree
-    for depth, part in enumerate(sections, start=1):
-        if place.get(part) is None:
-            place[part] = {}
-        if not isinstance(place[part], dict):
-            raise UserError(f"override {override!r}: {'.'.join(sections[:depth])} is no section")
-        place = place[part]
-    place[last] = value
-    return key
+    yield from reward_problems(reward)
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -238,12 +216,15 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     checked against their dataclass, which imports torch.
     """
     tree = read_yaml(Path(path), UserError)
-    set_by = {_apply(tree, override): override for override in overrides}
+    set_by = {apply(tree, override): override for override in overrides}
 
     def complain(key: str, problem: str) -> UserError:
-        override = next((o for k, o in set_by.items() if k == key or key.startswith(k + ".")), None)
-        place = f"override {override}" if override else f"{path}: {key}"
-        return UserError(f"{place}: {problem}")
+        under = [k for k in set_by if f"{key}.".startswith((f"{k}.", f"{k}["))]
+        if not under:
+            return UserError(f"{path}: {key}: {problem}")
+        nearest = max(under, key=len)
+        inside = "" if nearest == key else f"{key}: "
+        return UserError(f"override {set_by[nearest]}: {inside}{problem}")
 
     try:
         experiment = Experiment.model_validate(tree)

@@ -2,62 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    field_serializer,
-    model_validator,
-)
-from pydantic.fields import FieldInfo
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from pipeline.bounds import Count
-from pipeline.config.arguments import (
-    listed,
-)
+from pipeline.config.base import Name, Section, TrainerSection, Unsaid
+from pipeline.config.rewards import OneOrParts, RewardPart, is_trained_here, with_parts
 
 OVER_SFT = "sft"
 """What `reward.encoder` is where the classifier is adapters over the SFT model."""
-TRAINED_HERE = "sentiment"
-"""What `reward.source` and `reward.gold` are where the classifier is trained by the pipeline."""
+NORMALIZE_SAMPLES = 4096
 TRAINED_LENGTH = 64
 """Tokens that the classifier trained here reads unless `reward.max_length` says otherwise."""
-
-Name = Annotated[str, Field(min_length=1)]
-T = TypeVar("T")
-# A key that is left out of what a result was made with unless the config sets it.
-Unsaid = Annotated[T | None, Field(exclude_if=lambda value: value is None)]
-
-
-class Section(BaseModel):
-    """A part of the tree: immutable, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_item(cls, tree: Any) -> Any:
-        """A list's only item may be given bare: `report_to: wandb`."""
-        if not isinstance(tree, dict):
-            return tree
-        fields = cls.model_fields
-        return {
-            key: listed(value, _hint(fields[key])) if key in fields else value
-            for key, value in tree.items()
-        }
-
-
-def _hint(field: FieldInfo) -> Any:
-    """A field's type with its bounds."""
-    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
-
-
-class TrainerSection(Section):
-    """A section whose unknown keys go to the stage's trainer configuration."""
-
-    model_config = ConfigDict(extra="allow")
 
 
 class ModelSection(Section):
@@ -184,11 +141,24 @@ class SFTSection(TrainerSection):
 class RewardSection(TrainerSection):
     """The reward (proxy) and the judge (gold); fields of transformers.TrainingArguments too."""
 
-    source: Name = "sentiment"
-    """`sentiment` (trained here), a sequence-classification checkpoint, `file.py:function` or
-    `module:function`."""
-    gold: Name | None = None
-    """The judge when the source is not `sentiment`, in the same forms; null: the proxy itself."""
+    source: OneOrParts = "sentiment"
+    """`sentiment` (trained here), a sequence-classification checkpoint, `file.py:function`,
+    `module:function` or `rules:name`; or a list of such parts, each `{source, weight, name, …}`."""
+    combine: Literal["sum", "mean", "min", "pessimistic"] = Field(
+        default="sum", exclude_if=lambda how: how == "sum"
+    )
+    """What becomes of a list's parts: their weighted sum, mean, minimum, or mean less
+    `uncertainty_penalty` standard deviations of them (Coste et al. 2023)."""
+    uncertainty_penalty: Unsaid[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = None
+    """In standard deviations, with `combine: pessimistic`; null is 1."""
+    gold: OneOrParts | None = None
+    """The judge, in the same forms, parts always summed. Null: as the source, but what is trained
+    here learns from the other half of the ratings; where nothing is, the proxy itself."""
+    normalize_samples: Annotated[int, Field(ge=2)] = Field(
+        default=NORMALIZE_SAMPLES, exclude_if=lambda n: n == NORMALIZE_SAMPLES
+    )
+    """Samples of π_ref that mean and deviation of a part with `normalize: reference` are taken
+    from; the mean is then known to 1/√n deviations."""
     encoder: Name = "embedded:all-minilm-l6-v2"
     """Trunk of the classifier: `embedded:all-minilm-l6-v2`, a hub id, a folder, `toy`, or `sft`:
     LoRA adapters (model.lora_*) over the SFT model, in its dtype; what PPO leaves frozen is then
@@ -214,11 +184,46 @@ class RewardSection(TrainerSection):
     """Further calls with the same texts, after 1, 2, 4, … seconds, where a reward gives no answer;
     PPO's own are `ppo.reward_timeout` and `ppo.reward_retries`."""
 
+    _with_parts = field_validator("source", "gold", mode="before")(with_parts)
+
     @field_serializer("max_length")
     def _length_as_trained(self, value: int | None) -> int | None:
         """What null amounts to where both parts are trained here."""
-        here = self.source == TRAINED_HERE and self.gold in (None, TRAINED_HERE)
+        here = is_trained_here(self.source) and (self.gold is None or is_trained_here(self.gold))
         return TRAINED_LENGTH if value is None and here else value
+
+    def parts(self, key: Literal["source", "gold"]) -> list[RewardPart]:
+        """What a key names, as parts; a single name with the section's keys is its only one."""
+        named = self.source if key == "source" else self.gold
+        if not isinstance(named, str):
+            return named or []
+        judge = key == "gold"
+        return [
+            RewardPart(
+                source=named,
+                format=self.gold_format if judge else self.format,
+                positive_labels=self.gold_positive_labels if judge else self.positive_labels,
+            )
+        ]
+
+    def shown(self, key: Literal["source", "gold"]) -> str:
+        """What a key names, in a few words: `sentiment + 0.5·length`."""
+        named = self.source if key == "source" else self.gold
+        if not isinstance(named, list):
+            return str(named)
+        if len(named) > 1 and key == "source" and self.combine != "sum":
+            return f"{self.combine} of {', '.join(part.called() for part in named)}"
+        terms = (f"{p.weight:g}·{p.called()}" if p.weight != 1 else p.called() for p in named)
+        return " + ".join(terms).replace("+ -", "− ")
+
+    def trains_here(self) -> bool:
+        """True where the reward stage trains something."""
+        parts = [*self.parts("source"), *self.parts("gold")]
+        return any(is_trained_here(part.source) for part in parts)
+
+    def normalizes(self) -> bool:
+        """True where a part's scale is estimated on samples of π_ref."""
+        return any(part.normalize for part in [*self.parts("source"), *self.parts("gold")])
 
 
 class PPOSection(TrainerSection):

@@ -75,7 +75,7 @@ def load_data(experiment: Experiment, labels: bool = True) -> ExperimentData:
             there are too few texts for the splits that the config asks for.
     """
     section = experiment.data
-    rated = "sentiment" in (experiment.reward.source, experiment.reward.gold)
+    rated = experiment.reward.trains_here()
     name = section.dataset_name
     if name == "toy" or name.startswith(_EMBEDDED):
         made = toy_texts(_TOY_TEXTS, seed=0) if name == "toy" else None

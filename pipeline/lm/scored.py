@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.data.records import Prompt, columns_of
 from pipeline.errors import UserError
 from pipeline.lm.generation import Completion
-from reward_models import RewardCall, RewardError, Scores, checked
+from reward_models import RewardError, Scores, checked
 from reward_models.arguments import ENDED, IDS
 
 
@@ -21,15 +21,30 @@ def score_completions(reward: Callable[..., Any], completions: Sequence[Completi
     Raises:
         RewardError: the reward fails, or says nothing of a completion; of the reward's own kind.
     """
+    prompts, texts, columns = _given(completions)
+    return checked(reward).scores(prompts, texts, **columns)
+
+
+def applicable_scores(
+    reward: Callable[..., Any], completions: Sequence[Completion]
+) -> list[float | None]:
+    """The same of a reward that need not say something of each: None where it does not apply."""
+    prompts, texts, columns = _given(completions)
+    return checked(reward).partial_scores(prompts, texts, **columns)[0]
+
+
+def _given(
+    completions: Sequence[Completion],
+) -> tuple[list[str], list[str], dict[str, list[Any]]]:
+    """Prompts, texts and columns, as a reward takes them."""
     rows = [completion.columns for completion in completions]
     columns: dict[str, list[Any]] = {
         name: [row.get(name) for row in rows] for name in column_names(rows)
     }
     columns[IDS] = [list(completion.completion_ids) for completion in completions]
     columns[ENDED] = [completion.ended for completion in completions]
-    call = reward if isinstance(reward, RewardCall) else checked(reward)
     prompts = [completion.prompt for completion in completions]
-    return call.scores(prompts, [completion.text for completion in completions], **columns)
+    return prompts, [completion.text for completion in completions], columns
 
 
 def check_columns(reward: Callable[..., Any], prompts: Iterable[Prompt]) -> None:

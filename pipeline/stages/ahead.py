@@ -17,9 +17,8 @@ from pipeline.data.tally import tell
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.errors import UserError
 from pipeline.lm.scored import check_columns
-from pipeline.stages.reward_sources import PARTS, reward_of, spec_of
+from pipeline.stages.reward_sources import PARTS, source_reward, sources_of
 from pipeline.stages.tokens import learnt_tokens
-from reward_models.loading import names_function
 
 _READERS_OF_TEXTS = {"sft", "reward", "ppo", "compare"}
 _ASK_THE_REWARD = {"ppo", "compare"}
@@ -56,8 +55,9 @@ def _check_reward(experiment: Experiment, prompts: Sequence[Prompt]) -> None:
         UserError: It is not there, or asks for what the prompts do not have.
     """
     for part in PARTS:
-        if names_function(spec_of(experiment, part)):
-            check_columns(reward_of(experiment, part), prompts)
+        for place, source in sources_of(experiment, part).items():
+            if source.kind() in ("function", "rules"):
+                check_columns(source_reward(experiment, part, place, source), prompts)
 
 
 def check_data(experiment: Experiment, data: ExperimentData, sft: bool = True) -> None:

@@ -16,7 +16,7 @@ from pipeline.lm.hardware import best_device, compute_dtype
 from pipeline.lm.speed import Speed, classifier, measure
 from pipeline.output.console import say
 from pipeline.stages.encoders import new_encoder
-from pipeline.stages.expected import Counter, Encoder, look_at, trains_classifier
+from pipeline.stages.expected import Counter, Encoder, counts_all, look_at, trains_classifier
 
 LONG = 25 * 60.0
 """Seconds from which on a smaller budget is named."""
@@ -55,7 +55,7 @@ def tell(experiment: Experiment, stages: Mapping[str, float]) -> None:
     seconds = _left(counter, stages)
     parts = ", ".join(f"{stage} {_about(each)}" for stage, each in seconds.items())
     total = sum(seconds.values())
-    more = "" if trains_classifier(experiment) else "; the reward's own time is not in it"
+    more = "" if counts_all(experiment) else "; the reward's own time is not in it"
     say(f"expected on this machine: about {_about(total)} ({parts}){more}")
     if total > LONG:
         _tell_smaller(counter, stages)

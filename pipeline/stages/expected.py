@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from pipeline.config import TRAINED_HERE, Experiment
+from pipeline.config import Experiment, is_trained_here
 from pipeline.config.choices import ppo_evaluates
 from pipeline.data.records import Demonstration
 from pipeline.data.splits import ExperimentData
@@ -169,6 +169,8 @@ class Counter:
         for rated in self.texts.rated:
             steps, passes = _steps(arguments, rated)
             total += passes * rated * length * self.encoder.training + steps * self.encoder.step
+        if self.experiment.reward.normalizes():
+            total += self._draw(self.experiment.reward.normalize_samples)
         return total
 
     def _ppo(self) -> float:
@@ -236,8 +238,14 @@ class Counter:
 
 
 def trains_classifier(experiment: Experiment) -> bool:
-    """True where the reward is a classifier of the pipeline, whose time is counted."""
-    return experiment.reward.source == TRAINED_HERE
+    """True where the reward, or a part of it, is trained by the pipeline."""
+    return any(is_trained_here(part.source) for part in experiment.reward.parts("source"))
+
+
+def counts_all(experiment: Experiment) -> bool:
+    """True where the time of all parts of the reward is counted, or is next to none."""
+    kinds = (part.kind() for part in experiment.reward.parts("source"))
+    return all(kind in ("trained", "rules") for kind in kinds)
 
 
 def _steps(arguments: TrainingArguments, rows: int) -> tuple[int, float]:

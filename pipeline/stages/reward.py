@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from common.files import new_folder, write_json
-from pipeline.config import OVER_SFT, TRAINED_HERE, Experiment
+from pipeline.config import OVER_SFT, Experiment
 from pipeline.data.records import RatedText
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
@@ -34,6 +34,7 @@ from pipeline.output.console import is_main_process
 from pipeline.stages import tracking
 from pipeline.stages.encoders import new_encoder
 from pipeline.stages.reward_quality import measure_rewards, tell
+from pipeline.stages.reward_reference import estimate_scales
 from pipeline.stages.reward_sources import (
     PARTS,
     Part,
@@ -41,7 +42,7 @@ from pipeline.stages.reward_sources import (
     has_bfloat16,
     is_trained,
     max_length,
-    spec_of,
+    trains,
     warn,
 )
 from pipeline.stages.training import resume
@@ -72,10 +73,11 @@ def run(experiment: Experiment) -> None:
     """
     data = load_data(experiment)
     for part in PARTS:
-        if spec_of(experiment, part) == TRAINED_HERE and not is_trained(experiment, part):
+        if trains(experiment, part) and not is_trained(experiment, part):
             texts = data.proxy if part == "proxy" else data.gold
             _train(experiment, part, texts, data.classifier_test)
     if is_main_process():
+        estimate_scales(experiment, data.train_prompts)
         metrics = measure_rewards(experiment, data)
         write_json(experiment.stage_dir("reward") / "metrics.json", metrics)
         tell(metrics)

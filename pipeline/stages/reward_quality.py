@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import TRAINED_HERE, Experiment
+from pipeline.config import Experiment, RewardPart, is_trained_here
 from pipeline.data.records import RatedText
 from pipeline.data.splits import ExperimentData
+from pipeline.data.tokenizer import load_tokenizer
 from pipeline.output.console import say
 from pipeline.stages.heldout import prompts_and_endings
-from pipeline.stages.reward_sources import PARTS, judge_is_proxy, reward_of, spec_of
+from pipeline.stages.reward_sources import PARTS, judge_is_proxy, key_of, reward_of, sources_of
 from reward_models import RewardCall, measure
+from reward_models.arguments import ENDED, IDS
+from reward_models.combined import Combined
 from reward_models.sentiment import SequenceClassifier
 
 # A reward without labels to measure it is tried on this many texts before hours are spent on it.
@@ -25,28 +28,31 @@ def measure_rewards(experiment: Experiment, data: ExperimentData) -> dict[str, A
     rated = data.classifier_test
     texts = [text.text for text in rated] or data.heldout[:_TRIED]
     prompts, endings = prompts_and_endings(texts, experiment)
+    asked = prompts, endings, _columns(experiment, endings)
     rewards = {part: reward_of(experiment, part) for part in PARTS}
-    scores = {
-        part: reward(prompts, endings) for part, reward in rewards.items() if _applies(part, reward)
-    }
+    scores = {part: _scores(part, reward, *asked) for part, reward in rewards.items()}
     metrics: dict[str, Any] = {
         "texts": len(texts),
         "judge_is_proxy": judge_is_proxy(experiment),
         "proxy_gold_correlation": None,
     }
-    if len(scores) == len(PARTS):
-        both = measure.correlation(scores["proxy"], scores["gold"])
-        metrics["proxy_gold_correlation"] = both
+    proxy, gold = (scores[part].get(part) for part in PARTS)
+    if proxy and gold:
+        metrics["proxy_gold_correlation"] = measure.correlation(proxy, gold)  # type: ignore[arg-type]
     for part in PARTS:
-        spec = spec_of(experiment, part)
-        metrics[part] = {"source": spec}
-        if part not in scores:
+        sources = list(sources_of(experiment, part).values())
+        made = rewards[part].function
+        if not isinstance(made, Combined):
+            metrics[part] = _measured(experiment, rated, scores[part].get(part), sources[0], made)
             continue
-        metrics[part] |= _spread(scores[part])
-        if spec != TRAINED_HERE and isinstance(rewards[part].function, SequenceClassifier):
-            metrics[part]["described"] = rewards[part].function.describe()
-        if rated:
-            metrics[part] |= _against_people(experiment, rated, scores[part], spec == TRAINED_HERE)
+        metrics[part] = {"source": experiment.reward.shown(key_of(experiment, part))}
+        metrics[part] |= _measured(experiment, rated, scores[part].get(part), None, made)
+        metrics[part]["parts"] = {
+            of.name: _measured(
+                experiment, rated, scores[part].get(of.name), source, of.reward.function
+            )
+            for of, source in zip(made.parts, sources, strict=True)
+        }
     if rated:
         section = experiment.data
         metrics["one_rater"] = measure.human_agreement(
@@ -55,12 +61,74 @@ def measure_rewards(experiment: Experiment, data: ExperimentData) -> dict[str, A
     return metrics
 
 
-def _applies(part: str, reward: RewardCall) -> bool:
+def _columns(experiment: Experiment, endings: Sequence[str]) -> dict[str, list[Any]]:
+    """What rewards may ask for beside the texts: these are whole, so each ends by EOS."""
+    tokenizer = load_tokenizer(experiment.model)
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids: Any = tokenizer(list(endings), add_special_tokens=False, verbose=False)["input_ids"]
+    return {IDS: [[*row, *eos] for row in ids], ENDED: [True] * len(endings)}
+
+
+def _scores(
+    part: str,
+    reward: RewardCall,
+    prompts: list[str],
+    endings: list[str],
+    columns: dict[str, list[Any]],
+) -> dict[str, list[float | None]]:
+    """What is said of the texts: the total under the part's name, and that of each source.
+
+    A source that asks for more than a text has is left out, and with it the total.
+    """
+    made = reward.function
+    if not isinstance(made, Combined):
+        if not _applies(part, reward):
+            return {}
+        return {part: list(reward(prompts, endings, **columns))}
+    there = {of.name: _applies(f"{part} {of.name}", of.reward) for of in made.parts}
+    if all(there.values()):
+        scores = reward.scores(prompts, endings, **columns)
+        return {part: list(scores.total), **scores.parts}
+    return {
+        of.name: of.reward.partial_scores(prompts, endings, **columns)[0]
+        for of in made.parts
+        if there[of.name]
+    }
+
+
+def _applies(name: str, reward: RewardCall) -> bool:
     """False, and told, for one that asks for more than a text: of those here no more is known."""
-    needed = ", ".join(sorted(reward.needed_columns()))
+    needed = ", ".join(sorted(reward.needed_columns() - {IDS, ENDED}))
     if needed:
-        say(f"reward {part} · asks for {needed}, so it is not measured on the held-out texts")
+        say(f"reward {name} · asks for {needed}, so it is not measured on the held-out texts")
     return not needed
+
+
+def _measured(
+    experiment: Experiment,
+    rated: list[RatedText],
+    scores: Sequence[float | None] | None,
+    source: RewardPart | None,
+    function: Callable[..., Any],
+) -> dict[str, Any]:
+    """One source, its scores neither scaled nor weighed, on the texts that it applies to.
+
+    ``source`` is None for what several make together.
+    """
+    result: dict[str, Any] = {} if source is None else {"source": source.source}
+    trained = source is not None and is_trained_here(source.source)
+    if not trained and isinstance(function, SequenceClassifier):
+        result["described"] = function.describe()
+    there = [score for score in scores or [] if score is not None]
+    if not there or scores is None:
+        return result
+    if len(there) < len(scores):
+        result["applies"] = len(there)
+    result |= _spread(there)
+    if rated:
+        texts = [t for t, score in zip(rated, scores, strict=True) if score is not None]
+        result |= _against_people(experiment, texts, there, is_margin=trained)
+    return result
 
 
 def _spread(scores: Sequence[float]) -> dict[str, float]:
@@ -94,6 +162,7 @@ def _against_people(
 
 def tell(metrics: dict[str, Any]) -> None:
     """Print the key numbers, a line a part."""
+    same = metrics["judge_is_proxy"]
     shown: list[tuple[str, str, Callable[[float], str]]] = [
         ("accuracy", "accuracy on held-out texts", lambda v: f"{v:.1%}"),
         ("correlation", "correlation with the human mean", lambda v: f"{v:.2f}"),
@@ -101,17 +170,21 @@ def tell(metrics: dict[str, Any]) -> None:
         ("mean", "mean reward", lambda v: f"{v:.2f}"),
         ("std", "spread", lambda v: f"{v:.2f}"),
     ]
+    rows = []
     for part in PARTS:
-        numbers = metrics[part]
+        rows.append((part, metrics[part]))
+        named = metrics[part].get("parts", {}) if part == "proxy" or not same else {}
+        rows += [(f"{part} {name}", numbers) for name, numbers in named.items()]
+    for name, numbers in rows:
         if "described" in numbers:
-            say(f"reward {part} · {numbers['described']}")
-        parts = [
+            say(f"reward {name} · {numbers['described']}")
+        marks = [
             f"{word} {show(numbers[k])}" for k, word, show in shown if numbers.get(k) is not None
         ]
-        if parts:
-            say(f"reward {part} · " + ", ".join(parts))
+        if marks:
+            say(f"reward {name} · " + ", ".join(marks))
     if metrics.get("one_rater"):
         ceiling = metrics["one_rater"]["accuracy"]
         say(f"reward · one person against the mean of the others: accuracy {ceiling:.1%}")
-    if metrics["judge_is_proxy"]:
+    if same:
         say("reward · no judge of its own (reward.gold is null): the proxy judges itself")

@@ -9,14 +9,21 @@ from typing import Literal
 import torch
 from torch import nn
 
-from pipeline.config import OVER_SFT, TRAINED_HERE, TRAINED_LENGTH, Experiment, ModelSection
+from pipeline.config import (
+    OVER_SFT,
+    TRAINED_LENGTH,
+    Experiment,
+    ModelSection,
+    RewardPart,
+    is_trained_here,
+)
 from pipeline.errors import FailedReward, UserError
 from pipeline.lm.hardware import best_device, compute_dtype
 from pipeline.output.console import say
 from pipeline.stages.encoders import sft_model
-from reward_models import RewardCall, RewardError, RewardFunction, load_reward
+from pipeline.stages.reward_scale import Part, scale_of
+from reward_models import RewardCall, RewardError, RewardFunction, checked, combined, load_reward
 
-Part = Literal["proxy", "gold"]
 PARTS: tuple[Part, Part] = ("proxy", "gold")
 
 
@@ -32,20 +39,35 @@ def proxy_reward(experiment: Experiment, policy: nn.Module | None = None) -> Rew
 def gold_reward(experiment: Experiment) -> RewardFunction:
     """The judge, against which nothing is optimised; UserError as for `proxy_reward`.
 
-    It is the proxy itself where ``reward.source`` is not ``sentiment`` and ``reward.gold`` is null.
+    It is the proxy itself where nothing is trained here and ``reward.gold`` is null.
     """
     return reward_of(experiment, "gold")
 
 
 def judge_is_proxy(experiment: Experiment) -> bool:
     """True where no judge of its own is trained or named: then nothing tells hacking apart."""
-    return spec_of(experiment, "gold") == spec_of(experiment, "proxy") != TRAINED_HERE
+    gold, proxy = (list(sources_of(experiment, part).values()) for part in ("gold", "proxy"))
+    return gold == proxy and not trains(experiment, "proxy")
 
 
-def spec_of(experiment: Experiment, part: Part) -> str:
-    """What the config names for a part."""
-    section = experiment.reward
-    return section.source if part == "proxy" or section.gold is None else section.gold
+def key_of(experiment: Experiment, part: Part) -> Literal["source", "gold"]:
+    """The key of the reward section that names a part."""
+    return "gold" if part == "gold" and experiment.reward.gold is not None else "source"
+
+
+def sources_of(experiment: Experiment, part: Part) -> dict[str, RewardPart]:
+    """A part's sources by their places in the config: ``reward.source``, or ``reward.source[0]``
+    and so on in a list."""
+    section, key = experiment.reward, key_of(experiment, part)
+    sources = section.parts(key)
+    if isinstance(getattr(section, key), str):
+        return {f"reward.{key}": sources[0]}
+    return {f"reward.{key}[{index}]": source for index, source in enumerate(sources)}
+
+
+def trains(experiment: Experiment, part: Part) -> bool:
+    """True where the reward stage trains a part, or a source of it."""
+    return any(is_trained_here(source.source) for source in sources_of(experiment, part).values())
 
 
 def folder_of(experiment: Experiment, part: Part) -> Path:
@@ -58,10 +80,41 @@ def is_trained(experiment: Experiment, part: Part) -> bool:
 
 
 def reward_of(experiment: Experiment, part: Part, policy: nn.Module | None = None) -> RewardCall:
-    spec, section = spec_of(experiment, part), experiment.reward
-    trained, gold = spec == TRAINED_HERE, part == "gold" and section.gold is not None
-    key = "reward.gold" if gold else "reward.source"
-    base = None
+    """A part's reward: its one source, or what its sources make together."""
+    section, key = experiment.reward, key_of(experiment, part)
+    loaded = {
+        place: source_reward(experiment, part, place, source, policy)
+        for place, source in sources_of(experiment, part).items()
+    }
+    label = f"reward.{key}"
+    if label in loaded:
+        reward = loaded[label]
+    else:
+        together = [
+            combined.Part(
+                source.called(),
+                loaded[place],
+                source.weight,
+                scale_of(experiment, part, place, source),
+            )
+            for place, source in sources_of(experiment, part).items()
+        ]
+        how = section.combine if key == "source" else "sum"
+        penalty = 1.0 if section.uncertainty_penalty is None else section.uncertainty_penalty
+        reward = replace(checked(combined.combined(together, how, penalty)), label=label)
+    return replace(reward, timeout=section.timeout, retries=section.retries, raises=FailedReward)
+
+
+def source_reward(
+    experiment: Experiment,
+    part: Part,
+    place: str,
+    source: RewardPart,
+    policy: nn.Module | None = None,
+) -> RewardCall:
+    """The reward of one source, neither scaled nor weighed; ``place`` is the config's."""
+    section, spec, base = experiment.reward, source.source, None
+    trained = is_trained_here(spec)
     if trained:
         folder = folder_of(experiment, part)
         if not is_trained(experiment, part):
@@ -77,9 +130,13 @@ def reward_of(experiment: Experiment, part: Part, policy: nn.Module | None = Non
     try:
         reward = load_reward(
             spec,
-            max_length=max_length(experiment) if trained else section.max_length,
-            positive_labels=section.gold_positive_labels if gold else section.positive_labels,
-            format="text" if trained else section.gold_format if gold else section.format,
+            max_length=max_length(experiment)
+            if trained
+            else source.max_length or section.max_length,
+            positive_labels=source.positive_labels,
+            label_weights=source.label_weights,
+            format="text" if trained else source.format,
+            arguments=source.arguments,
             warn=warn,
             dtype=torch.bfloat16 if mixed else None,
             device=best_device(),
@@ -87,14 +144,8 @@ def reward_of(experiment: Experiment, part: Part, policy: nn.Module | None = Non
             share_with=policy,
         )
     except RewardError as error:
-        raise UserError(f"{key}: {str(error).removeprefix('reward ')}") from error
-    return replace(
-        reward,
-        label=f"{key}: {spec}",
-        timeout=section.timeout,
-        retries=section.retries,
-        raises=FailedReward,
-    )
+        raise UserError(f"{place}: {str(error).removeprefix('reward ')}") from error
+    return replace(reward, label=f"{place}: {source.source}", raises=FailedReward)
 
 
 def max_length(experiment: Experiment) -> int:

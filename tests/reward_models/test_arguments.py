@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reward_models import ChatPrompt, RewardError, checked
-from reward_models.ensemble import ensemble
+from reward_models.combined import Part, combined
 
 PROMPT, COMPLETION = "a kettle", " sings"
 SCORES = {"prompt": 1.0, "completion": 2.0, "both": 3.0}
@@ -242,7 +242,11 @@ def test_columns_arrive_by_name(function: Callable[..., Any], score: float) -> N
         (lambda prompts, outputs: [], {"outputs"}, "'outputs' may be"),
         (lambda x, y: [], {"y"}, "'y' may be"),
         (lambda samples, **kwargs: [], {"samples"}, "'samples' may be"),
-        (ensemble([lambda completions, level: []]), {"solution"}, "nothing for 'level'"),
+        (
+            combined([Part("a", checked(lambda completions, level: []))]),
+            {"solution"},
+            "for 'level'",
+        ),
     ],
 )
 def test_columns_that_do_not_fit_are_refused_before_any_call(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from reward_models import RewardError, Scores, calling, checked
-from reward_models.ensemble import ensemble
+from reward_models.combined import Part, combined
 
 PROMPTS = ["the film about love", "a movie about war", "this story about jazz"]
 COMPLETIONS = [
@@ -213,7 +213,8 @@ def test_a_reward_of_rewards_says_once_what_failed(monkeypatch: pytest.MonkeyPat
     def away(prompts: list[str], completions: list[str]) -> list[float]:
         raise TimeoutError("no answer")
 
-    both = replace(checked(ensemble([checked(away)]), "both"), retries=1, warn=lambda line: None)
+    one = combined([Part("away", checked(away))])
+    both = replace(checked(one, "both"), retries=1, warn=lambda line: None)
     with pytest.raises(RewardError) as error:
         both(PROMPTS, COMPLETIONS)
     message = str(error.value)

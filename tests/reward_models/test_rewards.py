@@ -1,4 +1,4 @@
-"""The rewards: labels by name, own tokenizer, rules, ensembles, measures, training helpers."""
+"""The rewards: labels by name, own tokenizer, measures, training helpers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from transformers import BertForSequenceClassification, BertModel
 
 from pipeline.data.toy import toy_encoder, toy_language_model, toy_tokenizer
 from reward_models import RewardError, checked, load_reward, measure
-from reward_models.ensemble import ensemble, weighted_sum
 from reward_models.labels import find_positive
 from reward_models.pairwise import pair_accuracy, train_pairwise
-from reward_models.rules import contains, length_window, matches, repetition_penalty
 from reward_models.sentiment import SequenceClassifier, load_classifier
 from reward_models.training import LengthGrouped, new_classifier
 
@@ -163,33 +161,6 @@ def test_what_cannot_be_loaded_is_one_line_with_the_mend(
         assert expected in message, f"{spec}: {message}"
         assert spec in message
         assert "\n" not in message
-
-
-# --- Rules and ensembles ------------------------------------------------------------------------
-
-
-def test_rules() -> None:
-    texts = ["one two three", "one", "a b c d e f", "Great film"]
-    prompts = [""] * 4
-    assert length_window(2, 4, slope=0.5)(prompts, texts) == [0.0, -0.5, -1.0, 0.0]
-    assert contains("great", 2.0)(prompts, texts) == [0, 0, 0, 2.0]
-    assert contains("a.b")(["", ""], ["a.b", "axb"]) == [1.0, 0.0]
-    assert matches(r"^\w+$")(prompts, texts) == [0, 1.0, 0, 0]
-    # "x y x y x": trigrams xyx, yxy, xyx; one of three is a repeat.
-    assert repetition_penalty(3, 3.0)([""], ["x y x y x"]) == pytest.approx([-1.0])
-    assert repetition_penalty(3)(["", ""], ["x y", ""]) == [0.0, 0.0]
-
-
-def test_ensembles() -> None:
-    one = checked(lambda prompts, completions: [1.0, 4.0])
-    other = checked(lambda prompts, completions: [3.0, 4.0])
-    args = (["", ""], ["a", "b"])
-    assert ensemble([one, other])(*args) == [2.0, 4.0]
-    assert ensemble([one, other], "min")(*args) == [1.0, 4.0]
-    assert ensemble([one, other], "pessimistic", k=2.0)(*args) == [0.0, 4.0]
-    assert weighted_sum([(2.0, one), (-1.0, other)])(*args) == [-1.0, 4.0]
-    with pytest.raises(ValueError, match="at least one"):
-        ensemble([])
 
 
 # --- Measures -----------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from transformers import (
 
 from pipeline.data.toy import toy_encoder, toy_tokenizer
 from reward_models import ChatPrompt, RewardError, checked
-from reward_models.ensemble import ensemble, weighted_sum
+from reward_models.combined import Part, combined
 from reward_models.reading import APPENDS_EOS
-from reward_models.rules import contains, length_window, matches, repetition_penalty
+from reward_models.rules import contains, length, repetition
 from reward_models.sentiment import SequenceClassifier
 
 COUNT, LONG = 10_000, 100_000
@@ -129,6 +129,10 @@ async def later(completions: list[str]) -> list[float]:
     return [float(len(text)) for text in completions]
 
 
+def parts(*functions: Callable[..., Any]) -> list[Part]:
+    return [Part(str(number), checked(function)) for number, function in enumerate(functions)]
+
+
 KINDS: dict[str, Callable[[], Callable[..., Any]]] = {
     "toy classifier": toy_classifier,
     "classifier of word pieces": lambda: encoder(2, word_pieces()),
@@ -137,12 +141,12 @@ KINDS: dict[str, Callable[[], Callable[..., Any]]] = {
     "pairwise head": lambda: decoder(True),
     "function": lambda: lambda prompts, completions: [len(text) for text in completions],
     "async function": lambda: later,
-    "length window": lambda: length_window(2, 5),
-    "contains": lambda: contains("film"),
-    "matches": lambda: matches(r"\bfilm\b"),
-    "repetition": lambda: repetition_penalty(2),
-    "ensemble": lambda: ensemble([later, length_window(1, 9)], "pessimistic"),
-    "weighted sum": lambda: weighted_sum([(0.5, later), (-1.0, repetition_penalty(1))]),
+    "length window": lambda: length(2, 5),
+    "contains": lambda: contains(["film"]),
+    "matches": lambda: contains(patterns=[r"\bfilm\b"]),
+    "repetition": lambda: repetition(2),
+    "ensemble": lambda: combined(parts(later, length(1, 9)), "pessimistic"),
+    "weighted sum": lambda: combined(parts(later, repetition(1))),
 }
 """A kind's name to what makes one; another kind is another line."""
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from reward_models import RewardError, calling, checked
-from reward_models.ensemble import ensemble, weighted_sum
+from reward_models.combined import Part, combined
 
 PROMPTS, COMPLETIONS = ["p"] * 3, ["a", "bb", "ccc"]
 LENGTHS = [1.0, 2.0, 3.0]
@@ -56,8 +56,8 @@ def nothing_is_never_awaited() -> Iterator[None]:
         lambda prompts, completions: lengths(prompts, completions),
         lambda prompts, completions: [length(text) for text in completions],
         lambda prompts, completions: map(len, completions),
-        ensemble([lengths, lengths]),
-        weighted_sum([(0.5, lengths), (0.5, checked(lengths))]),
+        combined([Part("a", checked(lengths)), Part("b", checked(lengths))], "mean"),
+        combined([Part("a", checked(lengths), 0.5), Part("b", checked(lengths), 0.5)]),
     ],
 )
 def test_what_comes_later_is_waited_for(function: Any, timeout: float | None) -> None:

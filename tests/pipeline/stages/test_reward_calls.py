@@ -193,9 +193,9 @@ def test_a_checkpoint_reads_all_it_can_and_one_trained_here_what_it_was_trained_
     ("settings", "expected"),
     [
         (["generation.max_new_tokens=64"], "reward.max_length: a completion of generation.max_new"),
-        (["reward.format=chat"], "reward.format=chat: is for a checkpoint, and reward.source is"),
+        (["reward.format=chat"], "reward.format=chat: is for a checkpoint or a function, and"),
         (["reward.positive_labels=[a]"], "is for a checkpoint, and reward.source is 'sentiment'"),
-        (["reward.gold_format=pair"], "is for a checkpoint, and reward.gold is null"),
+        (["reward.gold_format=pair"], "is for a checkpoint or a function, and reward.gold is"),
         (["reward.positive_labels=[]"], "must not be empty"),
         (["reward.format=dialogue"], "expected text or pair or chat or null, found 'dialogue'"),
         (["reward.timeout=0"], "expected a number above 0"),
