@@ -25,6 +25,7 @@ from pipeline.output.console import complain
 # Commands with arguments of their own: what they do, and the module with their `main`.
 TOOLS = {
     "certify": ("hold the trainers against an exactly known optimum", "pipeline.certify.command"),
+    "label": ("label preference pairs with a judge model or a reward", "pipeline.label.command"),
     "inspect": ("a page that shows a PPO rollout token by token", "pipeline.report.inspection"),
 }
 PREVIEW = "pipeline.preview"

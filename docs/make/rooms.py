@@ -64,6 +64,7 @@ ORDER: list[str] = [
     "pipeline.planning",
     "pipeline.runner",
     "pipeline.certify",
+    "pipeline.label",
     "pipeline.cli",
     "pipeline.__main__",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,13 @@ def read_pairs(
     name: str, columns: Mapping[str, str] | None = None, split: str = "train"
 ) -> list[Pair]:
     """:func:`load_preferences` with the place of each pair."""
-    rows = read_rows(name, key=KEY, split=split)
+    return pairs_of(read_rows(name, key=KEY, split=split), name, columns)
+
+
+def pairs_of(
+    rows: Sequence[Row], name: str, columns: Mapping[str, str] | None = None, key: str = KEY
+) -> list[Pair]:
+    """:func:`read_pairs` of rows that are read already; ``key`` is what named ``name``."""
     reader = _Reader(Columns(columns))
     tally = Tally(name, "pairs")
     pairs: list[Pair] = []
@@ -98,7 +104,7 @@ def read_pairs(
         if reader.without_prompt:
             hint += "; data.columns.prompt names the prompt's"
         raise UserError(
-            f"{KEY}: {name}: none of the {len(rows)} pairs can be used ({tally.reasons()}){hint}"
+            f"{key}: {name}: none of the {len(rows)} pairs can be used ({tally.reasons()}){hint}"
         )
     _check_one_kind(pairs)
     tell_columns(name, rows, reader.used, reader.notes)

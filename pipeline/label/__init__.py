@@ -1,0 +1,1 @@
+"""Labelling preference pairs with a judge model or a reward instead of people."""
