@@ -33,6 +33,7 @@ from pipeline.output.checkpoints import CompleteMarker
 from pipeline.output.console import is_main_process
 from pipeline.stages import tracking
 from pipeline.stages.encoders import new_encoder
+from pipeline.stages.reward_card import write_cards
 from pipeline.stages.reward_quality import measure_rewards, tell
 from pipeline.stages.reward_reference import estimate_scales
 from pipeline.stages.reward_sources import (
@@ -80,6 +81,7 @@ def run(experiment: Experiment) -> None:
         estimate_scales(experiment, data.train_prompts)
         metrics = measure_rewards(experiment, data)
         write_json(experiment.stage_dir("reward") / "metrics.json", metrics)
+        write_cards(experiment, metrics)
         tell(metrics)
 
 

@@ -1,0 +1,79 @@
+"""The model cards of the rewards that were trained here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from common.words import flatten
+from pipeline.config import OVER_SFT, Experiment, is_trained_here
+from pipeline.stages.encoders import EMBEDDED_ENCODER
+from pipeline.stages.reward_scale import Part
+from pipeline.stages.reward_sources import PARTS, trains
+from reward_models.card import Facts, write_card
+
+# What the embedded assets are on the hub.
+_HUB = {
+    EMBEDDED_ENCODER: "sentence-transformers/all-MiniLM-L6-v2",
+    "embedded:smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
+_EMBEDDED_RATINGS = (
+    "the {kind} of Hutto & Gilbert 2014 (VADER), snippets that about 20 people each rated from −4 "
+    "to +4, MIT licence"
+)
+_HALVES = {
+    "proxy": "It is the proxy: the reward that a policy is optimised against.",
+    "gold": "It is the gold judge, trained on the other half of the texts: nothing is optimised "
+    "against it, so that it tells progress from exploitation.",
+}
+
+
+def write_cards(experiment: Experiment, metrics: dict[str, Any]) -> None:
+    """A README.md in the folder of each model trained here.
+
+    Args:
+        metrics: As `measure_rewards` gives them.
+    """
+    for part in PARTS:
+        if not trains(experiment, part):
+            continue
+        for index, folder in enumerate(_folders(experiment, part)):
+            write_card(folder, _facts(experiment, part, folder, index, metrics))
+
+
+def _folders(experiment: Experiment, part: Part) -> list[Path]:
+    """``reward/proxy``, or those of an ensemble's members: ``reward/proxy-0``, …."""
+    stage = experiment.stage_dir("reward")
+    members = sorted(stage.glob(f"{part}-[0-9]*"), key=lambda path: (len(path.name), path.name))
+    return [folder for folder in (stage / part, *members) if (folder / "config.json").is_file()]
+
+
+def _measured(of_part: dict[str, Any], index: int) -> dict[str, Any]:
+    """The numbers of a model itself, where the part is made of several."""
+    own = [part for part in of_part.get("parts", {}).values() if is_trained_here(part["source"])]
+    return own[index] if index < len(own) else of_part
+
+
+def _facts(
+    experiment: Experiment, part: Part, folder: Path, index: int, metrics: dict[str, Any]
+) -> Facts:
+    section, data = experiment.reward, experiment.data
+    over_sft = section.encoder == OVER_SFT
+    base = experiment.model.model_name_or_path if over_sft else section.encoder
+    ratings = data.dataset_name.removeprefix("embedded:")
+    embedded = ratings != data.dataset_name
+    described = f"Half of the rated texts of {data.dataset_name}. {_HALVES[part]}"
+    if over_sft:
+        described += " It is adapters over the experiment's own SFT model, not over its base."
+    settings = flatten(section.model_dump(mode="json", exclude={"source", "gold"}))
+    return Facts(
+        name=f"{experiment.name} reward {folder.name}",
+        trained_on=described,
+        base_model=_HUB.get(base, "random weights, for tests" if base == "toy" else base),
+        dataset=_EMBEDDED_RATINGS.format(kind=ratings) if embedded else data.dataset_name,
+        license="apache-2.0" if embedded and base in _HUB else None,
+        measured=_measured(metrics[part], index),
+        ceiling=(metrics.get("one_rater") or {}).get("accuracy"),
+        texts=metrics["texts"],
+        settings={"seed": experiment.seed} | settings,
+    )
