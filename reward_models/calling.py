@@ -10,17 +10,19 @@ import sys
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from reward_models import arguments, waiting
+from reward_models import arguments
 from reward_models.arguments import COMPLETIONS, IDS, PROMPTS, bound
 from reward_models.interface import RewardError, Scores
 from reward_models.returned import Asked, Cell, Parts, numbers_and_tokens, read
-from reward_models.waiting import answer
+from reward_models.waiting import answer, in_order
 
 Given = Mapping[str, list[Any]]
 """``prompts``, ``completions`` and the columns, lists of one length."""
+_OURS = Path(__file__).parent
 _UNANSWERED = "; see that what it calls answers"
 
 # What Python raises for a mistake in the code or for a text that the code cannot take: the same
@@ -46,6 +48,11 @@ def to_stderr(line: str) -> None:
     print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
+def doubled(number: int, error: Exception) -> float:
+    """1, 2, 4, … seconds."""
+    return 2.0 ** (number - 1)
+
+
 @dataclass(frozen=True)
 class RewardCall:
     """A reward function and how it is called; itself a `RewardFunction` that keeps the interface.
@@ -56,8 +63,9 @@ class RewardCall:
     ``async def`` returns is awaited.
 
     A call that gave no answer in time, or that raised what :func:`may_pass` says may pass, is made
-    again with the same texts after 1, 2, 4, … seconds, so a run that waited ends where an
-    undisturbed one does. A mistake in the function or a wrong result would be the same again.
+    again with the same texts after 1, 2, 4, … seconds (``pause``), so a run that waited ends where
+    an undisturbed one does. A mistake in the function or a wrong result would be the same again;
+    and what the function, a reward itself, has asked again already is not asked again from here.
 
     ``dataclasses.replace`` gives the same reward with other settings.
 
@@ -70,6 +78,9 @@ class RewardCall:
             in a thread, which is left behind when it hangs.
         retries: Further calls after one that failed.
         batch_size: Completions in one call, so that little is asked again; None is all.
+        concurrency: Batches under way at once, of a service that every caller asks in batches.
+            None is one after another, and a caller may make one batch of all.
+        pause: Seconds to wait after a number of failed tries, the last of which raised this.
         messages: Whether it is given prompts and completions as lists of messages, as TRL gives
             conversations, rather than as texts; None: if its annotations say so.
         warn: Takes a line for each call that is made again.
@@ -88,6 +99,8 @@ class RewardCall:
     timeout: float | None = None
     retries: int = 0
     batch_size: int | None = None
+    concurrency: int | None = None
+    pause: Callable[[int, Exception], float] = doubled
     messages: bool | None = None
     warn: Callable[[str], None] = to_stderr
     raises: type[RewardError] = RewardError
@@ -164,10 +177,13 @@ class RewardCall:
                 raise ValueError(f"{len(values)} {name} but {len(completions)} completions")
         given = {name: list(values) for name, values in given.items()}
         size = self.batch_size or len(completions) or 1
+        # Requests that fail side by side say the same.
+        asked = self if self.concurrency is None else replace(self, warn=_once_each(self.warn))
+        starts = range(0, len(completions), size)
+        calls = [partial(asked._batch, _part(given, f, f + size), f) for f in starts]
         cells: list[Cell] = []
         parts: Parts = {}
-        for first in range(0, len(completions), size):
-            some, of_some = self._batch(_part(given, first, first + size), first)
+        for first, (some, of_some) in enumerate(in_order(calls, self.concurrency or 1)):
             if first and of_some.keys() != parts.keys():
                 raise self.raises(f"{self.label}: has other parts in one call than in the next")
             cells += some
@@ -202,21 +218,23 @@ class RewardCall:
                 return self._once(given)
             except Exception as error:  # whatever the function raises is its author's to mend
                 failure = error
-            if not may_pass(failure, self.one_line):
+            if getattr(failure, "exhausted", False) or not may_pass(failure, self.one_line):
                 if isinstance(failure, self.raises):
                     raise failure
                 raise self.raises(self._mistake(failure, given, first)) from failure
             if number == tries:
                 break
-            wait = 2.0 ** (number - 1)
+            wait = self.pause(number, failure)
             reason = self._reason(failure)
-            self.warn(f"{self.label}: {reason}; try {number + 1} of {tries} in {wait:g} s")
+            self.warn(f"{self.label}: {reason}; try {number + 1} of {tries} in {wait:.0f} s")
             time.sleep(wait)
         failed = "raised" if tries == 1 else f"failed {tries} times, at last with"
         message = f"{self.label}: {failed} {self._reason(failure)}{_UNANSWERED}"
         if tries == 1 and isinstance(failure, self.one_line):
             message = str(failure)
-        raise self.raises(message) from failure
+        error = self.raises(message)
+        error.exhausted = tries > 1
+        raise error from failure
 
     def _once(self, given: Given) -> Any:
         """One call, with copies of the lists."""
@@ -318,6 +336,19 @@ def _place(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None or trace.tb_frame.f_code.co_filename == waiting.__file__:  # our own time-out
+    path = Path(trace.tb_frame.f_code.co_filename) if trace is not None else _OURS
+    if trace is None or path.parent == _OURS:  # our own time-out, or what a service answered
         return ""
-    return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+    return f" ({path.name}, line {trace.tb_lineno})"
+
+
+def _once_each(warn: Callable[[str], None]) -> Callable[[str], None]:
+    """``warn`` that says no line twice."""
+    told: set[str] = set()
+
+    def tell(line: str) -> None:
+        if line not in told:
+            told.add(line)
+            warn(line)
+
+    return tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -61,6 +62,20 @@ def answer_of(completion: str) -> list[dict[str, Any]]:
     return [{"role": "assistant", "content": completion}]
 
 
+def is_url(spec: str) -> bool:
+    """True where the name of a reward is the address of a service."""
+    return spec.lower().startswith(("http://", "https://"))
+
+
+def without_secrets(spec: str) -> str:
+    """The name of a reward as it may be printed: an address without user, password and query."""
+    if not is_url(spec):
+        return spec
+    scheme, colon, rest = re.split(r"[?#]", spec)[0].partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}{colon}{place.rpartition('@')[2]}{slash}{path}"
+
+
 class RewardError(ValueError):
     """A reward that cannot be loaded or that misbehaves; one line that names it and the mend.
 
@@ -69,6 +84,8 @@ class RewardError(ValueError):
 
     Attributes:
         returned: What the reward returned, where that was the mistake.
+        exhausted: Whether it was asked again already, as often as it was to be.
     """
 
     returned: Any = None
+    exhausted: bool = False

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from reward_models.calling import RewardCall, checked, to_stderr
-from reward_models.interface import RewardError
+from reward_models.interface import RewardError, is_url, without_secrets
 from reward_models.rules import RULES, rule
 
 if TYPE_CHECKING:  # a package that only names rewards need not load it
@@ -24,14 +24,15 @@ if TYPE_CHECKING:  # a package that only names rewards need not load it
     from reward_models.reading import Format
 
 _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_FORMS = "a model folder, a hub id, file.py:function, module:function or rules:name"
+_FORMS = "a model folder, a hub id, file.py:function, module:function or rules:name or http://…"
 
-Kind = Literal["checkpoint", "function", "rules"]
-_NAMES = {"checkpoint": "checkpoint", "function": "function", "rules": "rule"}
+Kind = Literal["checkpoint", "function", "rules", "service"]
+_NAMES = {"checkpoint": "checkpoint", "function": "function", "rules": "rule", "service": "service"}
 READS: dict[str, tuple[str, ...]] = {
     "checkpoint": ("max_length", "format", "positive_labels", "label_weights"),
     "function": ("format",),
     "rules": ("arguments",),
+    "service": ("arguments",),
 }
 """The options of `load_reward` that mean something for one kind of source alone."""
 
@@ -39,6 +40,8 @@ READS: dict[str, tuple[str, ...]] = {
 def kind_of(spec: str) -> Kind:
     """What ``spec`` names, by its form alone."""
     source, colon, name = spec.rpartition(":")
+    if is_url(spec):
+        return "service"
     if spec.startswith(RULES):
         return "rules"
     if colon and source.endswith(".py"):
@@ -66,8 +69,9 @@ def load_reward(
 
     Args:
         spec: A folder or hub id of a sequence-classification checkpoint, ``file.py:function``,
-            ``module:function`` or ``rules:name``. Functions take (prompts, completions,
-            **columns), see `bound`; rules are those of `rules`.
+            ``module:function``, ``rules:name`` or the URL of a service. Functions take (prompts,
+            completions, **columns), see `bound`; rules are those of `rules`; a service is a
+            `HttpReward`.
         base: The folder that a relative path starts from, and where modules are looked for too;
             None is the current one.
         max_length: The longest text in tokens; None is what the checkpoint can take.
@@ -80,7 +84,7 @@ def load_reward(
         label_weights: A number for each of its labels instead, see `SequenceClassifier`.
         format: How a checkpoint reads prompt and completion; None is `usual_format`. A function
             gets lists of messages with ``chat``, texts with ``text``; None: as it is annotated.
-        arguments: A rule's.
+        arguments: A rule's; or a service's, see `http_reward`.
         warn: Takes a line for each call that is made again, and about texts that are cut.
 
     Raises:
@@ -93,8 +97,15 @@ def load_reward(
     for option, value in given.items():
         if value is not None and option not in READS[kind]:
             raise RewardError(
-                f"reward {spec}: is a {_NAMES[kind]}, for which {option} means nothing; remove it"
+                f"reward {without_secrets(spec)}: is a {_NAMES[kind]}, for which {option} means "
+                "nothing; remove it"
             )
+    if kind == "service":
+        from reward_models.http import http_reward, known
+
+        return http_reward(
+            spec, **{"batch_size": batch_size, "warn": warn} | known(spec, arguments or {})
+        )
     if kind == "rules":
         return replace(checked(rule(spec, arguments or {}), spec), warn=warn)
     if kind == "function":

@@ -6,8 +6,9 @@ import asyncio
 import functools
 import inspect
 import os
+import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 
@@ -36,6 +37,41 @@ def answer(call: Callable[[], Any], timeout: float | None) -> Any:
     if error is not None:
         raise error
     return result
+
+
+def in_order(calls: Sequence[Callable[[], Any]], at_once: int) -> list[Any]:
+    """What each of ``calls`` returns, up to ``at_once`` of them under way in threads of their own.
+
+    The first error is raised at once: nothing new is begun then, and what is under way is left.
+    """
+    if at_once == 1 or len(calls) < 2:
+        return [call() for call in calls]
+    left = iter(enumerate(calls))
+    lock, ended = threading.Lock(), threading.Event()
+    outcomes: queue.SimpleQueue[tuple[int, Any, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while not ended.is_set():
+            with lock:
+                index, call = next(left, (-1, None))
+            if call is None:
+                return
+            try:
+                outcomes.put((index, call(), None))
+            except BaseException as error:  # raised again where it was asked for
+                outcomes.put((index, None, error))
+
+    for _ in range(min(at_once, len(calls))):
+        threading.Thread(target=work, name="rewards", daemon=True).start()
+    results: list[Any] = [None] * len(calls)
+    try:
+        for _ in calls:
+            index, results[index], error = outcomes.get()
+            if error is not None:
+                raise error
+    finally:
+        ended.set()
+    return results
 
 
 def _settled(result: Any, timeout: float | None) -> Any:

@@ -7,6 +7,7 @@ out of reach.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -208,6 +209,11 @@ def _reward_contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
     yield from reward_problems(reward)
 
 
+def _without_passwords(line: str) -> str:
+    """A message without what stands before the host in an address."""
+    return re.sub(r"://[^/\s]*@", "://…@", line)
+
+
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read and check an experiment.
 
@@ -221,10 +227,10 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     def complain(key: str, problem: str) -> UserError:
         under = [k for k in set_by if f"{key}.".startswith((f"{k}.", f"{k}["))]
         if not under:
-            return UserError(f"{path}: {key}: {problem}")
+            return UserError(_without_passwords(f"{path}: {key}: {problem}"))
         nearest = max(under, key=len)
         inside = "" if nearest == key else f"{key}: "
-        return UserError(f"override {set_by[nearest]}: {inside}{problem}")
+        return UserError(_without_passwords(f"override {set_by[nearest]}: {inside}{problem}"))
 
     try:
         experiment = Experiment.model_validate(tree)

@@ -56,7 +56,8 @@ class RewardPart(Section):
     """A number for each label instead: the score is their expected value Σ P(label)·weight, such
     as the stars, `{1 star: 1, 2 stars: 2, …}`."""
     arguments: Unsaid[dict[Name, Any]] = None
-    """Of a rule: `{shortest: 5, longest: 20}`."""
+    """Of a rule: `{shortest: 5, longest: 20}`; of a service: `{columns: [answer], header_env: …,
+    concurrency: …, batch_size: …}`."""
 
     def called(self) -> str:
         """Its name in metrics."""
@@ -100,7 +101,7 @@ _IS_FOR = {
     "format": "a checkpoint or a function",
     "positive_labels": "a checkpoint",
     "label_weights": "a checkpoint",
-    "arguments": "a rule",
+    "arguments": "a rule or a service",
 }
 
 
@@ -122,6 +123,7 @@ def reward_problems(reward: RewardSection) -> Iterator[tuple[str, str]]:
             yield from _part_problems(place, named, reward.combine if key == "source" else "sum")
         elif named is not None and not is_trained_here(named):
             yield from _rule_problems(place, named, {})
+    yield from _service_problems(reward)
     if reward.combine != "sum" and not (isinstance(reward.source, list) and reward.source[1:]):
         yield "reward.combine", f"{reward.combine} is of several parts, and reward.source is one"
     if reward.uncertainty_penalty is not None and reward.combine != "pessimistic":
@@ -181,9 +183,26 @@ def _keys_problems(place: str, part: RewardPart) -> Iterator[tuple[str, str]]:
 
 
 def _rule_problems(place: str, source: str, arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a rule has against its arguments."""
-    if kind_of(source) == "rules":
-        try:
+    """What a rule or a service has against its name and arguments."""
+    kind = kind_of(source)
+    try:
+        if kind == "rules":
             rule(source, arguments)
-        except RewardError as error:
-            yield place, str(error).removeprefix("reward ")
+        elif kind == "service":
+            from reward_models.http import known
+
+            known(source, arguments)
+    except RewardError as error:
+        yield place, str(error).removeprefix("reward ")
+
+
+def _service_problems(reward: RewardSection) -> Iterator[tuple[str, str]]:
+    """Settings for a service where there is none."""
+    named = [*reward.parts("source"), *([] if reward.gold is None else reward.parts("gold"))]
+    for key in ("header_env", "concurrency"):
+        if getattr(reward, key) is not None and not any(p.kind() == "service" for p in named):
+            yield (
+                f"reward.{key}",
+                "is for a service, and none of reward.source and reward.gold is http://… or"
+                " https://…; remove it",
+            )

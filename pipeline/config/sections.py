@@ -143,7 +143,8 @@ class RewardSection(TrainerSection):
 
     source: OneOrParts = "sentiment"
     """`sentiment` (trained here), a sequence-classification checkpoint, `file.py:function`,
-    `module:function` or `rules:name`; or a list of such parts, each `{source, weight, name, …}`."""
+    `module:function`, `rules:name`, or the `http://` or `https://` address of a service; or a list
+    of such parts, each `{source, weight, name, …}`."""
     combine: Literal["sum", "mean", "min", "pessimistic"] = Field(
         default="sum", exclude_if=lambda how: how == "sum"
     )
@@ -178,8 +179,13 @@ class RewardSection(TrainerSection):
     log-odds against the others'."""
     gold_positive_labels: Unsaid[Annotated[list[str], Field(min_length=1)]] = None
     """The same for the judge."""
+    header_env: Annotated[Name | None, Field(exclude=True)] = None
+    """Environment variable that holds a header for services, as `Authorization: Bearer …`."""
+    concurrency: Annotated[Count | None, Field(exclude=True)] = None
+    """Requests to a service at once; null is 4."""
     timeout: Annotated[Annotated[float, Field(gt=0)] | None, Field(exclude=True)] = None
-    """Seconds that a reward may take for one batch (in PPO for a rollout); null is for ever."""
+    """Seconds that a reward may take for one batch (in PPO for a rollout, but of a service for one
+    request); null is for ever."""
     retries: Annotated[int, Field(ge=0, exclude=True)] = 2
     """Further calls with the same texts, after 1, 2, 4, … seconds, where a reward gives no answer;
     PPO's own are `ppo.reward_timeout` and `ppo.reward_retries`."""

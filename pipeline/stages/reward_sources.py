@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from pipeline.config import (
     Experiment,
     ModelSection,
     RewardPart,
+    RewardSection,
     is_trained_here,
 )
 from pipeline.errors import FailedReward, UserError
@@ -23,6 +24,7 @@ from pipeline.output.console import say
 from pipeline.stages.encoders import sft_model
 from pipeline.stages.reward_scale import Part, scale_of
 from reward_models import RewardCall, RewardError, RewardFunction, checked, combined, load_reward
+from reward_models.interface import without_secrets
 
 PARTS: tuple[Part, Part] = ("proxy", "gold")
 
@@ -136,7 +138,7 @@ def source_reward(
             positive_labels=source.positive_labels,
             label_weights=source.label_weights,
             format="text" if trained else source.format,
-            arguments=source.arguments,
+            arguments=_arguments(section, source),
             warn=warn,
             dtype=torch.bfloat16 if mixed else None,
             device=best_device(),
@@ -145,7 +147,18 @@ def source_reward(
         )
     except RewardError as error:
         raise UserError(f"{place}: {str(error).removeprefix('reward ')}") from error
-    return replace(reward, label=f"{place}: {source.source}", raises=FailedReward)
+    if source.kind() == "service":  # in a list too, so that one request alone is made again
+        reward = replace(reward, timeout=section.timeout, retries=section.retries)
+    return replace(reward, label=f"{place}: {without_secrets(source.source)}", raises=FailedReward)
+
+
+def _arguments(section: RewardSection, source: RewardPart) -> dict[str, Any] | None:
+    """A source's arguments; a service's may stand in the section, for all of them."""
+    if source.kind() != "service":
+        return source.arguments
+    shared = {"header_env": section.header_env, "concurrency": section.concurrency}
+    given = {key: value for key, value in shared.items() if value is not None}
+    return given | (source.arguments or {})
 
 
 def max_length(experiment: Experiment) -> int:

@@ -37,11 +37,13 @@ def reward_call(function: Callable[..., Any], args: PPOConfig) -> RewardCall:
     Raises:
         RewardError: it cannot take prompts and completions.
     """
+    call = checked(function)
     return replace(
-        checked(function),
+        call,
         timeout=args.reward_timeout,
         retries=args.reward_retries,
-        batch_size=None,  # a rollout is one call
+        # A rollout is one call, but of a service that is asked in requests.
+        batch_size=None if call.concurrency is None else call.batch_size,
         warn=_warn,
         raises=FailedReward,
         one_line=_ONE_LINE,

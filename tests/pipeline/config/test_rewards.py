@@ -101,7 +101,7 @@ def test_overrides_reach_into_a_list(load: Load) -> None:
             "max_length: is for a checkpoint, and reward.source[0].source is 'sentiment'",
         ),
         (["reward.source={source: a.py:f, label_weights: {x: 1}}"], "is for a checkpoint, and"),
-        (["reward.source={source: a/b, arguments: {x: 1}}"], "arguments: is for a rule, and"),
+        (["reward.source={source: a/b, arguments: {x: 1}}"], "is for a rule or a service, and"),
         (["reward.source=rules:lenght"], "did you mean rules:length?"),
         (["reward.source=rules:banned"], "needs words or patterns"),
         (["reward.gold=[{source: rules:length}]"], "reward.gold[0]: rules:length: every length"),
