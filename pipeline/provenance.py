@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from common.words import flatten
-from pipeline.config import OVER_SFT, Experiment, RewardPart, is_trained_here, stages
+from pipeline.config import OVER_SFT, Experiment, RewardPart, stages
 from pipeline.config.choices import left_out, trains
+from pipeline.config.content import content_hash
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "rlhf-pipeline")
 Record = dict[str, Any]
@@ -24,10 +25,6 @@ Record = dict[str, Any]
 
 # What PPO's settings were where a config left them unset, before their defaults were others.
 _FORMER: dict[str, Any] = {"ppo.lam": 0.95}
-# Files above this are known by their size and both ends: hashing tens of GB at every start would
-# cost more than it tells.
-_WHOLE = 64 * 2**20
-_END = 2**20
 
 
 def _plain(value: Any) -> Any:
@@ -37,43 +34,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _hash_file(path: Path) -> str:
-    """sha256 of a file's content (of size, first and last MiB when it is large)."""
-    digest = hashlib.sha256()
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        if size <= _WHOLE:
-            digest.update(stream.read())
-        else:
-            digest.update(f"{size}:".encode() + stream.read(_END))
-            stream.seek(size - _END)
-            digest.update(stream.read())
-    return digest.hexdigest()
-
-
-def content_hash(name: str | None) -> str | None:
-    """sha256 of what a config value names on this machine; None when it names nothing here.
-
-    ``name`` is a file, a folder, or a Python function as `file.py:function` or `module:function`.
-    """
-    if not name or name.startswith("embedded:") or name == "toy" or is_trained_here(name):
-        return None
-    path = Path(name).expanduser()
-    if not path.exists() and ":" in name:
-        module = name.rpartition(":")[0]
-        path = Path(module) if module.endswith(".py") else Path(module.replace(".", "/") + ".py")
-    if path.is_file():
-        return _hash_file(path)
-    if not path.is_dir():
-        return None
-    digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        relative = file.relative_to(path)
-        if not any(part.startswith(".") for part in relative.parts):
-            digest.update(f"{relative.as_posix()}\0{_hash_file(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def named_files(experiment: Experiment) -> dict[str, str | None]:

@@ -127,8 +127,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _labeller(arguments: argparse.Namespace, experiment: Any) -> tuple[Labeller, dict[str, Any]]:
     """What labels, and what decides its labels."""
+    from pipeline.config.content import content_hash
     from pipeline.lm.hardware import best_device
-    from pipeline.provenance import content_hash
     from reward_models import RewardError, load_reward
 
     if arguments.judge is not None:
@@ -148,10 +148,10 @@ def _labeller(arguments: argparse.Namespace, experiment: Any) -> tuple[Labeller,
 
 def _judge(arguments: argparse.Namespace) -> tuple[Labeller, dict[str, Any]]:
     from pipeline.config import ModelSection
+    from pipeline.config.content import content_hash
     from pipeline.label.labelling import Label, verdict_of
     from pipeline.lm.hardware import best_device, compute_dtype
     from pipeline.lm.models import load_base
-    from pipeline.provenance import content_hash
     from reward_models import RewardError
     from reward_models.judge import QUESTION, Judge
 

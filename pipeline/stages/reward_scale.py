@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from common.files import read_json, write_json
 from pipeline.config import Experiment, RewardPart, is_trained_here
+from pipeline.config.content import content_hash
 from pipeline.errors import UserError
-from pipeline.provenance import content_hash
 from reward_models.combined import Scale
 
 Part = Literal["proxy", "gold"]

@@ -17,9 +17,10 @@ import pytest
 
 from pipeline import cli, runner
 from pipeline.config import Experiment, load_experiment, stages
+from pipeline.config.content import content_hash
 from pipeline.config.stages import stage_names
 from pipeline.errors import UserError
-from pipeline.provenance import content_hash, downstream, fingerprint, stage_inputs
+from pipeline.provenance import downstream, fingerprint, stage_inputs
 
 Load = Callable[..., Experiment]
 STAGES = stage_names()

@@ -1,0 +1,50 @@
+"""What a config value names on this machine, by its content."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pipeline.config.rewards import is_trained_here
+
+# Files above this are known by their size and both ends: hashing tens of GB at every start would
+# cost more than it tells.
+_WHOLE = 64 * 2**20
+_END = 2**20
+
+
+def _hash_file(path: Path) -> str:
+    """sha256 of a file's content (of size, first and last MiB when it is large)."""
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        if size <= _WHOLE:
+            digest.update(stream.read())
+        else:
+            digest.update(f"{size}:".encode() + stream.read(_END))
+            stream.seek(size - _END)
+            digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def content_hash(name: str | None) -> str | None:
+    """sha256 of what a config value names on this machine; None when it names nothing here.
+
+    ``name`` is a file, a folder, or a Python function as `file.py:function` or `module:function`.
+    """
+    if not name or name.startswith("embedded:") or name == "toy" or is_trained_here(name):
+        return None
+    path = Path(name).expanduser()
+    if not path.exists() and ":" in name:
+        module = name.rpartition(":")[0]
+        path = Path(module) if module.endswith(".py") else Path(module.replace(".", "/") + ".py")
+    if path.is_file():
+        return _hash_file(path)
+    if not path.is_dir():
+        return None
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        relative = file.relative_to(path)
+        if not any(part.startswith(".") for part in relative.parts):
+            digest.update(f"{relative.as_posix()}\0{_hash_file(file)}\n".encode())
+    return digest.hexdigest()
