@@ -26,6 +26,10 @@ from pipeline.output.console import complain
 TOOLS = {
     "certify": ("hold the trainers against an exactly known optimum", "pipeline.certify.command"),
     "label": ("label preference pairs with a judge model or a reward", "pipeline.label.command"),
+    "evaluate-reward": (
+        "judge the rewards against the people they stand for",
+        "pipeline.judging.command",
+    ),
     "inspect": ("a page that shows a PPO rollout token by token", "pipeline.report.inspection"),
 }
 PREVIEW = "pipeline.preview"
@@ -50,7 +54,7 @@ def _epilog() -> str:
             *(f"  {name:<10}{does}" for name, does in commands().items()),
             "",
             "commands with arguments of their own (`rlhf <command> --help`):",
-            *(f"  {name:<10}{does}" for name, (does, _) in TOOLS.items()),
+            *(f"  {name:<17}{does}" for name, (does, _) in TOOLS.items()),
             "",
             "A stage whose finished output for the same inputs is there is skipped; an interrupted",
             "one resumes from its last checkpoint when the same command is run again.",

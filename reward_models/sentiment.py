@@ -131,6 +131,15 @@ class SequenceClassifier:
         independent = config.problem_type in _INDEPENDENT
         return find_positive(config.id2label or {}, name, names, independent)
 
+    @property
+    def gives_log_odds(self) -> bool:
+        """True where a score is the log-odds of the positive labels against all others, or a single
+        output that was calibrated to be log-odds."""
+        config = self.model.config
+        if self.columns is None:
+            return getattr(config, "reward_temperature", None) is not None
+        return self.weights is None and config.problem_type not in _INDEPENDENT
+
     def describe(self) -> str:
         """How it reads and what it scores, in a line."""
         words = {"text": "one text", "pair": "a pair of texts", "chat": "a chat in its template"}

@@ -65,6 +65,7 @@ ORDER: list[str] = [
     "pipeline.runner",
     "pipeline.certify",
     "pipeline.label",
+    "pipeline.judging",
     "pipeline.cli",
     "pipeline.__main__",
 ]

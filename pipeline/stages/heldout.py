@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +12,7 @@ from pipeline.data.records import Demonstration
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.data.words import unit_of
 from pipeline.lm.generation import encode_prompt, prompt_text
+from reward_models.arguments import ENDED, IDS
 
 
 def whole_texts(
@@ -50,3 +52,11 @@ def prompts_and_endings(
         answer = item.completion
         endings.append(answer if isinstance(answer, str) else answer[-1]["content"])
     return shown, endings
+
+
+def columns_of(experiment: Experiment, endings: Sequence[str]) -> dict[str, list[Any]]:
+    """What rewards may ask for beside the texts: these are whole, so each ends by EOS."""
+    tokenizer = load_tokenizer(experiment.model)
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    ids: Any = tokenizer(list(endings), add_special_tokens=False, verbose=False)["input_ids"]
+    return {IDS: [[*row, *eos] for row in ids], ENDED: [True] * len(endings)}

@@ -10,9 +10,8 @@ import numpy as np
 from pipeline.config import Experiment, RewardPart, is_trained_here
 from pipeline.data.records import RatedText
 from pipeline.data.splits import ExperimentData
-from pipeline.data.tokenizer import load_tokenizer
 from pipeline.output.console import say
-from pipeline.stages.heldout import prompts_and_endings
+from pipeline.stages.heldout import columns_of, prompts_and_endings
 from pipeline.stages.reward_sources import PARTS, judge_is_proxy, key_of, reward_of, sources_of
 from reward_models import RewardCall, measure
 from reward_models.arguments import ENDED, IDS
@@ -28,7 +27,7 @@ def measure_rewards(experiment: Experiment, data: ExperimentData) -> dict[str, A
     rated = data.classifier_test
     texts = [text.text for text in rated] or data.heldout[:_TRIED]
     prompts, endings = prompts_and_endings(texts, experiment)
-    asked = prompts, endings, _columns(experiment, endings)
+    asked = prompts, endings, columns_of(experiment, endings)
     rewards = {part: reward_of(experiment, part) for part in PARTS}
     scores = {part: _scores(part, reward, *asked) for part, reward in rewards.items()}
     metrics: dict[str, Any] = {
@@ -59,14 +58,6 @@ def measure_rewards(experiment: Experiment, data: ExperimentData) -> dict[str, A
             [text.ratings for text in rated], section.positive_above, section.neutral_margin
         )
     return metrics
-
-
-def _columns(experiment: Experiment, endings: Sequence[str]) -> dict[str, list[Any]]:
-    """What rewards may ask for beside the texts: these are whole, so each ends by EOS."""
-    tokenizer = load_tokenizer(experiment.model)
-    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    ids: Any = tokenizer(list(endings), add_special_tokens=False, verbose=False)["input_ids"]
-    return {IDS: [[*row, *eos] for row in ids], ENDED: [True] * len(endings)}
 
 
 def _scores(

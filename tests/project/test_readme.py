@@ -35,12 +35,12 @@ def test_make_targets(target: str) -> None:
     assert wanted[target] in done.stdout
 
 
-@pytest.mark.parametrize("stage", sorted(set(re.findall(r"`rlhf (\w+)", README))))
+@pytest.mark.parametrize("stage", sorted(set(re.findall(r"`rlhf ([\w-]+)", README))))
 def test_stages_exist(stage: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main([stage, "--help"])
     assert end.value.code == 0
-    own = {"inspect": "--step", "certify": "--methods"}
+    own = {"inspect": "--step", "certify": "--methods", "evaluate-reward": "--reward"}
     assert own.get(stage, "--config") in capsys.readouterr().out
 
 
