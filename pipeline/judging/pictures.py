@@ -198,7 +198,7 @@ def along(account: Account, rows: Sequence[Account], labels: Sequence[str]) -> F
     values = {name: [row["rewards"][name]["auc"] for row in rows] for name in names}
     if not any(value for column in values.values() for value in column):
         return None
-    drawn, axes = figure(2.9)
+    drawn, axes = figure(2.8 + 0.2 * -(-len(names) // 3))
     for index, name in enumerate(names):
         colour, marker = look(index)
         shift = 0.5 * ((index + 0.5) / len(names) - 0.5)
@@ -221,7 +221,7 @@ def along(account: Account, rows: Sequence[Account], labels: Sequence[str]) -> F
     axes.set_ylim(low, min(high, 1.0) + 0.001)
     _percents(axes, "y")
     axes.set_ylabel("AUC")
-    axes.legend(loc="best")
+    drawn.legend(loc="outside lower center", ncols=min(len(names), 3))
     return drawn
 
 
