@@ -68,12 +68,15 @@ class RatedText:
     Attributes:
         text: The text.
         rating: The mean human rating (the embedded ratings run from −4 to +4), or a class 0/1.
-        ratings: Every rater's own score, where the source has them; empty otherwise.
+        ratings: Every rater's own score, in the order of the file; empty where the source has none.
+        batch: Texts of the same batch were rated by the same people, each at the same place of
+            ``ratings``; None where nothing tells who rated.
     """
 
     text: str
     rating: float
     ratings: tuple[float, ...] = ()
+    batch: int | None = None
 
 
 @dataclass(frozen=True)

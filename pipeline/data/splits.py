@@ -3,22 +3,26 @@
 all texts ── cleaned, 8–30 words, duplicates removed, shuffled by the seed
   ├─ eval prompts     first words of texts that nothing trains on
   ├─ held-out texts   for perplexity; their first words are the validation prompts
-  ├─ classifier test  a tenth, at most 1,000
+  ├─ classifier test  a tenth, about 1,000 at most
   └─ training texts   ├─ demonstrations (SFT) and training prompts (PPO, DPO)
                       └─ two disjoint halves: the proxy's and the gold judge's
+
+Near-duplicates of what is held out are trained on by nothing. Near-duplicates, and texts that the
+same people rated, are together in the test, in the proxy's half or in the gold judge's.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pipeline.config import DataSection, Experiment
 from pipeline.data import embedded
 from pipeline.data.columns import Columns
 from pipeline.data.demonstrations import are_demonstrations, read_demonstrations
+from pipeline.data.leakage import in_halves, linked_groups, near_groups, take_groups
 from pipeline.data.prompts import own_prompts, read_prompts
 from pipeline.data.records import Demonstration, Prompt, RatedText, Row
 from pipeline.data.sources import read_rows
@@ -32,6 +36,7 @@ __all__ = ["ExperimentData", "Prompt", "RatedText", "load_data"]
 _EMBEDDED = "embedded:"
 _TOY_TEXTS = 3000
 _MOST_TEST_TEXTS = 1000
+_HALVES = {"proxy": "the proxy's half", "gold": "the gold judge's half"}
 _BREAK = re.compile(r"(?:\s*<br\s*/?>\s*)+", re.IGNORECASE)
 
 
@@ -51,7 +56,9 @@ class ExperimentData:
         proxy: Rated texts for the reward's classifier, neutral ones left out; empty when no
             classifier is trained (``reward.source`` is not ``sentiment``).
         gold: The same for the judge; disjoint from ``proxy``.
-        classifier_test: Rated texts for measuring both, neutral ones included.
+        classifier_test: Rated texts for measuring both, neutral ones included. No text of one of
+            the three is a near-duplicate of one of another, or rated by the same people.
+        neutral: What ``proxy`` and ``gold`` leave out of their halves, by their names.
     """
 
     demonstrations: list[str] | list[Demonstration]
@@ -62,6 +69,11 @@ class ExperimentData:
     proxy: list[RatedText]
     gold: list[RatedText]
     classifier_test: list[RatedText]
+    neutral: Mapping[str, list[RatedText]] = field(default_factory=dict)
+
+    def half(self, part: str) -> list[RatedText]:
+        """All rated texts of ``proxy`` or ``gold``, neutral ones at the end."""
+        return [*getattr(self, part), *self.neutral.get(part, ())]
 
 
 def load_data(experiment: Experiment, labels: bool = True) -> ExperimentData:
@@ -114,12 +126,19 @@ def _of_texts(
     texts, there = _suitable(texts, section, unit)
     random.Random(experiment.data_seed).shuffle(texts)
     own = _own_prompts(experiment)
+    near = _near(texts, section)
 
     evaluation, rest = ([], texts) if own else _take_evaluation(texts, section, unit)
-    tested = min(_MOST_TEST_TEXTS, len(texts) // 10) if rated else 0
-    _check_enough(there, len(texts), None if own else len(evaluation), tested, section)
+    wanted = min(_MOST_TEST_TEXTS, len(texts) // 10) if rated else 0
+    asked = None if own else len(evaluation)
+    _check_enough(there, len(texts), asked, wanted, section)
+    rest = _without_near(rest, evaluation, near)
     heldout, rest = rest[: section.heldout], rest[section.heldout :]
-    test, training = rest[:tested], rest[tested:]
+    rest = _without_near(rest, heldout, near)
+    groups = linked_groups(rest, near)
+    test, training = take_groups(rest, groups, wanted)
+    tested = len(texts) - len(evaluation) - len(heldout) - len(training)
+    _check_enough(there, len(texts), asked, tested, section)
     demonstrations = training[: section.demonstrations]
     if own:
         train_prompts, validation_prompts, eval_prompts = own
@@ -133,17 +152,40 @@ def _of_texts(
         validation_prompts = _validation_prompts(
             beginnings, [*train_prompts, *eval_prompts], section
         )
-    proxy, gold = training[0::2], training[1::2]
+    halves: dict[str, list[RatedText]] = {}
+    if rated and labels:
+        halves = dict(zip(_HALVES, in_halves(training, groups), strict=True))
+    sides = {part: _decided(half, section, _HALVES[part]) for part, half in halves.items()}
     return ExperimentData(
         demonstrations=[text.text for text in demonstrations],
         heldout=[text.text for text in heldout],
         train_prompts=train_prompts,
         validation_prompts=validation_prompts,
         eval_prompts=list(eval_prompts),
-        proxy=_decided(proxy, section, "the proxy's half") if rated and labels else [],
-        gold=_decided(gold, section, "the gold judge's half") if rated and labels else [],
+        proxy=sides.get("proxy", []),
+        gold=sides.get("gold", []),
         classifier_test=test if labels else [],
+        neutral={
+            part: [text for text in half if not _is_decided(text, section)]
+            for part, half in halves.items()
+        },
     )
+
+
+def _near(texts: list[RatedText], section: DataSection) -> dict[str, int]:
+    """For each text its group of near-duplicates. The toy's sentences are all of one grammar."""
+    toy = section.dataset_name == "toy"
+    if toy:
+        return {text.text: index for index, text in enumerate(texts)}
+    return near_groups(texts, section.dataset_name)
+
+
+def _without_near(
+    texts: list[RatedText], held: list[RatedText], near: Mapping[str, int]
+) -> list[RatedText]:
+    """The texts that are no near-duplicates of any that is held out."""
+    taken = {near[text.text] for text in held}
+    return [text for text in texts if near[text.text] not in taken]
 
 
 def _of_demonstrations(experiment: Experiment, made: list[Demonstration]) -> ExperimentData:
@@ -212,7 +254,7 @@ def _suitable(
         count = unit.count(text.text)
         if count > section.max_words and section.long_texts == "cut":
             beginning = unit.first(text.text, section.max_words)
-            text, cut = RatedText(beginning, text.rating, text.ratings), cut + 1
+            text, cut = replace(text, text=beginning), cut + 1
         elif count < fewest or count > section.max_words:
             tally.leave_out(short if count < fewest else long)
             continue
@@ -316,10 +358,14 @@ def _own_prompts(
     return training[: section.train_prompts], left[: section.validation_prompts], evaluation
 
 
+def _is_decided(text: RatedText, section: DataSection) -> bool:
+    return abs(text.rating - section.positive_above) >= section.neutral_margin
+
+
 def _decided(texts: list[RatedText], section: DataSection, part: str) -> list[RatedText]:
     """Texts whose label is clearly on one side; both sides must be there."""
     limit = section.positive_above
-    decided = [text for text in texts if abs(text.rating - limit) >= section.neutral_margin]
+    decided = [text for text in texts if _is_decided(text, section)]
     positive = sum(text.rating > limit for text in decided)
     if 0 < positive < len(decided):
         return decided
