@@ -16,6 +16,7 @@ from pipeline.data.conversations import (
     is_conversation,
     messages_of,
 )
+from pipeline.data.rankings import is_ranking, pair_rows
 from pipeline.data.records import Messages, Prompt, Row
 from pipeline.data.shapes import (
     Found,
@@ -27,7 +28,7 @@ from pipeline.data.shapes import (
     tell_columns,
 )
 from pipeline.data.sources import read_rows
-from pipeline.data.tally import Tally
+from pipeline.data.tally import Tally, tell
 from pipeline.data.words import word_ends
 from pipeline.errors import UserError
 
@@ -91,6 +92,16 @@ def pairs_of(
     rows: Sequence[Row], name: str, columns: Mapping[str, str] | None = None, key: str = KEY
 ) -> list[Pair]:
     """:func:`read_pairs` of rows that are read already; ``key`` is what named ``name``."""
+    rankings = [is_ranking(row) for row in rows]
+    if any(rankings):
+        rows = [
+            one
+            for row, ranked in zip(rows, rankings, strict=True)
+            for one in (pair_rows(row) if ranked else [row])
+        ]
+        tell(f"{name}: {sum(rankings):,} rankings make {len(rows):,} pairs")
+        if not rows:
+            raise UserError(f"{key}: {name}: no ranking prefers an answer to another: rank some")
     reader = _Reader(Columns(columns))
     tally = Tally(name, "pairs")
     pairs: list[Pair] = []

@@ -18,16 +18,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.config import DataSection, Experiment
+from pipeline.config import PAIRWISE, TRAINED_HERE, DataSection, Experiment
 from pipeline.data import embedded
 from pipeline.data.columns import Columns
 from pipeline.data.demonstrations import are_demonstrations, read_demonstrations
-from pipeline.data.leakage import in_halves, linked_groups, near_groups, take_groups
+from pipeline.data.leakage import Groups, in_halves, linked_groups, near_groups, take_groups
 from pipeline.data.prompts import own_prompts, read_prompts
 from pipeline.data.records import Demonstration, Prompt, RatedText, Row
 from pipeline.data.sources import read_rows
 from pipeline.data.tally import Tally, tell
-from pipeline.data.toy import toy_texts
+from pipeline.data.toy import in_batches, toy_texts
 from pipeline.data.words import Unit, same_but_for_form, unit_of
 from pipeline.errors import UserError
 
@@ -54,7 +54,7 @@ class ExperimentData:
         eval_prompts: Prompts for the comparison, all different, from texts in no other split.
             No prompt is in two of the three.
         proxy: Rated texts for the reward's classifier, neutral ones left out; empty when no
-            classifier is trained (``reward.source`` is not ``sentiment``).
+            classifier is trained.
         gold: The same for the judge; disjoint from ``proxy``.
         classifier_test: Rated texts for measuring both, neutral ones included. No text of one of
             the three is a near-duplicate of one of another, or rated by the same people.
@@ -87,10 +87,14 @@ def load_data(experiment: Experiment, labels: bool = True) -> ExperimentData:
             there are too few texts for the splits that the config asks for.
     """
     section = experiment.data
-    rated = experiment.reward.trains_here()
+    own_pairs = section.preferences_name is not None
+    learnt = {TRAINED_HERE} if own_pairs else {TRAINED_HERE, PAIRWISE}
+    rated = bool(learnt.intersection(experiment.reward.sources()))
     name = section.dataset_name
     if name == "toy" or name.startswith(_EMBEDDED):
         made = toy_texts(_TOY_TEXTS, seed=0) if name == "toy" else None
+        if made and PAIRWISE in experiment.reward.sources():
+            made = in_batches(made)
         texts = made or embedded.ratings(name.removeprefix(_EMBEDDED))
         return _of_texts(experiment, texts, rated)
     rows = read_rows(
@@ -172,7 +176,7 @@ def _of_texts(
     )
 
 
-def _near(texts: list[RatedText], section: DataSection) -> dict[str, int]:
+def _near(texts: list[RatedText], section: DataSection) -> Groups:
     """For each text its group of near-duplicates. The toy's sentences are all of one grammar."""
     toy = section.dataset_name == "toy"
     if toy:
@@ -180,9 +184,7 @@ def _near(texts: list[RatedText], section: DataSection) -> dict[str, int]:
     return near_groups(texts, section.dataset_name)
 
 
-def _without_near(
-    texts: list[RatedText], held: list[RatedText], near: Mapping[str, int]
-) -> list[RatedText]:
+def _without_near(texts: list[RatedText], held: list[RatedText], near: Groups) -> list[RatedText]:
     """The texts that are no near-duplicates of any that is held out."""
     taken = {near[text.text] for text in held}
     return [text for text in texts if near[text.text] not in taken]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -89,6 +90,14 @@ def toy_texts(count: int, seed: int) -> list[RatedText]:
         )
         texts[text] = RatedText(text, sum(ratings) / _RATERS, ratings)
     return list(texts.values())
+
+
+def in_batches(texts: list[RatedText], size: int = 30) -> list[RatedText]:
+    """The texts with each ``size`` in a row rated by the same ten people, for comparisons.
+
+    A toy's raters differ in their noise alone, so this leaks nothing where it is left out.
+    """
+    return [replace(text, batch=index // size) for index, text in enumerate(texts)]
 
 
 def _sentence(rng: random.Random) -> tuple[str, float]:

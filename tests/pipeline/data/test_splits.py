@@ -141,7 +141,7 @@ def test_lengths_are_respected():
 
 
 def test_long_texts_are_counted_or_cut(tmp_path):
-    rows = [{"text": f"{n} " + "and on and on " * (2 + n % 3), "label": n % 2} for n in range(90)]
+    rows = [{"text": f"{n} " + f"and {n} and on " * (2 + n % 3), "label": n % 2} for n in range(90)]
     path = write_jsonl(tmp_path / "long.jsonl", rows)  # 9, 13 or 17 words
     limits = {"max_words": 13, "demonstrations": 20, "train_prompts": 20, "positive_above": 0.5}
     own = {"source": "my_rewards:length"}
