@@ -2,6 +2,7 @@
 
 * `sentiment`: a sequence-classification checkpoint: its scalar, or its good labels' log-odds
 * `labels`: which labels are good; `reading`: how prompt and completion become one input
+* `training`: such a classifier from labels, shares or means; `calibration`: its temperature
 * `pairwise`: a scalar head trained on preference pairs (Bradley–Terry), on trl.RewardTrainer
 * `rules`: length, repetition, ends with EOS, banned and wanted words, VADER's lexicon
 * `combined`: several as one: weighted sum, mean, minimum, mean less k standard deviations

@@ -13,19 +13,20 @@ from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from reward_models.training import LABELS
+from reward_models.training import head_options
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
 def new_adapter_classifier(
-    base: str | Path, lora: LoraConfig, dtype: torch.dtype, seed: int
+    base: str | Path, lora: LoraConfig, dtype: torch.dtype, seed: int, outputs: int = 2
 ) -> PeftModel:
-    """Fresh adapters and a fresh negative/positive score layer, float32, over ``base``.
+    """Fresh adapters and a fresh score layer, float32, over ``base``.
 
     Args:
         base: Folder of a causal language model. lora: For ``SEQ_CLS``. dtype: The base's.
+        outputs: Two, negative and positive, or one number.
 
     Raises:
         OSError, ValueError: There is no such model, or none that can classify.
@@ -35,9 +36,7 @@ def new_adapter_classifier(
         model = AutoModelForSequenceClassification.from_pretrained(
             str(base),
             dtype=dtype,
-            num_labels=len(LABELS),
-            id2label=LABELS,
-            label2id={name: column for column, name in LABELS.items()},
+            **head_options(outputs),
         )
         adapted = get_peft_model(model, lora)
     for parameter in adapted.parameters():

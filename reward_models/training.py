@@ -1,4 +1,7 @@
-"""Training the two-label classifier that `sentiment` reads: transformers' Trainer, thinly."""
+"""Training the classifier that `sentiment` reads: transformers' Trainer, thinly.
+
+Two outputs learn a label, or the probability of one; a single output learns a number.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
+from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import (
     AutoModelForSequenceClassification,
@@ -74,8 +78,18 @@ class ClassifierTrainer(Trainer):
         return LengthGrouped(lengths, self.args.train_batch_size, self.args.seed)
 
 
-def new_classifier(encoder: str, seed: int) -> PreTrainedModel:
-    """Put a fresh negative/positive head on the encoder in a folder or on the hub, in float32.
+def head_options(outputs: int) -> dict[str, Any]:
+    """What `from_pretrained` takes for a fresh head: negative and positive, or one number."""
+    if outputs == 1:
+        return {"num_labels": 1, "problem_type": "regression"}
+    label2id = {name: column for column, name in LABELS.items()}
+    return {"num_labels": 2, "id2label": LABELS, "label2id": label2id}
+
+
+def new_classifier(encoder: str, seed: int, outputs: int = 2) -> PreTrainedModel:
+    """Put a fresh head on the encoder or decoder in a folder or on the hub, in float32.
+
+    Its ``outputs`` are two, negative and positive, or one number.
 
     A BERT pooler that was never trained, as in sentence encoders that average over tokens, starts
     as the identity (its bias is still zero): random weights there would scramble what the encoder
@@ -90,10 +104,8 @@ def new_classifier(encoder: str, seed: int) -> PreTrainedModel:
         model = AutoModelForSequenceClassification.from_pretrained(
             encoder,
             dtype=torch.float32,
-            num_labels=2,
-            id2label=LABELS,
-            label2id={name: column for column, name in LABELS.items()},
             ignore_mismatched_sizes=True,  # a head for other labels makes way
+            **head_options(outputs),
         )
     dense = getattr(getattr(model.base_model, "pooler", None), "dense", None)
     if isinstance(dense, torch.nn.Linear) and not dense.bias.any():
@@ -104,21 +116,46 @@ def new_classifier(encoder: str, seed: int) -> PreTrainedModel:
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    positive: Sequence[bool],
+    targets: Sequence[bool] | Sequence[float],
     max_length: int,
 ) -> list[dict[str, Any]]:
-    """Texts as the Trainer takes them: token ids cut at ``max_length``, and ``labels`` 0 or 1."""
+    """Texts as the Trainer takes them: token ids cut at ``max_length``, and ``labels``.
+
+    These are 0 or 1 where ``targets`` say which texts are positive, else the numbers themselves.
+    """
     encoded = tokenizer(list(texts), truncation=True, max_length=max_length)
     names = [name for name in ("input_ids", "attention_mask") if name in encoded]
     return [
-        {**{name: encoded[name][i] for name in names}, "labels": int(label)}  # type: ignore[index]
-        for i, label in enumerate(positive)
+        {
+            **{name: encoded[name][i] for name in names},  # type: ignore[index]
+            "labels": int(target) if isinstance(target, bool) else target,
+        }
+        for i, target in enumerate(targets)
     ]
 
 
 def _accuracy(result: EvalPrediction) -> dict[str, float]:
-    predicted = np.asarray(result.predictions).argmax(-1)
-    return {"accuracy": float(np.mean(predicted == result.label_ids))}
+    """Share of texts on whose side the output is: of 1/2 for a probability, of 0 for a number."""
+    predicted, labels = np.asarray(result.predictions), np.asarray(result.label_ids)
+    if predicted.ndim == 1 or predicted.shape[-1] == 1:
+        return {"accuracy": float(np.mean((predicted.reshape(-1) > 0) == (labels > 0)))}
+    return {"accuracy": float(np.mean((predicted.argmax(-1) == 1) == (labels > 0.5)))}
+
+
+def _loss(outputs: Any, targets: Tensor, num_items_in_batch: Any = None) -> Tensor:
+    """Cross-entropy against the probability of a positive label, or squared error.
+
+    ``(B, 2)`` or ``(B, 1)`` logits, ``(B,)`` targets. A mean over ``num_items_in_batch`` texts
+    where the batch is one of several to a step.
+    """
+    logits = outputs.logits.float()
+    targets = targets.to(logits.dtype)
+    if logits.shape[-1] == 1:
+        loss = ((logits[:, 0] - targets) ** 2).sum()
+    else:
+        logs = logits.log_softmax(-1)
+        loss = -(targets * logs[:, 1] + (1 - targets) * logs[:, 0]).sum()
+    return loss / (len(targets) if num_items_in_batch is None else num_items_in_batch)
 
 
 def classifier_trainer(
@@ -129,7 +166,14 @@ def classifier_trainer(
     test: list[dict[str, Any]],
     callbacks: Sequence[Any] = (),
 ) -> ClassifierTrainer:
-    """Return the trainer; ``train`` and ``test`` as `encode` gives them."""
+    """Return the trainer; ``train`` and ``test`` as `encode` gives them.
+
+    Two outputs learn labels 0 and 1, or numbers between as probabilities of positive; a single
+    output learns numbers, by least squares.
+    """
+    soft = model.config.num_labels == 2 and isinstance(train[0]["labels"], float)
+    # A model's own loss is a mean over its batch, which several batches to a step would add up.
+    own_loss = soft or arguments.gradient_accumulation_steps > 1
     return ClassifierTrainer(
         model=model,
         args=arguments,
@@ -138,5 +182,6 @@ def classifier_trainer(
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=_accuracy,
+        compute_loss_func=_loss if own_loss else None,
         callbacks=list(callbacks),
     )
