@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.words import flatten
-from pipeline.config import OVER_SFT, Experiment, RewardPart, stages
+from pipeline.config import OVER_SFT, PAIRWISE, Experiment, RewardPart, stages
 from pipeline.config.choices import left_out, trains
 from pipeline.config.content import content_hash
 
@@ -84,7 +84,10 @@ def _configured(experiment: Experiment, name: str) -> stages.Stage:
     if name == "reward" and experiment.reward.normalizes():  # on samples for PPO's prompts
         reads = (*stage.reads, "generation.max_new_tokens")
         unread = tuple(key for key in stage.unread if key != "data.train_prompts")
-        return replace(stage, reads=reads, unread=unread, whether=())
+        stage = replace(stage, reads=reads, unread=unread, whether=())
+    if name == "reward" and PAIRWISE in experiment.reward.sources():  # on the user's own pairs
+        unread = tuple(key for key in stage.unread if key not in stages.OWN_PAIRS)
+        stage = replace(stage, unread=unread)
     return stage
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.config.experiment import Experiment, load_experiment
-    from pipeline.config.rewards import TRAINED_HERE, RewardPart, is_trained_here
+    from pipeline.config.rewards import PAIRWISE, TRAINED_HERE, RewardPart, is_trained_here
     from pipeline.config.sections import (
         OVER_SFT,
         TRAINED_LENGTH,
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OVER_SFT",
+    "PAIRWISE",
     "TRAINED_HERE",
     "TRAINED_LENGTH",
     "CompareSection",

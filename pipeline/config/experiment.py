@@ -47,6 +47,7 @@ from pipeline.config.sections import (
     TrackingSection,
 )
 from pipeline.config.stages import trained
+from pipeline.config.training import training_problems
 from pipeline.errors import UserError
 
 
@@ -207,6 +208,7 @@ def _reward_contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
             f" set it to {2 * tokens} or so, and the classifier is trained to read them",
         )
     yield from reward_problems(reward)
+    yield from training_problems(reward, experiment.data)
 
 
 def _without_passwords(line: str) -> str:

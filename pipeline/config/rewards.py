@@ -20,14 +20,16 @@ if TYPE_CHECKING:
     from pipeline.config.sections import RewardSection
 
 TRAINED_HERE = "sentiment"
-"""What a source is called where the pipeline trains it."""
+"""What a source is called where the pipeline trains it as a classifier of rated texts."""
+PAIRWISE = "pairwise"
+"""What it is called where the pipeline trains it on comparisons (Bradley–Terry)."""
 
 Weight = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def is_trained_here(source: Any) -> bool:
     """True for the name of a source that the reward stage trains."""
-    return source == TRAINED_HERE
+    return source in (TRAINED_HERE, PAIRWISE)
 
 
 class RewardPart(Section):
@@ -124,7 +126,8 @@ def reward_problems(reward: RewardSection) -> Iterator[tuple[str, str]]:
         elif named is not None and not is_trained_here(named):
             yield from _rule_problems(place, named, {})
     yield from _service_problems(reward)
-    if reward.combine != "sum" and not (isinstance(reward.source, list) and reward.source[1:]):
+    several = reward.members > 1 or (isinstance(reward.source, list) and reward.source[1:])
+    if reward.combine != "sum" and not several:
         yield "reward.combine", f"{reward.combine} is of several parts, and reward.source is one"
     if reward.uncertainty_penalty is not None and reward.combine != "pessimistic":
         yield (

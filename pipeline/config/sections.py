@@ -13,6 +13,7 @@ from pipeline.config.rewards import OneOrParts, RewardPart, is_trained_here, wit
 OVER_SFT = "sft"
 """What `reward.encoder` is where the classifier is adapters over the SFT model."""
 NORMALIZE_SAMPLES = 4096
+COMPARISONS = 8
 TRAINED_LENGTH = 64
 """Tokens that the classifier trained here reads unless `reward.max_length` says otherwise."""
 
@@ -142,14 +143,15 @@ class RewardSection(TrainerSection):
     """The reward (proxy) and the judge (gold); fields of transformers.TrainingArguments too."""
 
     source: OneOrParts = "sentiment"
-    """`sentiment` (trained here), a sequence-classification checkpoint, `file.py:function`,
-    `module:function`, `rules:name`, or the `http://` or `https://` address of a service; or a list
-    of such parts, each `{source, weight, name, …}`."""
+    """`sentiment` or `pairwise` (trained here, on rated texts or on comparisons), a
+    sequence-classification checkpoint, `file.py:function`, `module:function`, `rules:name`, or the
+    `http://` or `https://` address of a service; or a list of such parts, each `{source, weight,
+    name, …}`."""
     combine: Literal["sum", "mean", "min", "pessimistic"] = Field(
         default="sum", exclude_if=lambda how: how == "sum"
     )
-    """What becomes of a list's parts: their weighted sum, mean, minimum, or mean less
-    `uncertainty_penalty` standard deviations of them (Coste et al. 2023)."""
+    """What becomes of a list's parts, or of `members`: their weighted sum, mean, minimum, or mean
+    less `uncertainty_penalty` standard deviations of them (Coste et al. 2023)."""
     uncertainty_penalty: Unsaid[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = None
     """In standard deviations, with `combine: pessimistic`; null is 1."""
     gold: OneOrParts | None = None
@@ -164,6 +166,32 @@ class RewardSection(TrainerSection):
     """Trunk of the classifier: `embedded:all-minilm-l6-v2`, a hub id, a folder, `toy`, or `sft`:
     LoRA adapters (model.lora_*) over the SFT model, in its dtype; what PPO leaves frozen is then
     held once."""
+    labels: Literal["hard", "soft", "mean"] = Field(
+        default="hard", exclude_if=lambda labels: labels == "hard"
+    )
+    """What `sentiment` learns of a text: `hard`, whether its mean rating is positive (neutral texts
+    left out); `soft`, the share of its raters who are on the positive side, undecided ones half;
+    `mean`, the mean rating less data.positive_above itself, by least squares: the reward, and so
+    the unit of β, is then in points of the ratings, unless `calibrate` makes it nats."""
+    calibrate: bool = Field(default=False, exclude_if=_is_unset)
+    """Fit a temperature to `sentiment` on a tenth of its texts, which it is then not trained on
+    (Guo et al. 2017), and divide the reward by it: σ(reward) is then how often such a text is
+    positive, whatever `labels` are. The reward's scale, and so what β means, changes."""
+    comparisons_per_rater: Count = Field(
+        default=COMPARISONS, exclude_if=lambda most: most == COMPARISONS
+    )
+    """`pairwise` learns from at most so many pairs of texts that the same person rated. Pairs of
+    the same texts share their pass, so many cost little in large batches."""
+    margins: bool = Field(default=False, exclude_if=_is_unset)
+    """`pairwise` asks for a difference of rewards of at least that of the two ratings."""
+    center_rewards_coefficient: Unsaid[Annotated[float, Field(ge=0, allow_inf_nan=False)]] = None
+    """`pairwise` pays this much for (r⁺ + r⁻)², which holds the mean reward near 0; 0.01, say."""
+    members: Count = Field(default=1, exclude_if=lambda members: members == 1)
+    """Train the proxy so many times, each with a seed of its own; `combine` says how they count."""
+    member_texts: Literal["all", "half"] = Field(
+        default="all", exclude_if=lambda which: which == "all"
+    )
+    """What each member learns from: all that the proxy may, or a random half of its own."""
     max_length: Count | None = None
     """Longest text a classifier reads, in its tokens; a longer one loses its beginning, which is
     said. Null is 64 for one that is trained here, and all that it can take for another."""
@@ -222,10 +250,13 @@ class RewardSection(TrainerSection):
         terms = (f"{p.weight:g}·{p.called()}" if p.weight != 1 else p.called() for p in named)
         return " + ".join(terms).replace("+ -", "− ")
 
+    def sources(self) -> list[str]:
+        """Everything that the proxy and the judge are made of."""
+        return [part.source for part in [*self.parts("source"), *self.parts("gold")]]
+
     def trains_here(self) -> bool:
         """True where the reward stage trains something."""
-        parts = [*self.parts("source"), *self.parts("gold")]
-        return any(is_trained_here(part.source) for part in parts)
+        return any(is_trained_here(source) for source in self.sources())
 
     def normalizes(self) -> bool:
         """True where a part's scale is estimated on samples of π_ref."""

@@ -26,7 +26,7 @@ _PPO_METRICS = {"objective": True, "scores": True, "kl": None, "length": None, "
 # Of the model section, what SFT does without.
 _POLICY_MODULES = "model.policy_modules"
 # Of the data section, what only DPO's own pairs need.
-_OWN_PAIRS = ("data.preferences_name", "data.columns.chosen", "data.columns.rejected")
+OWN_PAIRS = ("data.preferences_name", "data.columns.chosen", "data.columns.rejected")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ STAGES: tuple[Stage, ...] = (
         does="fine-tune the model on demonstrations: the reference policy",
         reads=("model", "data", "sft", "seed"),
         unread=(
-            *_OWN_PAIRS,
+            *OWN_PAIRS,
             _POLICY_MODULES,
             "data.train_prompts",
             "data.validation_prompts",
@@ -89,7 +89,7 @@ STAGES: tuple[Stage, ...] = (
         module="pipeline.stages.reward",
         does="train the reward model (proxy) and the judge (gold)",
         reads=("data", "reward", "seed"),
-        unread=(*_OWN_PAIRS, "data.train_prompts", "data.validation_prompts"),
+        unread=(*OWN_PAIRS, "data.train_prompts", "data.validation_prompts"),
         whether=("data.prompts_name",),
         arguments="transformers:TrainingArguments",
         metrics={"loss": False, "accuracy": True},
@@ -100,7 +100,7 @@ STAGES: tuple[Stage, ...] = (
         does="optimise the reward by PPO with a KL penalty",
         needs=("sft", "reward"),
         reads=(_POLICY_MODULES, "data", "generation", "beta", "ppo", "seed"),
-        unread=_OWN_PAIRS,
+        unread=OWN_PAIRS,
         arguments="pipeline.ppo.config:PPOConfig",
         owned={
             "kl_coef": _BETA,
@@ -128,7 +128,7 @@ STAGES: tuple[Stage, ...] = (
         needs=("sft", "reward"),
         takes=("ppo", "dpo"),
         reads=("data", "generation", "beta", "compare", "seed"),
-        unread=(*_OWN_PAIRS, "data.validation_prompts"),
+        unread=(*OWN_PAIRS, "data.validation_prompts"),
     ),
 )
 

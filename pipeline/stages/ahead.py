@@ -8,8 +8,9 @@ from dataclasses import fields
 from transformers import PreTrainedTokenizerBase
 
 from common.words import first_line
-from pipeline.config import Experiment
+from pipeline.config import PAIRWISE, Experiment
 from pipeline.config.choices import ppo_evaluates
+from pipeline.data.comparisons import divided
 from pipeline.data.preferences import Pair, read_pairs
 from pipeline.data.records import Demonstration, Messages, Prompt
 from pipeline.data.splits import ExperimentData, load_data
@@ -43,6 +44,10 @@ def check(experiment: Experiment, stages: Sequence[str]) -> None:
         prompts = [*data.eval_prompts, *data.validation_prompts, *data.train_prompts]
     if todo & _ASK_THE_REWARD or ("dpo" in todo and not pairs):
         _check_reward(experiment, prompts)
+    learnt = "reward" in todo and PAIRWISE in experiment.reward.sources()
+    if learnt and section.preferences_name:
+        learns = read_pairs(section.preferences_name, section.column_names(), section.train_split)
+        divided(learns, experiment.data_seed, section.preferences_name)
     if pairs:
         read = read_pairs(pairs, section.column_names(), section.train_split)
         check_pairs(experiment, read, load_tokenizer(experiment.model))

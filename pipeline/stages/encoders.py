@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.lm.hardware import compute_dtype
 from pipeline.lm.models import lora_config
 from reward_models.adapters import new_adapter_classifier
-from reward_models.training import LABELS, new_classifier
+from reward_models.training import head_options, new_classifier
 
 EMBEDDED_ENCODER = "embedded:all-minilm-l6-v2"
 
@@ -29,8 +29,10 @@ def sft_model(experiment: Experiment) -> Path:
     return (experiment.stage_dir("sft") / "model").absolute()
 
 
-def _over_sft(experiment: Experiment, seed: int) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Adapters and a fresh two-label head over the SFT model, and the SFT model's tokenizer."""
+def _over_sft(
+    experiment: Experiment, seed: int, outputs: int
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Adapters and a fresh head over the SFT model, and the SFT model's tokenizer."""
     section, folder = experiment.model, sft_model(experiment)
     if not (folder / "config.json").is_file():
         raise UserError(
@@ -39,7 +41,7 @@ def _over_sft(experiment: Experiment, seed: int) -> tuple[PeftModel, PreTrainedT
         )
     lora = lora_config(section, "SEQ_CLS")
     try:
-        model = new_adapter_classifier(folder, lora, compute_dtype(section), seed)
+        model = new_adapter_classifier(folder, lora, compute_dtype(section), seed, outputs)
     except ValueError as error:  # no such class in transformers, or no such modules for PEFT
         reason = str(error).strip().splitlines()[0]
         raise UserError(
@@ -50,26 +52,26 @@ def _over_sft(experiment: Experiment, seed: int) -> tuple[PeftModel, PreTrainedT
 
 
 def new_encoder(
-    experiment: Experiment, seed: int
+    experiment: Experiment, seed: int, outputs: int = 2
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
-    """The configured encoder with a fresh two-label head, and its tokenizer.
+    """The configured encoder with a fresh head of so many outputs, and its tokenizer.
 
     Raises:
         UserError: there is no such encoder, or none that can become a classifier.
     """
     name = experiment.reward.encoder
     if name == OVER_SFT:
-        return _padded(*_over_sft(experiment, seed))
+        return _padded(*_over_sft(experiment, seed, outputs))
     if name == "toy":
         encoder, tokenizer = toy_encoder(seed), toy_tokenizer()
-        encoder.config.id2label = LABELS
-        encoder.config.label2id = {label: column for column, label in LABELS.items()}
+        for key, value in head_options(outputs).items():
+            setattr(encoder.config, key, value)
         model = BertForSequenceClassification(encoder.config)
         model.bert.load_state_dict(encoder.state_dict())
         return model, tokenizer
     source = str(embedded.encoder()) if name == EMBEDDED_ENCODER else name
     try:
-        model = new_classifier(source, seed)
+        model = new_classifier(source, seed, outputs)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

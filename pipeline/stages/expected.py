@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from pipeline.config import Experiment, is_trained_here
+from pipeline.config import PAIRWISE, Experiment, is_trained_here
 from pipeline.config.choices import ppo_evaluates
+from pipeline.data.comparisons import Comparison, load_comparisons
 from pipeline.data.records import Demonstration
 from pipeline.data.splits import ExperimentData
 from pipeline.lm.speed import Speed
 from pipeline.ppo.config import PPOConfig
-from pipeline.stages.reward import DEFAULTS
+from pipeline.stages.reward_sources import PARTS, folders_of, trained_source
+from pipeline.stages.reward_training import DEFAULTS, texts_of
 from pipeline.stages.tokens import learnt_tokens
 from pipeline.stages.training import stage_arguments
 
@@ -40,9 +42,11 @@ class Texts:
         demonstrations: tokens of a sample of them. learnt: how many there are.
         prompt: tokens of a prompt, on average. response: of a completion, as far as the
             demonstrations tell.
-        heldout: texts held out. rated: texts that each classifier learns from.
+        heldout: texts held out. rated: rows, texts or pairs, that each model of the reward stage
+            learns from.
         prompts: training prompts. evaluated: the comparison's prompts.
         validation: prompts that PPO is evaluated on.
+        a_row: texts that a row of each model costs; of pairs two, less where they share texts.
     """
 
     demonstrations: Sequence[int]
@@ -54,6 +58,7 @@ class Texts:
     prompts: int
     evaluated: int
     validation: int
+    a_row: Sequence[float] = ()
 
 
 def look_at(
@@ -70,17 +75,50 @@ def look_at(
         lengths.append(len(tokens))
         begin = begin or round(prompt)
         responses.append(min(most, max(1, len(tokens) - begin)))
+    learnt = list(_learnt(experiment, data))
     return Texts(
         demonstrations=lengths,
         learnt=len(data.demonstrations),
         prompt=prompt,
         response=fmean(responses),
         heldout=len(data.heldout),
-        rated=[len(part) for part in (data.proxy, data.gold) if part],
+        rated=[rows for rows, _ in learnt],
+        a_row=[texts for _, texts in learnt],
         prompts=len(data.train_prompts),
         evaluated=len(data.eval_prompts),
         validation=len(data.validation_prompts) if ppo_evaluates(experiment) else 0,
     )
+
+
+def _learnt(experiment: Experiment, data: ExperimentData) -> Iterator[tuple[int, float]]:
+    """Rows that each model of the reward stage learns from, and the texts that a row costs."""
+    section = experiment.reward
+    comparisons = load_comparisons(experiment, data) if PAIRWISE in section.sources() else None
+    for part in PARTS:
+        source = trained_source(experiment, part)
+        if source is None:
+            continue
+        if source == PAIRWISE:
+            own: list[Comparison] = getattr(comparisons, part)
+            rows = len(own), _texts_of_a_pair(experiment, own)
+        else:
+            rows = round(len(texts_of(experiment, data, part)) * (0.9 if section.calibrate else 1))
+            rows = rows, 1.0
+        half = part == "proxy" and section.member_texts == "half"
+        for _ in folders_of(experiment, part):
+            yield (rows[0] + 1) // 2 if half else rows[0], rows[1]
+
+
+def _texts_of_a_pair(experiment: Experiment, pairs: list[Comparison]) -> float:
+    """Different texts in a batch, for each of its pairs: pairs of a group share theirs."""
+    size = min(_arguments(experiment).per_device_train_batch_size, len(pairs))
+    batches = [pairs[i : i + size] for i in range(0, len(pairs), size)]
+    texts = sum(len({str(side) for c in b for side in (c.chosen, c.rejected)}) for b in batches)
+    return texts / len(pairs)
+
+
+def _arguments(experiment: Experiment) -> TrainingArguments:
+    return stage_arguments(experiment, "reward", TrainingArguments, **DEFAULTS)
 
 
 def _nothing(prompt: Any) -> Any:
@@ -138,14 +176,17 @@ class Counter:
         each = texts.response * (speed.layers * speed.drawing + speed.drawing_head)
         return completions * each + self._forward(completions * texts.prompt)
 
-    def _judge(self, completions: float) -> float:
-        """One classifier's reward."""
-        return completions * (self.texts.prompt + self.texts.response) * self.encoder.forward
+    def _judge(self, completions: float, models: int | None = None) -> float:
+        """The reward of so many models; None is the proxy's."""
+        length = self.texts.prompt + self.texts.response
+        each = completions * length * self.encoder.forward
+        return each * (self.experiment.reward.members if models is None else models)
 
     def _judge_prefixes(self, completions: float, every: int) -> float:
         """The reward of every ``every``-th prefix: half a response long, on average."""
         length = self.texts.prompt + self.texts.response / 2
-        return completions * self.texts.response / every * length * self.encoder.forward
+        each = completions * self.texts.response / every * length * self.encoder.forward
+        return each * self.experiment.reward.members
 
     # Stages
 
@@ -164,11 +205,12 @@ class Counter:
         return total + self._forward(held) + held * speed.head
 
     def _reward(self) -> float:
-        arguments = stage_arguments(self.experiment, "reward", TrainingArguments, **DEFAULTS)
-        length, total = fmean(self.texts.demonstrations), 0.0
-        for rated in self.texts.rated:
-            steps, passes = _steps(arguments, rated)
-            total += passes * rated * length * self.encoder.training + steps * self.encoder.step
+        arguments, texts = _arguments(self.experiment), self.texts
+        length, total = fmean(texts.demonstrations), 0.0
+        for rows, each in zip(texts.rated, texts.a_row or [1.0] * len(texts.rated), strict=True):
+            steps, passes = _steps(arguments, rows)
+            positions = passes * rows * each * length
+            total += positions * self.encoder.training + steps * self.encoder.step
         if self.experiment.reward.normalizes():
             total += self._draw(self.experiment.reward.normalize_samples)
         return total
@@ -233,7 +275,7 @@ class Counter:
         whole = texts.prompt + texts.response
         kl = 2 * (self._forward(whole) + texts.response * speed.head)
         held = (policies + 1) * texts.heldout * fmean(texts.demonstrations)
-        total = self._draw(made) + 2 * self._judge(made) + against * kl
+        total = self._draw(made) + self._judge(made) + self._judge(made, 1) + against * kl
         return total + self._forward(held) + held * speed.head
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from common.words import flatten
-from pipeline.config import OVER_SFT, Experiment, is_trained_here
+from pipeline.config import OVER_SFT, PAIRWISE, Experiment, is_trained_here
 from pipeline.stages.encoders import EMBEDDED_ENCODER
 from pipeline.stages.reward_scale import Part
-from pipeline.stages.reward_sources import PARTS, trains
+from pipeline.stages.reward_sources import PARTS, folders_of, trained_source
 from reward_models.card import Facts, write_card
 
 # What the embedded assets are on the hub.
@@ -35,17 +35,10 @@ def write_cards(experiment: Experiment, metrics: dict[str, Any]) -> None:
         metrics: As `measure_rewards` gives them.
     """
     for part in PARTS:
-        if not trains(experiment, part):
+        if trained_source(experiment, part) is None:
             continue
-        for index, folder in enumerate(_folders(experiment, part)):
+        for index, folder in enumerate(folders_of(experiment, part)):
             write_card(folder, _facts(experiment, part, folder, index, metrics))
-
-
-def _folders(experiment: Experiment, part: Part) -> list[Path]:
-    """``reward/proxy``, or those of an ensemble's members: ``reward/proxy-0``, …."""
-    stage = experiment.stage_dir("reward")
-    members = sorted(stage.glob(f"{part}-[0-9]*"), key=lambda path: (len(path.name), path.name))
-    return [folder for folder in (stage / part, *members) if (folder / "config.json").is_file()]
 
 
 def _measured(of_part: dict[str, Any], index: int) -> dict[str, Any]:
@@ -63,6 +56,9 @@ def _facts(
     ratings = data.dataset_name.removeprefix("embedded:")
     embedded = ratings != data.dataset_name
     described = f"Half of the rated texts of {data.dataset_name}. {_HALVES[part]}"
+    if trained_source(experiment, part) == PAIRWISE:
+        of = data.preferences_name or f"the raters of {data.dataset_name}"
+        described = f"Half of the comparisons of {of}. {_HALVES[part]}"
     if over_sft:
         described += " It is adapters over the experiment's own SFT model, not over its base."
     settings = flatten(section.model_dump(mode="json", exclude={"source", "gold"}))

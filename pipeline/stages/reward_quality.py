@@ -3,27 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from pipeline.config import Experiment, RewardPart, is_trained_here
-from pipeline.data.records import RatedText
+from pipeline.config import TRAINED_HERE, Experiment, RewardPart, is_trained_here
+from pipeline.data.comparisons import Comparison, Comparisons, pair_ceiling
+from pipeline.data.records import Prompt, RatedText
 from pipeline.data.splits import ExperimentData
 from pipeline.output.console import say
 from pipeline.stages.heldout import columns_of, prompts_and_endings
-from pipeline.stages.reward_sources import PARTS, judge_is_proxy, key_of, reward_of, sources_of
+from pipeline.stages.reward_sources import (
+    PARTS,
+    judge_is_proxy,
+    key_of,
+    reward_of,
+    sources_of,
+    trained_source,
+)
 from reward_models import RewardCall, measure
 from reward_models.arguments import ENDED, IDS
 from reward_models.combined import Combined
+from reward_models.interface import ChatPrompt
+from reward_models.pairwise import pair_accuracy
 from reward_models.sentiment import SequenceClassifier
 
 # A reward without labels to measure it is tried on this many texts before hours are spent on it.
 _TRIED = 64
 
 
-def measure_rewards(experiment: Experiment, data: ExperimentData) -> dict[str, Any]:
-    """Score the held-out texts with both and compare them with people and with each other."""
+def measure_rewards(
+    experiment: Experiment, data: ExperimentData, comparisons: Comparisons | None = None
+) -> dict[str, Any]:
+    """Score the held-out texts with both and compare them with people and with each other.
+
+    Args:
+        comparisons: Whose test part both are tried on too.
+    """
     rated = data.classifier_test
     texts = [text.text for text in rated] or data.heldout[:_TRIED]
     prompts, endings = prompts_and_endings(texts, experiment)
@@ -50,14 +67,42 @@ def measure_rewards(experiment: Experiment, data: ExperimentData) -> dict[str, A
             of.name: _measured(
                 experiment, rated, scores[part].get(of.name), source, of.reward.function
             )
-            for of, source in zip(made.parts, sources, strict=True)
+            for of, source in zip(made.parts, _each(made, sources), strict=True)
         }
+    if comparisons is not None:
+        for part in filter(partial(trained_source, experiment), PARTS):
+            metrics[part]["pairs"] = _pairs(rewards[part], comparisons.test)
+        metrics["one_rater_pairs"] = pair_ceiling(comparisons.test)
     if rated:
         section = experiment.data
         metrics["one_rater"] = measure.human_agreement(
             [text.ratings for text in rated], section.positive_above, section.neutral_margin
         )
     return metrics
+
+
+def _each(function: Combined, sources: list[RewardPart]) -> list[RewardPart]:
+    """The source of every part; the members of an ensemble share theirs."""
+    return sources * len(function.parts) if len(sources) == 1 else sources
+
+
+def _pairs(reward: RewardCall, test: list[Comparison]) -> dict[str, float]:
+    """How often the chosen answer of a held-out comparison scores higher."""
+    pairs = [{"prompt": shown(c.prompt), **_texts(c)} for c in test]
+    return {"pairs": len(pairs), "accuracy": pair_accuracy(reward, pairs)}
+
+
+def _texts(comparison: Comparison) -> dict[str, str]:
+    """Both answers as texts."""
+    both = {"chosen": comparison.chosen, "rejected": comparison.rejected}
+    return {name: a if isinstance(a, str) else a[-1]["content"] for name, a in both.items()}
+
+
+def shown(prompt: Prompt) -> str:
+    """A prompt as rewards take it."""
+    if isinstance(prompt, str):
+        return prompt
+    return ChatPrompt("\n".join(message["content"] for message in prompt), prompt)
 
 
 def _scores(
@@ -107,7 +152,9 @@ def _measured(
     ``source`` is None for what several make together.
     """
     result: dict[str, Any] = {} if source is None else {"source": source.source}
-    trained = source is not None and is_trained_here(source.source)
+    section, trained = experiment.reward, source is not None and is_trained_here(source.source)
+    nats = source is not None and source.source == TRAINED_HERE
+    nats = nats and (section.labels != "mean" or section.calibrate)
     if not trained and isinstance(function, SequenceClassifier):
         result["described"] = function.describe()
     there = [score for score in scores or [] if score is not None]
@@ -118,7 +165,7 @@ def _measured(
     result |= _spread(there)
     if rated:
         texts = [t for t, score in zip(rated, scores, strict=True) if score is not None]
-        result |= _against_people(experiment, texts, there, is_margin=trained)
+        result |= _against_people(experiment, texts, there, is_margin=nats)
     return result
 
 
@@ -154,10 +201,11 @@ def _against_people(
 def tell(metrics: dict[str, Any]) -> None:
     """Print the key numbers, a line a part."""
     same = metrics["judge_is_proxy"]
-    shown: list[tuple[str, str, Callable[[float], str]]] = [
+    shown: list[tuple[str, str, Callable[[Any], str]]] = [
         ("accuracy", "accuracy on held-out texts", lambda v: f"{v:.1%}"),
         ("correlation", "correlation with the human mean", lambda v: f"{v:.2f}"),
         ("ece", "calibration error", lambda v: f"{v:.3f}"),
+        ("pairs", "accuracy on held-out pairs", lambda v: f"{v['accuracy']:.1%}"),
         ("mean", "mean reward", lambda v: f"{v:.2f}"),
         ("std", "spread", lambda v: f"{v:.2f}"),
     ]
@@ -177,5 +225,8 @@ def tell(metrics: dict[str, Any]) -> None:
     if metrics.get("one_rater"):
         ceiling = metrics["one_rater"]["accuracy"]
         say(f"reward · one person against the mean of the others: accuracy {ceiling:.1%}")
+    if metrics.get("one_rater_pairs"):
+        ceiling = metrics["one_rater_pairs"]["one_other"]
+        say(f"reward · one person against another on these pairs: {ceiling:.1%}")
     if same:
         say("reward · no judge of its own (reward.gold is null): the proxy judges itself")

@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.config import (
     OVER_SFT,
+    PAIRWISE,
     TRAINED_LENGTH,
     Experiment,
     ModelSection,
@@ -49,7 +50,7 @@ def gold_reward(experiment: Experiment) -> RewardFunction:
 def judge_is_proxy(experiment: Experiment) -> bool:
     """True where no judge of its own is trained or named: then nothing tells hacking apart."""
     gold, proxy = (list(sources_of(experiment, part).values()) for part in ("gold", "proxy"))
-    return gold == proxy and not trains(experiment, "proxy")
+    return gold == proxy and trained_source(experiment, "proxy") is None
 
 
 def key_of(experiment: Experiment, part: Part) -> Literal["source", "gold"]:
@@ -67,18 +68,26 @@ def sources_of(experiment: Experiment, part: Part) -> dict[str, RewardPart]:
     return {f"reward.{key}[{index}]": source for index, source in enumerate(sources)}
 
 
-def trains(experiment: Experiment, part: Part) -> bool:
-    """True where the reward stage trains a part, or a source of it."""
-    return any(is_trained_here(source.source) for source in sources_of(experiment, part).values())
+def trained_source(experiment: Experiment, part: Part) -> str | None:
+    """What the reward stage trains of a part, ``sentiment`` or ``pairwise``; None for nothing."""
+    names = (source.source for source in sources_of(experiment, part).values())
+    return next(filter(is_trained_here, names), None)
 
 
-def folder_of(experiment: Experiment, part: Part) -> Path:
-    return experiment.stage_dir("reward") / part
+def folders_of(experiment: Experiment, part: Part) -> list[Path]:
+    """Where what is trained for a part lies: ``reward/proxy``, or a folder a member.
+
+    The judge is always one.
+    """
+    members, folder = experiment.reward.members, experiment.stage_dir("reward") / part
+    if part == "gold" or members == 1:
+        return [folder]
+    return [folder.with_name(f"{part}-{number}") for number in range(members)]
 
 
-def is_trained(experiment: Experiment, part: Part) -> bool:
+def is_trained(folder: Path) -> bool:
     # The folder appears at once and whole, when training has ended.
-    return (folder_of(experiment, part) / "config.json").is_file()
+    return (folder / "config.json").is_file()
 
 
 def reward_of(experiment: Experiment, part: Part, policy: nn.Module | None = None) -> RewardCall:
@@ -101,9 +110,8 @@ def reward_of(experiment: Experiment, part: Part, policy: nn.Module | None = Non
             )
             for place, source in sources_of(experiment, part).items()
         ]
-        how = section.combine if key == "source" else "sum"
-        penalty = 1.0 if section.uncertainty_penalty is None else section.uncertainty_penalty
-        reward = replace(checked(combined.combined(together, how, penalty)), label=label)
+        made = _together(experiment, together) if key == "source" else combined.combined(together)
+        reward = replace(checked(made), label=label)
     return replace(reward, timeout=section.timeout, retries=section.retries, raises=FailedReward)
 
 
@@ -114,18 +122,52 @@ def source_reward(
     source: RewardPart,
     policy: nn.Module | None = None,
 ) -> RewardCall:
-    """The reward of one source, neither scaled nor weighed; ``place`` is the config's."""
-    section, spec, base = experiment.reward, source.source, None
-    trained = is_trained_here(spec)
-    if trained:
-        folder = folder_of(experiment, part)
-        if not is_trained(experiment, part):
+    """The reward of one source, neither scaled nor weighed; ``place`` is the config's.
+
+    An ensemble's is that of its members together.
+    """
+    if not is_trained_here(source.source):
+        return _loaded(experiment, place, source, source.source, None, policy)
+    folders = folders_of(experiment, part)
+    for folder in folders:
+        if not is_trained(folder):
             raise UserError(
                 f"{folder}: there is no {part} reward; run `rlhf reward` with this config"
             )
-        spec = str(folder.absolute())
-        # Of this run, wherever its folder was moved or copied to.
-        base = sft_model(experiment) if section.encoder == OVER_SFT else None
+    # Of this run, wherever its folder was moved or copied to.
+    base = sft_model(experiment) if experiment.reward.encoder == OVER_SFT else None
+    members = [
+        combined.Part(
+            folder.name, _loaded(experiment, place, source, str(folder.absolute()), base, policy)
+        )
+        for folder in folders
+    ]
+    if len(members) == 1:
+        return members[0].reward
+    return replace(checked(_together(experiment, members)), label=f"{place}: {source.source}")
+
+
+def _together(experiment: Experiment, parts: list[combined.Part]) -> combined.Combined:
+    """The proxy's parts, or the members of its ensemble, combined as ``reward.combine`` says."""
+    section = experiment.reward
+    penalty = 1.0 if section.uncertainty_penalty is None else section.uncertainty_penalty
+    return combined.combined(parts, section.combine, penalty)
+
+
+def _loaded(
+    experiment: Experiment,
+    place: str,
+    source: RewardPart,
+    spec: str,
+    base: Path | None,
+    policy: nn.Module | None,
+) -> RewardCall:
+    """A source by its ``spec``: its name, or the folder that it was trained to.
+
+    Args:
+        base: what the folder's adapters are over, where they are.
+    """
+    section, trained = experiment.reward, is_trained_here(source.source)
     mixed = has_bfloat16(experiment)
     if base is None:  # else the base's dtype decides
         mixed = bool(experiment.trainer_args("reward").get("bf16", mixed))
@@ -137,7 +179,7 @@ def source_reward(
             else source.max_length or section.max_length,
             positive_labels=source.positive_labels,
             label_weights=source.label_weights,
-            format="text" if trained else source.format,
+            format=_format(experiment, source),
             arguments=_arguments(section, source),
             warn=warn,
             dtype=torch.bfloat16 if mixed else None,
@@ -159,6 +201,14 @@ def _arguments(section: RewardSection, source: RewardPart) -> dict[str, Any] | N
     shared = {"header_env": section.header_env, "concurrency": section.concurrency}
     given = {key: value for key, value in shared.items() if value is not None}
     return given | (source.arguments or {})
+
+
+def _format(experiment: Experiment, source: RewardPart) -> Any:
+    """How a source reads; None is as its config and its tokenizer say."""
+    if not is_trained_here(source.source):
+        return source.format
+    own_pairs = experiment.data.preferences_name is not None
+    return None if source.source == PAIRWISE and own_pairs else "text"
 
 
 def max_length(experiment: Experiment) -> int:

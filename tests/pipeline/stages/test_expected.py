@@ -122,6 +122,26 @@ def test_lengths_are_the_texts(tiny: Path) -> None:
     assert texts.rated == [len(data.proxy), len(data.gold)]
 
 
+def test_what_the_reward_stage_trains_is_counted(tiny: Path) -> None:
+    """Every member of an ensemble, on its own half, and pairs of texts that are read once."""
+    from pipeline.data import load_data
+
+    def rows(*overrides: str) -> Texts:
+        experiment = load_experiment(tiny, overrides)
+        return look_at(experiment, load_data(experiment), toy_tokenizer())
+
+    plain = rows()
+    members = ["reward.members=3", "reward.combine=min", "reward.member_texts=half"]
+    half = (plain.rated[0] + 1) // 2
+    assert rows(*members).rated == [half, half, half, plain.rated[1]]
+    soft = rows("reward.labels=soft", "reward.calibrate=true")
+    assert soft.rated[0] > 0.9 * plain.rated[0]  # neutral ones too, less those calibrated on
+    pairs = rows("reward.source=pairwise", "reward.comparisons_per_rater=2")
+    assert 0.9 * 2 * 400 < pairs.rated[0] <= 2 * 500  # 10 raters in 40 to 50 batches
+    assert 0.5 < pairs.a_row[0] < 2
+    assert counter(tiny, *members).seconds("ppo") > counter(tiny).seconds("ppo")
+
+
 # --- What a run says ------------------------------------------------------------------------------
 
 

@@ -51,6 +51,27 @@ def test_adapters_learn_and_only_they_are_written(experiment: Experiment) -> Non
     assert not (proxy(experiment) / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["reward.source=pairwise", "reward.comparisons_per_rater=2"],
+        ["reward.labels=mean", "reward.calibrate=true"],
+    ],
+)
+def test_other_rewards_are_adapters_too(
+    experiment: Experiment, tiny: Path, tmp_path: Path, overrides: list[str]
+) -> None:
+    shutil.copytree(experiment.stage_dir("sft"), tmp_path / "sft")
+    made = load_experiment(
+        tiny, [f"output_dir={tmp_path}", *LORA, *overrides, "reward.max_steps=64"]
+    )
+    reward.run(made)
+    metrics = read_json(made.stage_dir("reward") / "metrics.json")
+    # Chance is 0.
+    assert metrics["proxy"]["correlation"] > 0.4
+    assert (proxy(made) / WEIGHTS).is_file() and not (proxy(made) / "model.safetensors").exists()
+
+
 def test_shared_weights_are_held_once_and_score_the_same(experiment: Experiment) -> None:
     policy, _ = load_trainable_sft(experiment)
     alone = load_classifier(proxy(experiment))

@@ -194,7 +194,7 @@ def test_a_mistake_of_a_part_names_its_place(make: Make, tmp_path: Path) -> None
 def test_a_list_that_trains_nothing_judges_itself(make: Make, tmp_path: Path) -> None:
     experiment = make(tmp_path, "reward.source=[rules:ended, rules:repetition]")
     assert reward_sources.judge_is_proxy(experiment)
-    assert not reward_sources.trains(experiment, "gold")
+    assert reward_sources.trained_source(experiment, "gold") is None
     pessimistic = make(
         tmp_path,
         "reward.source=[rules:ended, rules:repetition]",
