@@ -82,6 +82,19 @@ def test_thirty_movie_snippets_in_a_row_share_their_raters_and_no_more() -> None
 
 
 @pytest.mark.assets
+def test_a_batch_of_movie_snippets_is_nearly_all_praise_or_all_criticism() -> None:
+    """Why comparisons within batches say little about good against bad; see the docs."""
+    texts = embedded.ratings()
+    batches = np.array([text.batch for text in texts])
+    ratings = np.array([text.rating for text in texts])
+    means = np.array([ratings[batches == number].mean() for number in range(354)])
+    positive = np.array([(ratings[batches == number] > 0).mean() for number in range(354)])
+    assert np.sum((positive > 0.2) & (positive < 0.8)) == 3
+    between = 1 - np.var(ratings - means[batches]) / np.var(ratings)
+    assert between == pytest.approx(0.83, abs=0.005)
+
+
+@pytest.mark.assets
 @pytest.mark.parametrize("kind", ["product-reviews", "editorials", "tweets"])
 def test_the_other_kinds_tell_no_rater(kind: str) -> None:
     assert {text.batch for text in embedded.ratings(kind)} == {None}
