@@ -23,7 +23,7 @@ import numpy as np
 from common.files import read_json
 from pipeline.config import PAIRWISE, Experiment, load_experiment
 from pipeline.data.comparisons import Comparison, Comparisons, of_raters
-from pipeline.data.leakage import linked_groups, near_groups, take_groups
+from pipeline.data.leakage import linked_groups, near_groups, sides_of, take_groups
 from pipeline.data.records import RatedText
 from pipeline.data.splits import ExperimentData, load_data
 from pipeline.stages.reward_sources import folders_of, is_trained, proxy_reward
@@ -51,7 +51,8 @@ def chosen(data: ExperimentData, decided: bool) -> ExperimentData:
     groups = linked_groups(pool, near_groups(pool, "movie-reviews"))
     clear = {text.text for text in data.proxy + data.gold}
     usable = [text for text in pool if not decided or text.text in clear]
-    texts = take_groups(usable, groups, SNIPPETS)[0][:SNIPPETS]
+    sides = sides_of(usable, groups, 0.0)
+    texts = take_groups(usable, groups, sides, SNIPPETS)[0][:SNIPPETS]
     return replace(
         data,
         proxy=[text for text in texts if text.text in clear],

@@ -26,6 +26,10 @@ Record = dict[str, Any]
 # What PPO's settings were where a config left them unset, before their defaults were others.
 _FORMER: dict[str, Any] = {"ppo.lam": 0.95}
 
+# How the embedded texts are divided. Another number where the same config divides them otherwise:
+# what was made before may have learnt from texts that are held out now.
+_DIVISION = 2
+
 
 def _plain(value: Any) -> Any:
     """The value with 1.0 written as 1, so that the two are one setting."""
@@ -162,6 +166,8 @@ def stage_inputs(
             },
             "upstream": {need: prints[need] for need in needs},
         }
+        if reads("data.dataset_name") and experiment.data.dataset_name.startswith("embedded:"):
+            made["division"] = _DIVISION
         record = (records or {}).get(name)
         same = record is not None and not differences(experiment, name, record, made)
         prints[name] = record_print(record) if record and same else fingerprint(made)
@@ -195,7 +201,8 @@ class Difference:
     """Something that a stage in place was made from and that is another now.
 
     Attributes:
-        part: `config`, `content` or `upstream`. key: of the setting, the file's setting, the stage.
+        part: `config`, `content`, `division` or `upstream`.
+        key: of the setting, the file's or data set's setting, or the stage.
         before, now: the two values; UNSET where there is none.
     """
 
@@ -209,6 +216,8 @@ class Difference:
             return f"{self.key} = {self.before!r}, the config now has {self.now!r}"
         if self.part == "content":
             return f"another content of the file that {self.key} names"
+        if self.part == "division":
+            return f"texts of {self.key} that an earlier release divided otherwise"
         return f"the output of an earlier {self.key}"
 
 
@@ -260,6 +269,9 @@ def differences(
         for name in dict.fromkeys([*older, *newer])
         if older.get(name) != newer.get(name)
     ]
+    divided = [record["inputs"].get("division", UNSET), now.get("division", UNSET)]
+    if divided[0] != divided[1] and not changed:  # of another data set it says nothing
+        built.append(Difference("division", "data.dataset_name", *divided))
     return [*changed, *found.values(), *built]
 
 

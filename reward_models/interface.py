@@ -35,6 +35,10 @@ class Scores:
     parts: dict[str, list[float | None]] = field(default_factory=dict)
 
 
+RULES = "rules:"
+"""How the name of a reward that is a rule begins."""
+
+
 class ChatPrompt(str):
     """A conversation as text that also knows its messages, for rewards with a chat template.
 

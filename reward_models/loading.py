@@ -15,8 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from reward_models.calling import RewardCall, checked, to_stderr
-from reward_models.interface import RewardError, is_url, without_secrets
-from reward_models.rules import RULES, rule
+from reward_models.interface import RULES, RewardError, is_url, without_secrets
 
 if TYPE_CHECKING:  # a package that only names rewards need not load it
     import torch
@@ -107,6 +106,8 @@ def load_reward(
             spec, **{"batch_size": batch_size, "warn": warn} | known(spec, arguments or {})
         )
     if kind == "rules":
+        from reward_models.rules import rule
+
         return replace(checked(rule(spec, arguments or {}), spec), warn=warn)
     if kind == "function":
         source, _, name = spec.rpartition(":")

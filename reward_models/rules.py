@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from reward_models.interface import RewardError, RewardFunction
+from reward_models.interface import RULES, RewardError, RewardFunction
 
-RULES = "rules:"
 """What the name of a rule begins with where a reward may be something else."""
 # Scripts without blanks between words, in which a word has no boundary to look for.
 _NO_BLANKS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff"

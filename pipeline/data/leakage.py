@@ -58,35 +58,56 @@ def linked_groups(texts: Sequence[RatedText], near: Groups) -> Groups:
     return _named(texts, links)
 
 
+def sides_of(texts: Sequence[RatedText], groups: Groups, above: float) -> dict[int, bool]:
+    """For each group whether its mean rating is ``above``; all the same where no raters are known.
+
+    A person's texts may be all praise or all criticism (those of the embedded movie reviews are),
+    so parts of whole groups are as balanced as all texts only if each side is divided by itself.
+    """
+    known = any(text.batch is not None for text in texts)
+    ratings: dict[int, list[float]] = {}
+    for text in texts:
+        ratings.setdefault(groups[text.text], []).append(text.rating)
+    return {
+        group: known and sum(of_group) / len(of_group) > above
+        for group, of_group in ratings.items()
+    }
+
+
 def take_groups(
-    texts: Sequence[RatedText], groups: Groups, wanted: int
+    texts: Sequence[RatedText], groups: Groups, sides: Mapping[int, bool], wanted: int
 ) -> tuple[list[RatedText], list[RatedText]]:
-    """Whole groups, in order of their first texts, of ``wanted`` texts or more; and the others."""
+    """Whole groups, in order of their first texts, of ``wanted`` texts or more; and the others.
+
+    Of each side (`sides_of`) they have its share.
+    """
     sizes = Counter(groups[text.text] for text in texts)
+    of_side = Counter(sides[groups[text.text]] for text in texts)
     taken: set[int] = set()
-    count = 0
-    for group in dict.fromkeys(groups[text.text] for text in texts):
-        if count >= wanted:
-            break
-        taken.add(group)
-        count += sizes[group]
+    counts: Counter[bool] = Counter()
+    for group in sizes:
+        side = sides[group]
+        if counts[side] * len(texts) < wanted * of_side[side]:
+            taken.add(group)
+            counts[side] += sizes[group]
     inside = [text for text in texts if groups[text.text] in taken]
     return inside, [text for text in texts if groups[text.text] not in taken]
 
 
 def in_halves(
-    texts: Sequence[RatedText], groups: Groups
+    texts: Sequence[RatedText], groups: Groups, sides: Mapping[int, bool]
 ) -> tuple[list[RatedText], list[RatedText]]:
-    """Two halves of whole groups: each next group goes where there are fewer texts so far.
+    """Two halves of whole groups: each next group goes where fewer texts of its side are so far.
 
-    Where every text is a group of its own, those are every second text from the first and from the
-    second.
+    Where every text is a group of its own, and all are of one side, those are every second text
+    from the first and from the second.
     """
     sizes = Counter(groups[text.text] for text in texts)
-    counts, half_of = [0, 0], {}
-    for group in dict.fromkeys(groups[text.text] for text in texts):
-        half_of[group] = 0 if counts[0] <= counts[1] else 1
-        counts[half_of[group]] += sizes[group]
+    counts, half_of = {side: [0, 0] for side in (False, True)}, {}
+    for group, size in sizes.items():
+        so_far = counts[sides[group]]
+        half_of[group] = 0 if so_far[0] <= so_far[1] else 1
+        so_far[half_of[group]] += size
     first, second = (
         [text for text in texts if half_of[groups[text.text]] == half] for half in (0, 1)
     )

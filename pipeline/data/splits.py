@@ -22,7 +22,14 @@ from pipeline.config import PAIRWISE, TRAINED_HERE, DataSection, Experiment
 from pipeline.data import embedded
 from pipeline.data.columns import Columns
 from pipeline.data.demonstrations import are_demonstrations, read_demonstrations
-from pipeline.data.leakage import Groups, in_halves, linked_groups, near_groups, take_groups
+from pipeline.data.leakage import (
+    Groups,
+    in_halves,
+    linked_groups,
+    near_groups,
+    sides_of,
+    take_groups,
+)
 from pipeline.data.prompts import own_prompts, read_prompts
 from pipeline.data.records import Demonstration, Prompt, RatedText, Row
 from pipeline.data.sources import read_rows
@@ -140,7 +147,8 @@ def _of_texts(
     heldout, rest = rest[: section.heldout], rest[section.heldout :]
     rest = _without_near(rest, heldout, near)
     groups = linked_groups(rest, near)
-    test, training = take_groups(rest, groups, wanted)
+    sides = sides_of(rest, groups, section.positive_above)
+    test, training = take_groups(rest, groups, sides, wanted)
     tested = len(texts) - len(evaluation) - len(heldout) - len(training)
     _check_enough(there, len(texts), asked, tested, section)
     demonstrations = training[: section.demonstrations]
@@ -158,7 +166,7 @@ def _of_texts(
         )
     halves: dict[str, list[RatedText]] = {}
     if rated and labels:
-        halves = dict(zip(_HALVES, in_halves(training, groups), strict=True))
+        halves = dict(zip(_HALVES, in_halves(training, groups, sides), strict=True))
     sides = {part: _decided(half, section, _HALVES[part]) for part, half in halves.items()}
     return ExperimentData(
         demonstrations=[text.text for text in demonstrations],

@@ -20,7 +20,7 @@ from pipeline.config import Experiment, load_experiment, stages
 from pipeline.config.content import content_hash
 from pipeline.config.stages import stage_names
 from pipeline.errors import UserError
-from pipeline.provenance import downstream, fingerprint, stage_inputs
+from pipeline.provenance import differences, downstream, fingerprint, stage_inputs
 
 Load = Callable[..., Experiment]
 STAGES = stage_names()
@@ -221,6 +221,17 @@ def test_a_released_run_of_other_prompts_is_another(fakes: Fakes, load: Load) ->
     runner.run(load(), "sft")
     assert fakes.take() == []
     assert "data.train_prompts = 48, the config now has 64" in refusal(load(), "ppo")
+
+
+def test_embedded_texts_that_were_divided_otherwise_make_another_run(load: Load) -> None:
+    """Today's held-out texts may be among those that an earlier release trained on."""
+    experiment = load("data.dataset_name=embedded:tweets")
+    now = stage_inputs(experiment)["sft"]
+    before = {"inputs": {key: value for key, value in now.items() if key != "division"}}
+    assert differences(experiment, "sft", {"inputs": now}, now) == []
+    (found,) = differences(experiment, "sft", before, now)
+    assert "an earlier release divided otherwise" in str(found)
+    assert "division" not in stage_inputs(load())["sft"]
 
 
 def test_downstream(load: Load) -> None:

@@ -17,6 +17,7 @@ from pipeline.data.leakage import (
     linked_groups,
     near_groups,
     shingles,
+    sides_of,
     take_groups,
 )
 from pipeline.data.records import RatedText
@@ -121,17 +122,32 @@ def test_phrases_that_link_much_of_the_data_are_no_duplicates() -> None:
 def test_groups_stay_together_and_texts_of_their_own_alternate() -> None:
     alone = rated(*"abcdefg")
     single = {text.text: index for index, text in enumerate(alone)}
-    test, rest = take_groups(alone, single, 2)
+    test, rest = take_groups(alone, single, sides_of(alone, single, 0), 2)
     assert [text.text for text in test] == ["a", "b"]
-    halves = in_halves(rest, single)
+    halves = in_halves(rest, single, sides_of(rest, single, 0))
     assert [[text.text for text in half] for half in halves] == [["c", "e", "g"], ["d", "f"]]
     batches = [t for n in range(6) for t in rated(f"{n} x", f"{n} y", batch=n)]
     near = {text.text: index for index, text in enumerate(batches)}
     near["1 x"] = near["0 x"]  # batches 0 and 1 belong together through it
     groups = linked_groups(batches, near)
-    test, rest = take_groups(batches, groups, 3)
+    sides = sides_of(batches, groups, 0)
+    test, rest = take_groups(batches, groups, sides, 3)
     assert {text.batch for text in test} == {0, 1}
-    assert [[text.batch for text in half] for half in in_halves(rest, groups)] == [
+    assert [[text.batch for text in half] for half in in_halves(rest, groups, sides)] == [
         [2, 2, 4, 4],
         [3, 3, 5, 5],
     ]
+
+
+def test_praise_and_criticism_are_divided_each_by_itself() -> None:
+    """Batches of one side alone, as in the movie reviews: one part of them could be all praise."""
+    batches = [
+        RatedText(f"{n} {which}", 2.0 if n < 12 else -2.0, batch=n)
+        for n in range(20)
+        for which in "xy"
+    ]
+    groups = {text.text: text.batch or 0 for text in batches}
+    sides = sides_of(batches, groups, 0.0)
+    test, rest = take_groups(batches, groups, sides, 20)
+    for part in (test, *in_halves(rest, groups, sides)):
+        assert sum(text.rating > 0 for text in part) == pytest.approx(0.6 * len(part), abs=1)
