@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from reward_models.adapters import ADAPTER_CONFIG, load_adapter_classifier, share_weights
+from reward_models.calibration import TEMPERATURE
 from reward_models.calling import to_stderr
 from reward_models.interface import RewardError
 from reward_models.labels import find_positive, weighted
@@ -137,7 +138,7 @@ class SequenceClassifier:
         output that was calibrated to be log-odds."""
         config = self.model.config
         if self.columns is None:
-            return getattr(config, "reward_temperature", None) is not None
+            return getattr(config, TEMPERATURE, None) is not None
         return self.weights is None and config.problem_type not in _INDEPENDENT
 
     def describe(self) -> str:

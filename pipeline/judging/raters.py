@@ -89,7 +89,7 @@ def _batches(texts: Sequence[RatedText], rated: Sequence[int]) -> list[list[int]
     """Texts that the same people rated, two or more together; empty where no data tells."""
     found: dict[tuple[object, int], list[int]] = {}
     for index in rated:
-        batch = getattr(texts[index], "batch", None)
+        batch = texts[index].batch
         if batch is not None:
             found.setdefault((batch, len(texts[index].ratings)), []).append(index)
     return [panel for panel in found.values() if len(panel) > 1]
