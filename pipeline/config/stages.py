@@ -20,7 +20,8 @@ _DPO_METRICS = {
     **{"logps/chosen": None, "logps/rejected": None},
     **{"logits/chosen": None, "logits/rejected": None},
 }
-_PPO_METRICS = {"objective": True, "scores": True, "kl": None, "length": None, "ended": None}
+_PPO_METRICS = {"objective": True, "scores": True, "gold": True}
+_PPO_METRICS |= {"kl": None, "length": None, "ended": None}
 
 
 # Of the model section, what SFT does without.

@@ -118,6 +118,11 @@ class PPOConfig(TrainingArguments):
             A policy that far from the reference has mostly left the texts that the reward was
             made for, and at 50 nats few of its completions could have come from the reference.
         kl_stop: end the run there, with a checkpoint and an error; ``None`` = never.
+        gold_stop: end the run, without an error, at the evaluation where the judge's mean mark is
+            below its best by more than the interval of the difference (95 %, paired by prompt and
+            shared by all pairs of evaluations). The last weights are the result; with
+            ``load_best_model_at_end`` and ``metric_for_best_model: gold`` the best checkpoint's,
+            chosen by the judge, so that its marks on those prompts are no longer free of choice.
 
     > Memory and logging
 
@@ -195,6 +200,7 @@ class PPOConfig(TrainingArguments):
     reward_retries: Annotated[int, Ge(0)] = 2
     kl_warning: AboveZero | None = 50.0
     kl_stop: AboveZero | None = None
+    gold_stop: bool = False
 
     # Memory and logging
     cache_trunk: bool = True
@@ -271,6 +277,8 @@ class PPOConfig(TrainingArguments):
             yield "kl_estimator", "k2 or k3 with kl_in: loss"
         if values["kl_target"] is not None and values["kl_coef"] == 0:
             yield "kl_coef", "above 0 with kl_target"
+        if values["gold_stop"] and values["eval_strategy"] in ("no", None):
+            yield "eval_strategy", "steps or epoch with gold_stop, which looks at evaluations"
         if values["save_steps"] < 1:
             yield "save_steps", "a number of steps, at least 1"
 

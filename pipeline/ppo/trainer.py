@@ -51,10 +51,16 @@ from pipeline.ppo.rollout import (
 )
 from pipeline.ppo.upkeep import distributed
 from pipeline.ppo.upkeep.base import BaseTrainer, SampleLog
+from pipeline.ppo.upkeep.gold import GoldWatch
 from pipeline.ppo.upkeep.guards import failed_reward, reward_call
 from pipeline.ppo.upkeep.metrics import evaluation_metrics, part_metrics
-from pipeline.ppo.upkeep.sharing import evaluation_part, rollout_draws, share
-from reward_models import RewardError, RewardFunction, Scores
+from pipeline.ppo.upkeep.sharing import (
+    evaluation_part,
+    rollout_draws,
+    share,
+    whole_evaluation,
+)
+from reward_models import RewardCall, RewardError, RewardFunction, Scores
 
 _HORIZONS = 20  # of the KL controller in a run, where its length is not configured
 
@@ -75,6 +81,8 @@ class PPOTrainer(BaseTrainer):
         train_dataset: prompts, plain text or lists of messages; or rows with a column ``prompt``,
             such as a ``datasets.Dataset``, whose other columns are the reward's.
         eval_dataset: prompts that :meth:`evaluate` samples.
+        gold_function: a judge, as ``reward_function``, that is never optimised against: it scores
+            the evaluation prompts' completions, and nothing else.
         callbacks: as for the Trainer.
         log_samples: called after each rollout with the step and a few rows of text and scores.
     """
@@ -87,6 +95,7 @@ class PPOTrainer(BaseTrainer):
         processing_class: PreTrainedTokenizerBase,
         train_dataset: Sequence[Prompt] | Dataset,
         eval_dataset: Sequence[Prompt] | Dataset | None = None,
+        gold_function: RewardFunction | None = None,
         callbacks: list[TrainerCallback] | None = None,
         log_samples: SampleLog | None = None,
     ) -> None:
@@ -96,8 +105,11 @@ class PPOTrainer(BaseTrainer):
         train_dataset = as_prompts(train_dataset)
         eval_dataset = as_prompts(eval_dataset) if eval_dataset else None
         self.reward = reward_call(reward_function, args)
+        self.gold = None if gold_function is None else reward_call(gold_function, args)
         for prompts in (train_dataset, eval_dataset or []):
             check_columns(self.reward, prompts)
+        if self.gold is not None:
+            check_columns(self.gold, eval_dataset or [])
         one_device(args)
         base = prepare(base_of(model), processing_class)
         if isinstance(model, PeftModel):  # keeps one of its own, which generate() puts in place
@@ -115,6 +127,9 @@ class PPOTrainer(BaseTrainer):
         if args.float32_logits:
             make_head_float32(model)
         check_policy(model, processing_class, longest)
+        if args.gold_stop and self.gold is None:
+            raise UserError("gold_stop: there is no judge to stop by; pass gold_function")
+        self.gold_watch = GoldWatch()
         for line in args.advice():
             say(f"warning: {line}")
         horizon = args.kl_horizon or args.planned_episodes(len(train_dataset)) / _HORIZONS
@@ -250,14 +265,14 @@ class PPOTrainer(BaseTrainer):
                 model, lambda: self.memory.fit("generating", rows, draw)
             )
 
-    def _reward(self, completions: Sequence[Completion]) -> Scores:
-        """What the reward says of the completions.
+    def _reward(self, completions: Sequence[Completion], judge: RewardCall | None = None) -> Scores:
+        """What the reward, or the judge, says of the completions.
 
         Raises:
             FailedReward: there are none; the batch with what the function returned is saved.
         """
         try:
-            return score_completions(self.reward, completions)
+            return score_completions(judge or self.reward, completions)
         except RewardError as error:
             step = self.state.global_step
             raise failed_reward(error, completions, self.args, step) from error
@@ -385,7 +400,8 @@ class PPOTrainer(BaseTrainer):
         Returns:
             ``eval_scores``, ``eval_kl`` (exact, nats), ``eval_objective`` = scores − β·KL with
             the configured β, ``eval_length`` and ``eval_ended``; means over all processes. Of a
-            reward made of several, ``eval_rewards/<name>/mean`` and ``/std`` of each.
+            reward made of several, ``eval_rewards/<name>/mean`` and ``/std`` of each. With a judge
+            also ``eval_gold`` and its standard error over prompts, ``eval_gold_se``.
             ``metric_for_best_model: objective`` with ``greater_is_better`` keeps the best.
         """
         prompts: Any = self.eval_dataset if eval_dataset is None else eval_dataset
@@ -394,24 +410,36 @@ class PPOTrainer(BaseTrainer):
         args = self.args
         if eval_dataset is not None:
             prompts = as_prompts(prompts)
-            check_columns(self.reward, prompts)
+            for function in filter(None, (self.reward, self.gold)):
+                check_columns(function, prompts)
         if eval_dataset is not None and not self.is_fsdp_enabled:  # whose layers are split by now
             base = base_of(self.actor_critic.policy)
             check_prompts(base, self.tokenizer, prompts, args.response_length, "evaluation")
         encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
-        rows, count, draws = evaluation_part([len(ids) for ids in encoded], args)
+        rows, draws = evaluation_part([len(ids) for ids in encoded], args)
         own = [prompts[row] for row in rows], [encoded[row] for row in rows]
         completions = self._sample(*own, draws, args.seed)
         said = self._reward(completions)
-        scores = self._column(said.total)
         batch, record, *_ = self._record(completions, args.per_device_eval_batch_size)
-        ended = torch.tensor([float(c.ended) for c in completions], device=args.device)
-        kl, lengths = record.exact_kl.double().sum(1), batch.mask.sum(1)
-        columns = [column[:count] for column in (scores, kl, ended, lengths)]
-        means = evaluation_metrics(columns, args.kl_coef, self.sum_over_processes)
-        parts = {name: part[:count] for name, part in self._parts(said).items()}
-        means |= part_metrics(parts, self.sum_over_processes)
+        columns = {
+            "scores": self._column(said.total),
+            "kl": record.exact_kl.sum(1, dtype=torch.float64),
+            "ended": self._column([c.ended for c in completions]),
+            "length": batch.mask.sum(1),
+        }
+        if self.gold is not None:
+            columns["gold"] = self._column(self._reward(completions, self.gold).total)
+        whole, parts = (
+            {
+                name: whole_evaluation(self.gather_rows(column.double()), len(prompts))
+                for name, column in group.items()
+            }
+            for group in (columns, self._parts(said))
+        )
+        means = evaluation_metrics(whole, args.kl_coef) | part_metrics(parts, lambda sums: sums)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(dict(metrics))
+        if eval_dataset is None:
+            self.on_evaluation(whole)
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
         return metrics

@@ -171,6 +171,33 @@ def calibration(reward: Mapping[str, Any]) -> Figure | None:
 
 
 @styled
+def gold_kl(rows: Rows) -> Figure | None:
+    """Reward and judge over √KL, as PPO's evaluations measured them; None from fewer than two."""
+    names = ("eval_kl", "eval_scores", "eval_gold", "eval_gold_se")
+    found = [[row.get(name) for name in names] for row in rows if row.get("eval_gold") is not None]
+    points = [row for row in found if None not in row[:3]]
+    if len(points) < 2:
+        return None
+    drawn, axes = figure(3.2)
+    kl, reward, gold, error = np.array(points, dtype=float).T
+    root = np.sqrt(np.maximum(kl, 0.0))
+    axes.plot(root, reward, color=PALETTE["accent"], ls="--", marker="o", ms=4, mfc="none")
+    axes.plot(root, gold, color=PALETTE["second"], marker="o", ms=4)
+    low, high = gold - 1.96 * np.nan_to_num(error), gold + 1.96 * np.nan_to_num(error)
+    axes.vlines(root, low, high, color=PALETTE["second"], lw=1, alpha=0.7)
+    axes.set_xlabel("√KL from the reference, KL in nats a completion")
+    axes.set_ylabel("mean score")
+    label_ends(
+        axes,
+        {
+            "reward": ((root[-1], reward[-1]), PALETTE["accent"]),
+            "judge": ((root[-1], gold[-1]), PALETTE["second"]),
+        },
+    )
+    return drawn
+
+
+@styled
 def curves(rows: Rows, panels: Mapping[str, str], colour: str) -> Figure | None:
     """Training curves under each other over the optimizer step.
 

@@ -82,6 +82,14 @@ def pictures(outputs: Outputs) -> dict[str, Picture]:
             figures.proxy_gold(results, outputs.samples, same),
         ),
         (
+            "gold_kl",
+            "Reward and judge as PPO trained",
+            "At evaluations on validation prompts, with the judge's 95\u00a0% interval. A judge"
+            " that falls while the reward rises is over-optimisation. It is an audit after the"
+            " fact, with errors of its own, and no early warning.",
+            figures.gold_kl(history.get(PPO.name, [])),
+        ),
+        (
             "calibration",
             "Calibration of the classifiers",
             "Of the texts that a classifier calls positive with 80\u00a0% probability,"

@@ -7,11 +7,13 @@ from typing import Any
 from pipeline.config import Experiment
 from pipeline.data.splits import load_data
 from pipeline.data.validation import validation_prompts
+from pipeline.output.metrics_file import read_metrics
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.ppo.upkeep.state import put
+from pipeline.report import figures
 from pipeline.stages import tracking
-from pipeline.stages.reward_sources import proxy_reward
+from pipeline.stages.reward_sources import gold_reward, judge_is_proxy, proxy_reward
 from pipeline.stages.training import (
     evaluates,
     fit,
@@ -19,7 +21,9 @@ from pipeline.stages.training import (
     save_trained,
     stage_arguments,
 )
+from reward_models import RewardFunction
 
+EVALUATIONS = "evaluations.jsonl"
 # With these the Trainer would look for a loss, which PPO's evaluations do not have.
 _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 
@@ -33,10 +37,27 @@ def _best_by(experiment: Experiment) -> str | None:
 
 @tracking.tracked("ppo")
 def run(experiment: Experiment) -> None:
-    """Train on ``data.train_prompts`` and write ``ppo/model``.
+    """Train on ``data.train_prompts`` against the config's reward and write ``ppo/model``."""
+    step = train(experiment)
+    history = experiment.stage_dir("ppo") / "metrics.jsonl"
+    tracking.log_picture("ppo/gold_kl", lambda: figures.gold_kl(read_metrics(history)), step)
+
+
+def train(
+    experiment: Experiment,
+    reward: RewardFunction | None = None,
+    gold: RewardFunction | None = None,
+) -> int:
+    """What :func:`run` does, with trackers started or without.
 
     What it is evaluated on, where it is, and the best is chosen by, are
-    ``data.validation_prompts``.
+    ``data.validation_prompts``. There the judge scores too.
+
+    Args:
+        reward: optimised instead of the config's. gold: judges instead of the config's.
+
+    Returns:
+        the optimizer steps that were taken.
     """
     data = load_data(experiment)
     generation = experiment.generation
@@ -58,7 +79,9 @@ def run(experiment: Experiment) -> None:
     model, tokenizer = load_trainable_sft(experiment)
     # Weights that a launcher splits or moves cannot be shared.
     moved = sharded(arguments) or arguments.deepspeed_plugin is not None
-    reward = proxy_reward(experiment, None if moved else model)
+    reward = reward or proxy_reward(experiment, None if moved else model)
+    if gold is None and held and not judge_is_proxy(experiment):
+        gold = gold_reward(experiment)
 
     def log_samples(step: int, rows: list[dict[str, Any]]) -> None:
         if step % (8 * arguments.steps_per_rollout) == 0:
@@ -71,9 +94,11 @@ def run(experiment: Experiment) -> None:
         processing_class=tokenizer,
         train_dataset=prompts,
         eval_dataset=held,
+        gold_function=gold,
         log_samples=log_samples,
     )
     trainer.journal.folder = experiment.stage_dir("ppo") / "rollouts"
+    trainer.evaluations.path = experiment.stage_dir("ppo") / EVALUATIONS
     fit(trainer, experiment, "ppo")
     policy, weights = trainer.actor_critic.policy, trainer.policy_weights()
     if weights is not None and trainer.is_world_process_zero():
@@ -81,3 +106,4 @@ def run(experiment: Experiment) -> None:
         policy, _ = load_trainable_sft(experiment)
         put(weights, policy, "ppo")
     save_trained(trainer, experiment, "ppo", policy)
+    return trainer.state.global_step

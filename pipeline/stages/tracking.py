@@ -174,7 +174,13 @@ def log_comparison(results: dict[str, Any], draw: Callable[[], Figure | None]) -
     for tracker in _trackers.values():
         tracker.table("compare/methods", [{"method": n, **row} for n, row in methods.items()], 0)
         tracker.log(0, numbers)
-        tracker.picture("compare/reward_kl", draw, 0)
+    log_picture("compare/reward_kl", draw, 0)
+
+
+def log_picture(name: str, draw: Callable[[], Figure | None], step: int) -> None:
+    """Log the picture that ``draw`` makes, if it makes one, where a tracker takes it."""
+    for tracker in _trackers.values():
+        tracker.picture(name, draw, step)
 
 
 class GuardedWandbCallback(WandbCallback):

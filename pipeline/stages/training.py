@@ -30,7 +30,8 @@ from pipeline.output.checkpoints import (
     last_complete,
     set_aside_after,
 )
-from pipeline.output.console import is_main_process
+from pipeline.output.console import is_main_process, say
+from pipeline.ppo.upkeep.base import BaseTrainer
 from pipeline.stages import tracking
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -152,7 +153,12 @@ def resume(trainer: Trainer) -> None:
     checkpoint = _resume_point(Path(str(trainer.args.output_dir)))
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        if state.global_step >= state.max_steps and state.global_step >= _last_step(trainer):
+        ended = isinstance(trainer, BaseTrainer) and trainer.ended_at(checkpoint)
+        if ended:
+            say(f"PPO: gold_stop has ended this run at step {state.global_step}")
+        if ended or (
+            state.global_step >= state.max_steps and state.global_step >= _last_step(trainer)
+        ):
             _load_finished(trainer, checkpoint, state)
             return
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -6,7 +6,8 @@ Trainer's methods where one of them has a part, :class:`Hooks` is its one callba
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pipeline.ppo.control import KLController, RunningDeviation
 from pipeline.ppo.prefix import PrefixCritic
 from pipeline.ppo.rollout import Microbatch, Rollout
 from pipeline.ppo.upkeep import distributed, state
+from pipeline.ppo.upkeep.gold import EvaluationsFile, GoldWatch
 from pipeline.ppo.upkeep.guards import Guards
 from pipeline.ppo.upkeep.journal import Journal, sample_rows
 from pipeline.ppo.upkeep.memory import Memory
@@ -45,15 +47,16 @@ class Prompts:
 class BaseTrainer(Trainer):
     """The Trainer with guards, memory, processes, journal, metrics and performance.
 
-    A subclass sets ``kl_control``, ``score_deviation`` and ``prefix_critic``, which checkpoints
-    hold, before it calls ``__init__``, and gives ``_prepare_inputs``, ``compute_loss`` and
-    :meth:`gate_gradients`.
+    A subclass sets ``kl_control``, ``score_deviation``, ``prefix_critic`` and ``gold_watch``,
+    which checkpoints hold, before it calls ``__init__``, and gives ``_prepare_inputs``,
+    ``compute_loss`` and :meth:`gate_gradients`.
     """
 
     args: PPOConfig
     kl_control: KLController
     score_deviation: RunningDeviation
     prefix_critic: PrefixCritic
+    gold_watch: GoldWatch
 
     def __init__(
         self,
@@ -73,6 +76,8 @@ class BaseTrainer(Trainer):
         self.update_metrics = UpdateMetrics()
         self.performance = Performance(self.args.device)
         self.journal = Journal(Path(str(args.output_dir)) / "rollouts", processing_class)
+        self.evaluations = EvaluationsFile(Path(str(args.output_dir)) / "evaluations.jsonl")
+        self._within_loop = False
         self.guards = Guards(self.args)
         self.memory = Memory(self.args.world_size, self._undo_minibatch)
         self._hooks = Hooks(self)
@@ -84,8 +89,8 @@ class BaseTrainer(Trainer):
         return self.accelerator.unwrap_model(self.model)  # type: ignore[return-value]
 
     @property
-    def _controllers(self) -> tuple[KLController, RunningDeviation, PrefixCritic]:
-        return self.kl_control, self.score_deviation, self.prefix_critic
+    def _controllers(self) -> tuple[KLController, RunningDeviation, PrefixCritic, GoldWatch]:
+        return self.kl_control, self.score_deviation, self.prefix_critic, self.gold_watch
 
     @property
     def rollout_index(self) -> int:
@@ -137,6 +142,39 @@ class BaseTrainer(Trainer):
             if self.log_samples is not None:
                 self.log_samples(step, sample_rows(rollout, self.args))
         return metrics
+
+    def on_evaluation(self, columns: Mapping[str, Tensor]) -> None:
+        """Keep what an evaluation while training measured; end the run where gold has fallen.
+
+        Args:
+            columns: ``scores``, ``kl`` and where there is a judge ``gold``; of every prompt.
+        """
+        step = self.state.global_step
+        if not self.is_in_train or (step > 0 and not self._within_loop):
+            return  # an evaluation of one's own, or the one that a resumed run begins with
+        row = {
+            name: columns[name].tolist() if name in columns else None
+            for name in ("scores", "kl", "gold")
+        }
+        if self.is_world_process_zero():
+            self.evaluations.write({"step": step, **row})
+        judged = row["gold"]
+        if judged is None:
+            return
+        fall = self.gold_watch.look(step, judged, self._planned_evaluations())
+        if self.args.gold_stop and self.gold_watch.fallen:
+            self.guards.tell_gold(step, fall, self.gold_watch.step)
+            self.control.should_save = self.control.should_training_stop = True
+
+    def _planned_evaluations(self) -> int:
+        """How many there are in the whole run, the one at its start too."""
+        if self.args.eval_strategy == "steps" and self.state.eval_steps:
+            return int(self.state.max_steps // self.state.eval_steps) + 1
+        return math.ceil(self.state.num_train_epochs) + 1
+
+    def ended_at(self, checkpoint: Path) -> bool:
+        """Whether ``gold_stop`` ended the run there: it is not to go on."""
+        return self.args.gold_stop and state.gold_has_fallen(checkpoint)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was gathered since the last log event, over all processes."""
@@ -191,7 +229,9 @@ class BaseTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         self._hooks.hold(self.args, self.state, self.control)
+        self._within_loop = True
         super()._maybe_log_save_evaluate(*args, **kwargs)  # type: ignore[misc]
+        self._within_loop = False
         self._hooks.hold(self.args, self.state, self.control)  # on_log may ask to stop
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -266,11 +306,12 @@ class Hooks(CompleteMarker):
         self._held: set[str] = set()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Begin the journal where the run goes on."""
+        """Begin the journals where the run goes on."""
         super().on_train_begin(args, state, control)
         self._held.clear()
         if state.is_world_process_zero:
             self._trainer.journal.begin(state.global_step)
+            self._trainer.evaluations.begin(state.global_step)
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         """Order the prompts."""

@@ -187,6 +187,18 @@ class Guards:
         """Whether KL exceeded ``kl_stop``."""
         return self._stop is not None
 
+    def tell_gold(self, step: int, fall: float, best: int) -> None:
+        """Say that ``gold_stop`` ends the run, and which weights it leaves.
+
+        Args:
+            fall: how far gold is below its best. best: the step of that.
+        """
+        say(
+            f"PPO step {step}: gold is {fall:.3g} below its best, of step {best}, by more than the"
+            " interval of the difference; the run ends here (gold_stop), with"
+            f" {'the best' if self.args.load_best_model_at_end else 'its last'} weights"
+        )
+
     def end(self, step: int) -> None:
         """Tell why, after all else that is to happen when training ends.
 

@@ -5,7 +5,7 @@ Sums, means and extremes are over all processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -212,19 +212,20 @@ class UpdateMetrics:
         return metrics
 
 
-def evaluation_metrics(
-    columns: Sequence[Tensor], beta: float, reduce_sum: ReduceSum
-) -> dict[str, float]:
-    """Means over all processes' completions.
+def evaluation_metrics(columns: Mapping[str, Tensor], beta: float) -> dict[str, float]:
+    """Means over the completions of all processes.
 
     Args:
-        columns: scores, KL (nats), whether it ended, and length of this process's; ``(B,)`` each.
+        columns: ``scores``, ``kl`` (nats), ``ended`` and ``length``, and where there is a judge
+            ``gold``; ``(B,)`` each.
 
     Returns:
-        ``scores``, ``kl``, ``objective`` = scores − β·KL, ``ended`` and ``length``.
+        the means under these names, ``objective`` = scores − β·KL, and with a judge and two prompts
+        or more ``gold_se``, the standard error over the prompts.
     """
-    sums = [column.double().sum() for column in (*columns, torch.ones_like(columns[0]))]
-    total = reduce_sum(torch.stack(sums))
-    score, kl, ended, length = (total[:4] / total[4]).tolist()
-    objective = score - beta * kl
-    return {"scores": score, "kl": kl, "objective": objective, "ended": ended, "length": length}
+    means = {name: float(column.double().mean()) for name, column in columns.items()}
+    means["objective"] = means["scores"] - beta * means["kl"]
+    gold = columns.get("gold")
+    if gold is not None and len(gold) > 1:
+        means["gold_se"] = float(gold.double().std()) / len(gold) ** 0.5
+    return means

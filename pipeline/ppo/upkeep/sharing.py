@@ -89,8 +89,10 @@ def rollout_draws(lengths: Sequence[int], args: PPOConfig, seed: int) -> Tensor:
     return uniform_draws(everyone, rows, args.response_length, seed)
 
 
-def evaluation_part(lengths: Sequence[int], args: PPOConfig) -> tuple[list[int], int, Tensor]:
-    """This process's part of all prompts: its rows, how many of them count, and what they draw.
+def evaluation_part(lengths: Sequence[int], args: PPOConfig) -> tuple[list[int], Tensor]:
+    """This process's part of all prompts: its rows, and what they draw.
+
+    The rows of P processes are dealt in turn; :func:`whole_evaluation` puts them back in order.
 
     Every process gets equally many, or some would wait in a collective that others never reach:
     where they do not go around, prompts are repeated, and the repetitions do not count.
@@ -101,7 +103,16 @@ def evaluation_part(lengths: Sequence[int], args: PPOConfig) -> tuple[list[int],
     rows = range(args.process_index, len(lengths), args.world_size)
     share = -(-len(lengths) // args.world_size)
     padded = [*rows, *[0] * (share - len(rows))]
-    return padded, len(rows), uniform_draws(lengths, padded, args.response_length, args.seed)
+    return padded, uniform_draws(lengths, padded, args.response_length, args.seed)
+
+
+def whole_evaluation(gathered: Tensor, count: int) -> Tensor:
+    """The column ``(count,)`` of all prompts, in their order, from every process's part.
+
+    Args:
+        gathered: ``(P, share)``, the parts that :func:`evaluation_part` gave, repetitions too.
+    """
+    return gathered.T.flatten()[:count]
 
 
 # -- minibatches -----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from pipeline.lm.models import base_of
 from pipeline.ppo.actor_critic import ActorCritic
 from pipeline.ppo.control import KLController, RunningDeviation
 from pipeline.ppo.prefix import PrefixCritic
+from pipeline.ppo.upkeep.gold import GoldWatch
 
 TRAINED = "trained.safetensors"
 VALUE_HEAD = "value_head.safetensors"
@@ -33,6 +34,7 @@ def save(
     control: KLController,
     deviation: RunningDeviation,
     critic: PrefixCritic | None = None,
+    gold: GoldWatch | None = None,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
     """Write policy (or adapter), tokenizer, critic and controllers into ``folder``.
@@ -59,6 +61,8 @@ def save(
     kept = {"kl_coef": control.coefficient, "deviation": vars(deviation)}
     if critic is not None:
         kept["prefix_critic"] = critic.sums.tolist()  # JSON keeps every digit of a float64
+    if gold is not None:
+        kept["gold"] = vars(gold)
     write_json(folder / STATE, kept)
 
 
@@ -68,6 +72,7 @@ def load(
     control: KLController,
     deviation: RunningDeviation,
     critic: PrefixCritic | None = None,
+    gold: GoldWatch | None = None,
 ) -> None:
     """Read back what :func:`save` wrote, into the objects at hand.
 
@@ -78,7 +83,7 @@ def load(
     weights = _adapters(folder) if isinstance(policy, PeftModel) else _whole(folder, policy)
     put(weights, policy, folder)
     model.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
-    load_controllers(folder, control, deviation, critic)
+    load_controllers(folder, control, deviation, critic, gold)
 
 
 def _trained(policy: nn.Module) -> dict[str, Tensor]:
@@ -152,6 +157,7 @@ def load_controllers(
     control: KLController,
     deviation: RunningDeviation,
     critic: PrefixCritic | None = None,
+    gold: GoldWatch | None = None,
 ) -> None:
     """The part of :func:`load` that is not weights."""
     state = read_json(folder / STATE)
@@ -159,6 +165,13 @@ def load_controllers(
     vars(deviation).update(state["deviation"])
     if critic is not None and "prefix_critic" in state:
         critic.sums = torch.tensor(state["prefix_critic"], dtype=torch.float64)
+    if gold is not None and "gold" in state:
+        vars(gold).update(state["gold"])
+
+
+def gold_has_fallen(folder: Path) -> bool:
+    """Whether the judge's marks had fallen when the checkpoint was saved."""
+    return bool(read_json(folder / STATE).get("gold", {}).get("fallen"))
 
 
 def policy_weights(model: ActorCritic) -> dict[str, Tensor] | None:

@@ -133,8 +133,8 @@ def test_overrides(tiny: Path) -> None:
         ("sft.save_strategy=best", "set sft.eval_strategy=steps too"),
         (
             "ppo.metric_for_best_model=objective/scores",
-            "expected one of objective, scores, kl, length, ended, found 'objective/scores'; did"
-            " you mean scores?",
+            "expected one of objective, scores, gold, kl, length, ended, found"
+            " 'objective/scores'; did you mean scores?",
         ),
         ("dpo.metric_for_best_model=eval_rewards/margin", "did you mean rewards/margins?"),
         ("reward.metric_for_best_model=f1", "expected one of loss, accuracy, found 'f1'"),

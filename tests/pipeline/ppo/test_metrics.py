@@ -181,16 +181,24 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         scores = letters(prompts, completions)
         return Scores(scores, None, {"<name>": [*scores]})
 
-    trainer, recorder = make_trainer(folder, reward, log_completions=2, whiten_advantages=False)
+    kept = {"log_completions": 2, "whiten_advantages": False}
+    trainer, recorder = make_trainer(
+        folder, reward, gold=letters, eval_strategy="steps", eval_steps=12, **kept
+    )
     trainer.train()
     rows = [row for row in recorder.logs if "objective/scores" in row]
-    return {"folder": folder / "rollouts", "logs": rows, "trainer": trainer}
+    evaluated = [row for row in recorder.logs if "eval_scores" in row]
+    return {
+        "folder": folder / "rollouts", "logs": rows, "trainer": trainer, "evaluated": evaluated
+    }  # fmt: skip
 
 
 def test_the_documentation_lists_exactly_what_is_logged(run: dict[str, Any]) -> None:
     documented = re.findall(r"^\| `([^`]+)` \|", DOC.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(documented) == len(set(documented))
-    assert set(documented) == set(run["logs"][-1])
+    of_parts = {name for name in run["evaluated"][-1] if "/" in name}  # as those of a rollout
+    assert {name.removeprefix("eval_") for name in of_parts} <= set(documented)
+    assert set(documented) == {*run["logs"][-1], *run["evaluated"][-1]} - of_parts
 
 
 def test_logged_numbers_agree_with_each_other(run: dict[str, Any]) -> None:

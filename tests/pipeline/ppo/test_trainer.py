@@ -35,7 +35,11 @@ class Recorder(TrainerCallback):
 
 
 def make_trainer(
-    folder: Path, reward=letters, section: dict[str, Any] | None = None, **arguments: Any
+    folder: Path,
+    reward=letters,
+    section: dict[str, Any] | None = None,
+    gold: Any = None,
+    **arguments: Any,
 ) -> tuple[PPOTrainer, Recorder]:
     settings: dict[str, Any] = {
         "output_dir": str(folder),
@@ -64,6 +68,7 @@ def make_trainer(
         processing_class=tokenizer,
         train_dataset=PROMPTS,
         eval_dataset=PROMPTS[:8],
+        gold_function=gold,
         callbacks=[recorder],
     )
     return trainer, recorder

@@ -22,7 +22,7 @@ from pipeline.report import figures, page, plotting, verdict
 EVIL = '<script>alert(1)</script> | a | "b" & *c* `d`\n# e \x1b[2J'
 
 DRAWN = {
-    "reward_kl", "optimality", "proxy_gold", "calibration", "optimum",
+    "reward_kl", "optimality", "proxy_gold", "gold_kl", "calibration", "optimum",
     "training_ppo", "training_dpo", "training_sft",
 }  # fmt: skip
 RESULTS: dict[str, Any] = {
@@ -93,6 +93,11 @@ def histories(rng: np.random.Generator) -> dict[str, list[dict[str, Any]]]:
             "policy/clipfrac_avg": max(0.0, 0.09 + 0.03 * noise[3]),
             "val/explained_variance": 0.75 * t + 0.04 * noise[4],
         })  # fmt: skip
+        if step % 16 == 0:
+            ppo.append({
+                "step": step, "eval_scores": 3 * t, "eval_kl": 1.1 * t, "eval_gold": 2 * t,
+                "eval_gold_se": 0.2,
+            })  # fmt: skip
     sft = [{"step": s, "loss": 4.3 + math.exp(-s / 12)} for s in range(5, 76, 5)]
     dpo = [
         {"step": s, "loss": 0.69 - 0.1 * (1 - math.exp(-s / 20)) + 0.01 * rng.normal(),

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from pipeline import runner
 from pipeline.config import Experiment, load_experiment
+from pipeline.output.metrics_file import read_metrics
+from pipeline.report import figures
 
 EVERY = {"sft": 4, "ppo": 4, "dpo": 2}
 SETTINGS = [
@@ -43,9 +45,16 @@ def trained(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     rules = folder / "rules.py"
     rules.write_text(
         "def length(prompts, completions):\n    return [len(c) for c in completions]\n"
+        "def words(prompts, completions):\n    return [len(c.split()) for c in completions]\n"
     )
     experiment = load_experiment(
-        tiny, [*SETTINGS, f"output_dir={folder / 'run'}", f"reward.source={rules}:length"]
+        tiny,
+        [
+            *SETTINGS,
+            f"output_dir={folder / 'run'}",
+            f"reward.source={rules}:length",
+            f"reward.gold={rules}:words",
+        ],
     )
     for stage in ("sft", "reward", "ppo", "dpo"):
         runner.run(experiment, stage)
@@ -76,6 +85,17 @@ def test_the_best_by_the_heldout_part_is_kept(
     assert all(bool((kept[name] == model[name]).all()) for name in model)
     if stage == "sft":  # its loss is the largest at first: the best is not the last
         assert chosen == steps[0]
+
+
+def test_the_judge_scores_what_ppo_is_evaluated_on(trained: Experiment) -> None:
+    gold, errors = (rows(trained, "ppo", key) for key in ("eval_gold", "eval_gold_se"))
+    lines = (trained.stage_dir("ppo") / "evaluations.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in lines]
+    assert [row["step"] for row in kept] == list(gold) == list(errors)
+    for row in kept:
+        assert sum(row["gold"]) / len(row["gold"]) == pytest.approx(gold[row["step"]])
+        assert all(0 <= words <= 8 and words == int(words) for words in row["gold"])
+    assert figures.gold_kl(read_metrics(trained.stage_dir("ppo") / "metrics.jsonl")) is not None
 
 
 def test_a_reference_that_is_fine_tuned_already(tiny: Path, trained: Experiment) -> None:
