@@ -30,6 +30,10 @@ TOOLS = {
         "judge the rewards against the people they stand for",
         "pipeline.judging.command",
     ),
+    "overoptimise": (
+        "proxy and gold as optimisation goes on: best-of-n, PPO, ensembles",
+        "pipeline.overoptimise.command",
+    ),
     "inspect": ("a page that shows a PPO rollout token by token", "pipeline.report.inspection"),
 }
 PREVIEW = "pipeline.preview"

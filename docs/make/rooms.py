@@ -63,6 +63,7 @@ ORDER: list[str] = [
     "pipeline.longer",
     "pipeline.planning",
     "pipeline.runner",
+    "pipeline.overoptimise",
     "pipeline.certify",
     "pipeline.label",
     "pipeline.judging",

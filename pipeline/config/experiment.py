@@ -40,6 +40,7 @@ from pipeline.config.sections import (
     DPOSection,
     GenerationSection,
     ModelSection,
+    OveroptimiseSection,
     PairsSection,
     PPOSection,
     RewardSection,
@@ -70,6 +71,7 @@ class Experiment(Section):
     pairs: PairsSection = PairsSection()
     dpo: DPOSection = DPOSection()
     compare: CompareSection = CompareSection()
+    overoptimise: OveroptimiseSection = OveroptimiseSection()
     tracking: TrackingSection = TrackingSection()
 
     @model_validator(mode="before")
@@ -192,6 +194,10 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
             f"{compare.best_of_n} is above compare.reference_samples"
             f" ({compare.reference_samples}), from which the best are taken",
         )
+    section = experiment.overoptimise
+    for size in section.ppo_sizes if section.betas else ():
+        if size not in section.sizes:
+            yield "overoptimise.ppo_sizes", f"{size} is none of overoptimise.sizes; add it there"
     given = experiment.trainer_args("dpo")
     yield from loss_problems(given, experiment.pairs, data.preferences_name is not None)
     yield from _reward_contradictions(experiment)
@@ -201,6 +207,12 @@ def _reward_contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Settings of the reward that would cut completions away, or that nothing reads."""
     reward, tokens = experiment.reward, experiment.generation.max_new_tokens
     length = reward.max_length or TRAINED_LENGTH
+    no_judge = not reward.trains_here() and reward.gold in (None, reward.source)
+    if no_judge and experiment.trainer_args("ppo").get("gold_stop"):
+        yield (
+            "ppo.gold_stop",
+            "true has no judge to stop by: it would be the reward itself; set reward.gold",
+        )
     if reward.trains_here() and tokens >= length:
         yield (
             "reward.max_length",

@@ -318,6 +318,32 @@ class CompareSection(Section):
     """Resamples (of prompts) behind each interval."""
 
 
+class OveroptimiseSection(Section):
+    """`rlhf overoptimise`: proxies of several sizes, optimised ever harder, and what gold says.
+
+    Every reward is on one scale: mean 0 and standard deviation 1 over π_ref's samples.
+    """
+
+    sizes: Annotated[list[Count | Literal["all"]], Field(min_length=1)] = [100, 400, "all"]
+    """Rated texts that a proxy learns from: the first so many of the proxy's half, or all of it."""
+    members: Annotated[int, Field(ge=2)] = 3
+    """Proxies of each size; they differ by their seed, and together are the ensemble."""
+    penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """k of the uncertainty penalty: the members' mean less k of their standard deviations."""
+    samples: Annotated[int, Field(ge=2)] = 128
+    """Samples of π_ref for each evaluation prompt; best-of-n goes up to this n."""
+    betas: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = [0.05, 0.2]
+    """PPO's KL coefficients here, in standard deviations a nat. [] is no PPO: best-of-n only."""
+    ppo_rewards: Annotated[
+        list[Literal["single", "mean", "minimum", "uncertainty"]], Field(min_length=1)
+    ] = ["single", "uncertainty"]
+    """What PPO optimises; best-of-n is done with all four."""
+    ppo_sizes: Annotated[list[Count | Literal["all"]], Field(min_length=1)] = [100]
+    """The sizes of the proxies that PPO optimises, from `sizes`."""
+    episodes: Count = 640
+    """Completions of each PPO run, in the place of `ppo.total_episodes`."""
+
+
 class TrackingSection(Section):
     """Where metrics go beside the run's own JSONL."""
 

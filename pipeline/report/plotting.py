@@ -34,17 +34,20 @@ PALETTE = {
 }
 
 
-def svg(figure: Figure, name: str) -> str:
+def svg(figure: Figure, name: str, own: Mapping[str, str] | None = None) -> str:
     """Return ``figure`` as an inline ``<svg>`` whose colours are the page's CSS variables.
 
-    ``name`` keeps the ids inside apart from those of the page's other pictures.
+    ``name`` keeps the ids inside apart from those of the page's other pictures. ``own`` are further
+    variables and their light colours; without it they are the compared methods'.
     """
     out = io.StringIO()
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]
-    colours = PALETTE | {method.name: method.colour for method in methods.METHODS}
+    if own is None:
+        own = {method.name: method.colour for method in methods.METHODS}
+    colours = PALETTE | dict(own)
     for variable, colour in colours.items():
         text = text.replace(colour, f"var(--{variable})")
     return (

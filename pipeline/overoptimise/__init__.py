@@ -1,0 +1,1 @@
+"""`rlhf overoptimise`: how far a proxy can be optimised before the judge disagrees."""
