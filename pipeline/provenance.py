@@ -18,6 +18,7 @@ from common.words import flatten
 from pipeline.config import OVER_SFT, PAIRWISE, Experiment, RewardPart, stages
 from pipeline.config.choices import left_out, trains
 from pipeline.config.content import content_hash
+from reward_models.loading import kind_of
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "rlhf-pipeline")
 Record = dict[str, Any]
@@ -282,8 +283,10 @@ def _read(record: Record, stage: stages.Stage) -> dict[str, Any]:
 
 def _form(name: Any) -> tuple[str, str]:
     """How what a config value names is read: by its endings, and the function in it."""
-    path, _, function = str(name).partition(".py:")
-    return "".join(Path(path).suffixes).lower(), function
+    path, colon, function = str(name).rpartition(":")
+    if colon and kind_of(str(name)) == "function":
+        return ".py", function
+    return "".join(Path(str(name)).suffixes).lower(), ""
 
 
 def origin() -> dict[str, Any]:

@@ -146,6 +146,14 @@ class RewardCall:
         numbers, tokens, _ = self._ask(prompts, completions, columns)
         return numbers, tokens
 
+    def limited(self, timeout: float | None, retries: int) -> RewardCall:
+        """The same reward with a time-out and retries; those of one made of several are its parts',
+        which are asked one after the other."""
+        limited = getattr(self.function, "limited", None)
+        if limited is None:
+            return replace(self, timeout=timeout, retries=retries)
+        return replace(self, function=limited(timeout, retries), timeout=None, retries=0)
+
     def needed_columns(self) -> frozenset[str]:
         """The names without which the function cannot be called, beside prompts and completions."""
         own: frozenset[str] = arguments.needed_columns(self.function, self.label)

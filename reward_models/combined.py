@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast, get_args
 
 from reward_models.calling import RewardCall
@@ -54,7 +54,8 @@ class Combined:
     """One reward made of several, with the scores of each beside the total; see `combined`."""
 
     def __init__(self, parts: Sequence[Part], how: How, k: float) -> None:
-        self.parts, self.how, self.k = list(parts), how, k
+        self.parts, self.k = list(parts), k
+        self.how: How = how
         self.__name__ = f"{how} of {', '.join(part.name for part in parts)}"
 
     def __call__(self, prompts: list[str], completions: list[str], **columns: Any) -> Scores:
@@ -84,6 +85,11 @@ class Combined:
                 tokens.append(self._row(scored, length))
         parts = {part.name: numbers for part, (numbers, _) in zip(self.parts, asked, strict=True)}
         return Scores(cast("list[float]", totals), tokens if dense else None, parts)
+
+    def limited(self, timeout: float | None, retries: int) -> Combined:
+        """The same, each source with a time-out and retries of its own."""
+        parts = [replace(part, reward=part.reward.limited(timeout, retries)) for part in self.parts]
+        return Combined(parts, self.how, self.k)
 
     def needed_columns(self) -> frozenset[str]:
         """Those of all sources."""

@@ -332,12 +332,17 @@ def _parsed(url: str) -> httpx2.URL:
     name = f"reward {without_secrets(url)}"
     try:
         parsed = httpx2.URL(url)
-    except (httpx2.InvalidURL, ValueError) as error:
-        raise RewardError(f"{name}: is no address ({error}); mend it") from None
+    except (httpx2.InvalidURL, ValueError):
+        raise RewardError(f"{name}: is no address; write http://host:port/path") from None
     if parsed.userinfo:
         raise RewardError(
             f"{name}: the address holds a user or a password, which would be kept with every "
             "result; put them into an environment variable as a header, and name it in header_env"
+        )
+    if parsed.query or parsed.fragment:
+        raise RewardError(
+            f"{name}: the address has a query, which is kept with every result and may hold a "
+            "key; send a key as a header (header_env), and anything else by a function of your own"
         )
     if not parsed.host:
         raise RewardError(f"{name}: names no host; write http://host:port/path")

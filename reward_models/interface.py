@@ -76,8 +76,7 @@ def without_secrets(spec: str) -> str:
     if not is_url(spec):
         return spec
     scheme, colon, rest = re.split(r"[?#]", spec)[0].partition("://")
-    place, slash, path = rest.partition("/")
-    return f"{scheme}{colon}{place.rpartition('@')[2]}{slash}{path}"
+    return f"{scheme}{colon}{rest.rpartition('@')[2]}"  # a password may hold a slash
 
 
 class RewardError(ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 import os
 import queue
@@ -105,13 +104,19 @@ async def _value(item: Any) -> Any:
     return await item if inspect.isawaitable(item) else item
 
 
-@functools.cache
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+_making = threading.Lock()
+
+
 def _loop(process: int) -> asyncio.AbstractEventLoop:
     """The event loop of this process, in a thread of its own.
 
     One loop for all calls: clients of web services belong to the loop that they were made in. And
     the caller may have a loop of its own, in a notebook say, which cannot be waited in.
     """
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="rewards that wait", daemon=True).start()
-    return loop
+    with _making:  # several threads may ask for the first time at once
+        if process not in _loops:
+            loop = asyncio.new_event_loop()
+            threading.Thread(target=loop.run_forever, name="rewards that wait", daemon=True).start()
+            _loops[process] = loop
+        return _loops[process]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+from collections.abc import Container
 from pathlib import Path
 
 from pipeline.config.rewards import is_trained_here
@@ -27,17 +29,31 @@ def _hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def content_hash(name: str | None) -> str | None:
+def _file_of(module: str) -> Path:
+    """The file of a module: below the current folder, else where Python finds it."""
+    path = Path(module.replace(".", "/") + ".py")
+    if path.is_file():
+        return path
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    return Path(found.origin) if found and found.origin else path
+
+
+def content_hash(name: str | None, without: Container[str] = ()) -> str | None:
     """sha256 of what a config value names on this machine; None when it names nothing here.
 
-    ``name`` is a file, a folder, or a Python function as `file.py:function` or `module:function`.
+    Args:
+        name: a file, a folder, or a Python function as `file.py:function` or `module:function`.
+        without: files at the top of a folder that do not count.
     """
     if not name or name.startswith("embedded:") or name == "toy" or is_trained_here(name):
         return None
     path = Path(name).expanduser()
     if not path.exists() and ":" in name:
         module = name.rpartition(":")[0]
-        path = Path(module) if module.endswith(".py") else Path(module.replace(".", "/") + ".py")
+        path = Path(module) if module.endswith(".py") else _file_of(module)
     if path.is_file():
         return _hash_file(path)
     if not path.is_dir():
@@ -45,6 +61,7 @@ def content_hash(name: str | None) -> str | None:
     digest = hashlib.sha256()
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         relative = file.relative_to(path)
-        if not any(part.startswith(".") for part in relative.parts):
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if not hidden and str(relative) not in without:
             digest.update(f"{relative.as_posix()}\0{_hash_file(file)}\n".encode())
     return digest.hexdigest()

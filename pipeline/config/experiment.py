@@ -225,7 +225,7 @@ def _reward_contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
 
 def _without_passwords(line: str) -> str:
     """A message without what stands before the host in an address."""
-    return re.sub(r"://[^/\s]*@", "://…@", line)
+    return re.sub(r"://\S*@", "://…@", line)
 
 
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -15,6 +15,9 @@ Groups = Mapping[str, int]
 """For each text the number of its group."""
 # Where a set of linked texts is larger than this share of all, phrases that many use link them.
 _LARGEST = 0.1
+# Characters of all texts together, above which the search would take long and gigabytes: every
+# stage makes it anew, and 10 million take six seconds and 200 MiB.
+_MOST = 10_000_000
 
 
 def shingles(text: str) -> set[int]:
@@ -37,6 +40,13 @@ def near_groups(texts: Sequence[RatedText], name: str) -> Groups:
         texts: With no two equal but for form.
         name: What the message calls them.
     """
+    alone = {text.text: index for index, text in enumerate(texts)}
+    if sum(len(text.text) for text in texts) > _MOST:
+        tell(
+            f"{name}: more than {_MOST // 10**6} million characters are not searched for "
+            f"{NEAR} words in a row that two texts share: only equal texts count as near-duplicates"
+        )
+        return alone
     links = _Links(len(texts))
     for index, text in enumerate(texts):
         links.join_all(index, shingles(text.text))
@@ -45,7 +55,7 @@ def near_groups(texts: Sequence[RatedText], name: str) -> Groups:
                 f"{name}: {NEAR} words in a row link more than a tenth of the texts, so they are "
                 "phrases here: only equal texts count as near-duplicates"
             )
-            return {text.text: index for index, text in enumerate(texts)}
+            return alone
     return _named(texts, links)
 
 

@@ -106,10 +106,9 @@ class PPOTrainer(BaseTrainer):
         eval_dataset = as_prompts(eval_dataset) if eval_dataset else None
         self.reward = reward_call(reward_function, args)
         self.gold = None if gold_function is None else reward_call(gold_function, args)
-        for prompts in (train_dataset, eval_dataset or []):
-            check_columns(self.reward, prompts)
-        if self.gold is not None:
-            check_columns(self.gold, eval_dataset or [])
+        check_columns(self.reward, train_dataset)
+        for function in filter(None, (self.reward, self.gold) if eval_dataset else ()):
+            check_columns(function, eval_dataset or [])
         one_device(args)
         base = prepare(base_of(model), processing_class)
         if isinstance(model, PeftModel):  # keeps one of its own, which generate() puts in place

@@ -16,6 +16,7 @@ from pipeline.output.console import say
 from pipeline.stages.heldout import columns_of, prompts_and_endings
 from pipeline.stages.reward_sources import (
     PARTS,
+    Part,
     judge_is_proxy,
     key_of,
     reward_of,
@@ -71,7 +72,8 @@ def measure_rewards(
         }
     if comparisons is not None:
         for part in filter(partial(trained_source, experiment), PARTS):
-            metrics[part]["pairs"] = _pairs(rewards[part], comparisons.test)
+            trained = _trained(experiment, part, rewards[part])
+            metrics[part]["pairs"] = _pairs(trained, comparisons.test)
         metrics["one_rater_pairs"] = pair_ceiling(comparisons.test)
     if rated:
         section = experiment.data
@@ -84,6 +86,15 @@ def measure_rewards(
 def _each(function: Combined, sources: list[RewardPart]) -> list[RewardPart]:
     """The source of every part; the members of an ensemble share theirs."""
     return sources * len(function.parts) if len(sources) == 1 else sources
+
+
+def _trained(experiment: Experiment, part: Part, reward: RewardCall) -> RewardCall:
+    """The one of a part's sources that is trained here, alone; all members of an ensemble."""
+    sources = list(sources_of(experiment, part).values())
+    if len(sources) == 1 or not isinstance(reward.function, Combined):
+        return reward
+    pairs = zip(reward.function.parts, sources, strict=True)
+    return next(of.reward for of, source in pairs if is_trained_here(source.source))
 
 
 def _pairs(reward: RewardCall, test: list[Comparison]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from pipeline.config import Experiment, RewardPart, is_trained_here
 from pipeline.config.content import content_hash
 from pipeline.errors import UserError
 from reward_models.combined import Scale
+from reward_models.loading import kind_of
 
 Part = Literal["proxy", "gold"]
 
@@ -66,9 +67,9 @@ def fingerprint(experiment: Experiment, part: Part, source: RewardPart) -> str:
     name, place = source.source, source.source
     if is_trained_here(name):
         place = str(experiment.stage_dir("reward") / part)
-    content = content_hash(place)
+    content = content_hash(place, without=("README.md",))  # a card is written when all is measured
     if content is not None:  # wherever it lies
-        name = name.partition(".py:")[2]
+        name = name.rpartition(":")[2] if kind_of(name) == "function" else ""
     made = {
         "source": name,
         "content": content,

@@ -112,7 +112,7 @@ def reward_of(experiment: Experiment, part: Part, policy: nn.Module | None = Non
         ]
         made = _together(experiment, together) if key == "source" else combined.combined(together)
         reward = replace(checked(made), label=label)
-    return replace(reward, timeout=section.timeout, retries=section.retries, raises=FailedReward)
+    return replace(reward.limited(section.timeout, section.retries), raises=FailedReward)
 
 
 def source_reward(

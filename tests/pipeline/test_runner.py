@@ -234,6 +234,18 @@ def test_embedded_texts_that_were_divided_otherwise_make_another_run(load: Load)
     assert "division" not in stage_inputs(load())["sft"]
 
 
+def test_another_function_of_the_same_file_is_another_reward(
+    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "two_rewards.py").write_text("f = g = len")
+    monkeypatch.chdir(tmp_path)
+    for form in ("two_rewards.py", "two_rewards"):
+        first, second = (load(f"reward.source={form}:{name}") for name in "fg")
+        made = {"inputs": stage_inputs(first)["reward"]}
+        assert differences(first, "reward", made, stage_inputs(first)["reward"]) == []
+        assert differences(second, "reward", made, stage_inputs(second)["reward"])
+
+
 def test_downstream(load: Load) -> None:
     assert downstream(load(), "sft") == ["ppo", "dpo", "compare"]
     assert downstream(load(), "dpo") == ["compare"]

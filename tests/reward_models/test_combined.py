@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -142,3 +143,16 @@ def test_what_is_no_combination() -> None:
             combined(parts)
     with pytest.raises(ValueError, match="how must be"):
         combined([Part("a", one)], "median")  # type: ignore[arg-type]
+
+
+def test_limits_are_those_of_each_source() -> None:
+    """Together the two take longer than the time that each may take."""
+
+    def slow(completions: list[str]) -> list[float]:
+        time.sleep(0.2)
+        return [1.0] * len(completions)
+
+    reward = checked(combined([Part("a", checked(slow)), Part("b", checked(slow))]))
+    assert reward.limited(0.35, 0)(["p"], ["c"]) == [2.0]
+    with pytest.raises(RewardError, match="no answer in 0.1 s"):
+        reward.limited(0.1, 0)(["p"], ["c"])

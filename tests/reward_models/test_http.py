@@ -362,7 +362,7 @@ def test_certificates_are_looked_at(
 
 def test_by_name() -> None:
     with Service() as service:
-        reward = load_reward(f"{service.url}?key=1", batch_size=8)
+        reward = load_reward(service.url, batch_size=8)
         assert reward(PROMPTS, COMPLETIONS) == SCORES
         assert reward.label == f"reward {service.url}" and reward.concurrency == 4
 
@@ -372,9 +372,10 @@ def test_by_name() -> None:
     [
         ("http://", {}, "names no host"),
         ("http://a:b:c/", {}, "is no address"),
+        ("http://a/score?key=1", {}, "http://a/score: the address has a query"),
         ("https://me:pw@host/x", {}, "reward https://host/x: the address holds a user"),
-        ("http://h/x?k=pw", {"format": "pair"}, "is a service, for which format means nothing"),
-        ("http://h/x?k=pw", {"arguments": {"url": "x"}}, "has no argument 'url'; there are"),
+        ("http://h/x", {"format": "pair"}, "is a service, for which format means nothing"),
+        ("http://h/x", {"arguments": {"url": "x"}}, "has no argument 'url'; there are"),
         ("http://h/x", {"arguments": {"columns": "a"}}, "columns is 'a'; expected a list of nam"),
         ("http://h/x", {"arguments": {"concurrency": 0}}, "expected a whole number above 0"),
     ],

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from reward_models import RewardError, calling, checked
+from reward_models import RewardError, calling, checked, waiting
 from reward_models.combined import Part, combined
 
 PROMPTS, COMPLETIONS = ["p"] * 3, ["a", "bb", "ccc"]
@@ -152,3 +152,14 @@ def test_a_mistake_in_a_later_batch_names_the_completion(result: list[Any], name
     with pytest.raises(RewardError) as error:
         replace(checked(wrong), batch_size=2)(PROMPTS, COMPLETIONS)
     assert names in str(error.value)
+
+
+def test_threads_that_ask_at_once_share_one_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client belongs to the loop that it was made in: with a second one a call breaks."""
+    monkeypatch.setattr(waiting, "_loops", {})
+
+    async def loop() -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    loops = waiting.in_order([lambda: waiting.answer(loop, None) for _ in range(32)], 16)
+    assert len({id(found) for found in loops}) == 1

@@ -39,9 +39,7 @@ def reward_call(function: Callable[..., Any], args: PPOConfig) -> RewardCall:
     """
     call = checked(function)
     return replace(
-        call,
-        timeout=args.reward_timeout,
-        retries=args.reward_retries,
+        call.limited(args.reward_timeout, args.reward_retries),
         # A rollout is one call, but of a service that is asked in requests.
         batch_size=None if call.concurrency is None else call.batch_size,
         warn=_warn,

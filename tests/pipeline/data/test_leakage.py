@@ -151,3 +151,11 @@ def test_praise_and_criticism_are_divided_each_by_itself() -> None:
     test, rest = take_groups(batches, groups, sides, 20)
     for part in (test, *in_halves(rest, groups, sides)):
         assert sum(text.rating > 0 for text in part) == pytest.approx(0.6 * len(part), abs=1)
+
+
+def test_texts_too_many_to_search_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.leakage._MOST", 50)
+    with listening() as lines:
+        groups = near_groups(rated(f"{LONG} one", f"{LONG} two"), "reviews")
+    assert len(set(groups.values())) == 2
+    assert "only equal texts count as near-duplicates" in lines[0]

@@ -27,14 +27,16 @@ def config(**settings: Any) -> PPOConfig:
     return PPOConfig(output_dir="x", use_cpu=True, bf16=False, **settings)
 
 
-def trainer_of(reward: Any, dataset: Any, folder: Path, **settings: Any) -> PPOTrainer:
+def trainer_of(
+    reward: Any, dataset: Any, folder: Path, evaluated: bool = True, **settings: Any
+) -> PPOTrainer:
     arguments = PPOConfig(
         output_dir=str(folder), use_cpu=True, bf16=False, disable_tqdm=True, save_strategy="no",
         report_to=[], total_episodes=8, per_device_train_batch_size=4, num_mini_batches=2,
         num_ppo_epochs=1, response_length=3, **settings,
     )  # fmt: skip
     model, tokenizer = toy.toy_language_model(0), toy.toy_tokenizer()
-    return PPOTrainer(model, reward, arguments, tokenizer, dataset, dataset)
+    return PPOTrainer(model, reward, arguments, tokenizer, dataset, dataset if evaluated else None)
 
 
 def even(completion_ids: Any, **kwargs: Any) -> list[list[float]]:
@@ -96,6 +98,8 @@ def test_columns_that_are_not_there_or_called_like_ours_are_refused_at_once(tmp_
     with pytest.raises(UserError, match="'ended' is both"):
         trainer_of(lambda completions, **kwargs: [], rows, tmp_path)
     trainer_of(lambda completions: [], rows, tmp_path)
+    rows = [{"prompt": text, "number": 1} for text in TEXTS]
+    trainer_of(lambda completions, number: [], rows, tmp_path, evaluated=False)
 
 
 # --- A score a token ------------------------------------------------------------------------------
