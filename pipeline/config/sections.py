@@ -325,7 +325,8 @@ class OveroptimiseSection(Section):
     """
 
     sizes: Annotated[list[Count | Literal["all"]], Field(min_length=1)] = [100, 400, "all"]
-    """Rated texts that a proxy learns from: the first so many of the proxy's half, or all of it."""
+    """Rated texts that a proxy learns from: so many of the proxy's half, drawn from positive and
+    negative ones in turn, or all of it."""
     members: Annotated[int, Field(ge=2)] = 3
     """Proxies of each size; they differ by their seed, and together are the ensemble."""
     penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0

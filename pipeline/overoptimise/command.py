@@ -26,9 +26,9 @@ def _parser() -> argparse.ArgumentParser:
         " ensembles, by best-of-n and by PPO, and ask the gold judge along the way (Gao et al."
         " 2022; Coste et al. 2023). SFT and the rewards are made first where they are not there."
         " Every piece is kept: a run that was stopped goes on where it was.",
-        epilog="The config's section overoptimise says how much; overoptimise.betas=[] is best-of-n"
-        " alone. The page is <output_dir>/overoptimise/report/index.html, its numbers results.json"
-        " beside it.",
+        epilog="The config's section overoptimise says how much; 'overoptimise.betas=[]' is"
+        " best-of-n alone. The page is <output_dir>/overoptimise/report/index.html, its numbers"
+        " results.json beside it.",
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a YAML file")
     parser.add_argument(
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Do what is not done yet, write the page and print where it is.
 
     Raises:
-        UserError: the config has no proxies to train or no judge of its own.
+        UserError: the config has no proxies to train, or fewer texts than one is to learn from.
     """
     arguments = _parser().parse_intermixed_args(argv)
     from pipeline.config import load_experiment
@@ -64,16 +64,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check(experiment)
     from pipeline import runner
     from pipeline.output import quiet
+    from pipeline.overoptimise.work import Work
 
+    quiet.after_imports()
+    work = Work(experiment)
+    work.check_sizes()
     for stage in ("sft", "reward"):
         runner.run(experiment, stage)
-    quiet.after_imports()
     with runner.lock(experiment.output_dir):
-        _run(experiment)
+        _run(work)
 
 
 def _check(experiment: Experiment) -> None:
-    """UserError where there is nothing to train proxies on, or no judge beside them."""
+    """UserError where no proxies can be trained on rated texts.
+
+    Where they can there is a judge of its own: the one that `reward.gold` names, or one that
+    learns from the other half of the ratings.
+    """
     from pipeline.config import TRAINED_HERE
 
     source = experiment.reward.source
@@ -84,12 +91,10 @@ def _check(experiment: Experiment) -> None:
         )
 
 
-def _run(experiment: Experiment) -> None:
+def _run(work: Work) -> None:
     from pipeline.output.console import say
     from pipeline.overoptimise import page
-    from pipeline.overoptimise.work import Work
 
-    work = Work(experiment)
     todo = pieces(work)
     left = [piece for piece in todo if not piece.done]
     say(f"overoptimise: {len(todo)} pieces, {len(todo) - len(left)} of them there already")

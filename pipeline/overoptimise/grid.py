@@ -1,7 +1,7 @@
 """Which proxies there are, and how several become one reward.
 
-A *proxy* is a classifier trained on the first so many rated texts; proxies of one size that differ
-by their seed are the members of an ensemble. Each score is put on one scale first: mean 0 and
+A *proxy* is a classifier trained on so many of the rated texts; proxies of one size that differ by
+their seed are the members of an ensemble. Each score is put on one scale first: mean 0 and
 standard deviation 1 over the samples of π_ref. What several make together stays in their unit, as
 in Coste et al. 2023: put on deviation 1 once more, a cautious ensemble would claim what it gave up.
 """

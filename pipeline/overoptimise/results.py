@@ -14,7 +14,7 @@ from pipeline.overoptimise.curves import (
     mean_curve,
     ppo_curve,
 )
-from pipeline.overoptimise.grid import HOWS, Array, How, Size
+from pipeline.overoptimise.grid import HOWS, Array, How, Proxy, Size
 from pipeline.overoptimise.work import Work
 
 
@@ -43,7 +43,7 @@ def results(work: Work) -> dict[str, Any]:
         }
     return {
         "settings": work.section.model_dump(mode="json"),
-        "ratings": len(work.data.proxy),
+        "ratings": len(work.texts(Proxy("all", 0))),
         "prompts": len(work.data.eval_prompts),
         "validation_prompts": len(work.data.validation_prompts),
         "best_of_n": best,

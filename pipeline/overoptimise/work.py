@@ -4,7 +4,8 @@ overoptimise/proxies/<size>-<member>/   an experiment's folder with a trained re
 overoptimise/samples/                   π_ref's samples, and what each proxy and gold say of them
 overoptimise/ppo/<size>-<how>-<β>/      an experiment's folder with a PPO run
 
-Beside each stands what it was made with; a piece of other settings is refused, not reused.
+Beside each stands what it was made with; a piece of other settings, texts or models is
+refused, not reused.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 from dataclasses import replace
 from functools import cached_property
@@ -23,8 +25,9 @@ import numpy as np
 from common.files import read_json, write_json
 from common.words import json_able
 from pipeline.compare.evaluate import score
-from pipeline.config import Experiment, TrackingSection
-from pipeline.data.records import RatedText
+from pipeline.config import OVER_SFT, Experiment, TrackingSection
+from pipeline.config.content import content_hash
+from pipeline.data.records import RatedText, columns_of
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
 from pipeline.lm.generation import Completion, sample
@@ -47,7 +50,7 @@ from pipeline.overoptimise.grid import (
 from pipeline.runner import free_memory
 from pipeline.stages import ppo
 from pipeline.stages.reward_sources import folders_of, gold_reward, is_trained, proxy_reward
-from pipeline.stages.reward_training import Job, texts_of, train
+from pipeline.stages.reward_training import DEFAULTS, Job, calibrated_on, texts_of, train
 from reward_models import RewardFunction
 
 FOLDER = "overoptimise"
@@ -65,6 +68,28 @@ def _folder(experiment: Experiment) -> Path:
 def _plain(recipe: Any) -> Any:
     """As JSON gives it back."""
     return json.loads(json.dumps(json_able(recipe)))
+
+
+def _digest(items: list[Any]) -> str:
+    """sha256 of what ``items`` hold, in their order."""
+    return hashlib.sha256(repr(items).encode()).hexdigest()
+
+
+def _link(link: Path, target: Path) -> None:
+    """Make ``link`` lead to ``target`` by a relative path: both may be moved or copied together.
+
+    Raises:
+        UserError: a file or a folder is in its place, as where a copy followed the link.
+    """
+    # Of the folder that it is in, and not of what it leads to now.
+    way = os.path.relpath(target.parent.resolve() / target.name, link.parent.resolve())
+    if link.is_symlink():
+        if os.readlink(link) == way:
+            return
+        link.unlink()
+    elif link.exists():
+        raise UserError(f"{link}: is no link to {target}; remove it")
+    link.symlink_to(way)
 
 
 class Work:
@@ -98,8 +123,7 @@ class Work:
         """An ordinary experiment of its own in ``name``, over this one's SFT model."""
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        if not (folder / "sft").exists():
-            (folder / "sft").symlink_to(self.experiment.stage_dir("sft").resolve())
+        _link(folder / "sft", self.experiment.stage_dir("sft"))
         changed = {
             key: getattr(self.experiment, key).model_copy(update=values)
             for key, values in settings.items()
@@ -124,10 +148,13 @@ class Work:
         """The experiment in which ``proxy`` is, or will be, the reward."""
         if self._is_own(proxy):
             return self.experiment
-        batch = self.experiment.trainer_args("reward").get("per_device_train_batch_size", 32)
-        epochs = self.experiment.trainer_args("reward").get("num_train_epochs", 2)
+        given = DEFAULTS | self.experiment.trainer_args("reward")
+        epochs = given["num_train_epochs"]
         if proxy.size != "all":
-            epochs = max(epochs, math.ceil(LEAST_STEPS * batch / proxy.size))
+            step = given["per_device_train_batch_size"]
+            step *= given.get("gradient_accumulation_steps", 1)
+            held = calibrated_on(proxy.size) if self.experiment.reward.calibrate else 0
+            epochs = max(epochs, math.ceil(LEAST_STEPS * step / max(proxy.size - held, 1)))
         settings = {"num_train_epochs": epochs, "gold": None, "members": 1, "member_texts": "all"}
         own = self._experiment(f"proxies/{proxy.name}", {"reward": settings})
         return own.model_copy(update={"seed": self._seed(proxy)})
@@ -137,6 +164,11 @@ class Work:
         texts = texts_of(self.experiment, self.data, "proxy")
         above, seed = self.experiment.data.positive_above, self.experiment.data_seed
         return texts_for(texts, proxy.size, above, seed)
+
+    def check_sizes(self) -> None:
+        """UserError where there are fewer rated texts than a proxy is to learn from."""
+        for size in self.section.sizes:
+            self.texts(Proxy(size, 0))
 
     def has(self, proxy: Proxy) -> bool:
         """Whether it is trained."""
@@ -165,6 +197,20 @@ class Work:
             "data": own.data.model_dump(mode="json"),
             "seed": self._seed(proxy),
             "data seed": self.experiment.data_seed,
+            **self._contents[proxy.size],
+        }
+
+    @cached_property
+    def _contents(self) -> dict[Size, dict[str, str | None]]:
+        """By size, what its proxies are made from: settings do not tell whether that changed."""
+        encoder = self.experiment.reward.encoder
+        over = self._origin("sft") if encoder == OVER_SFT else content_hash(encoder)
+        return {
+            size: {
+                "list of rated texts": _digest(self.texts(Proxy(size, 0))),
+                "content of the encoder": over,
+            }
+            for size in self.section.sizes
         }
 
     def _seed(self, proxy: Proxy) -> int:
@@ -289,6 +335,7 @@ class Work:
     def run(self, size: Size, how: How, beta: float) -> None:
         """Train PPO against the proxies of ``size``, combined ``how``, at ``beta`` a nat of KL."""
         own, members = self.ppo(size, how, beta), self.members(size)
+        prompts = [*self.data.train_prompts, *self.data.validation_prompts]
         self._claim(
             own.output_dir,
             {
@@ -301,6 +348,7 @@ class Work:
                 "overoptimise.members": None if how == "single" else self.section.members,
                 "overoptimise.samples": self.section.samples,
                 "sft model": self._origin("sft"),
+                "list of prompts": _digest([(p, columns_of(p)) for p in prompts]),
                 "proxies": [self._recipe(p) for p in members[: 1 if how == "single" else None]],
                 "gold": self._recipe(None),
                 "seed": own.seed,

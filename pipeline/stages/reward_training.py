@@ -147,9 +147,14 @@ def _train_classifier(job: Job, data: ExperimentData) -> None:
     _finish(trainer, job, tokenizer, decided)
 
 
+def calibrated_on(texts: int) -> int:
+    """How many of so many texts ``reward.calibrate`` takes from training."""
+    return max(1, round(texts * _CALIBRATED_ON))
+
+
 def _set_aside(texts: list[RatedText], seed: int) -> tuple[list[RatedText], list[RatedText]]:
     """Texts to train on, and those to calibrate on."""
-    count = max(1, round(len(texts) * _CALIBRATED_ON))
+    count = calibrated_on(len(texts))
     chosen = set(random.Random(f"{seed}/calibration").sample(range(len(texts)), count))
     parts: tuple[list[RatedText], list[RatedText]] = ([], [])
     for index, text in enumerate(texts):

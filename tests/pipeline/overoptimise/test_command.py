@@ -127,11 +127,11 @@ def test_other_settings_are_refused_and_not_mixed(
 
 
 def test_more_texts_than_there_are_are_refused_before_any_training(
-    finished: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command(tiny, finished, "overoptimise.sizes=[32, 99999]")) == 2
+    assert main(command(tiny, tmp_path, "overoptimise.sizes=[32, 99999]")) == 2
     assert "overoptimise.sizes: 99999 texts are asked for" in capsys.readouterr().err
-    assert not (finished / "overoptimise" / "proxies" / "99999-0").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_work_is_said_before_any_work(
