@@ -125,6 +125,20 @@ def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False)
     return steps
 
 
+def in_place(experiment: Experiment, stage: str) -> Step:
+    """What `plan` says of a stage whose output is read and not made here.
+
+    Raises:
+        UserError: It was made with another config.
+    """
+    try:
+        [step] = [step for step in plan(experiment, [stage]) if step.stage == stage]
+    except UserError as error:
+        why = str(error).partition(";")[0]
+        raise UserError(f"{why}; give the config that it was made with") from None
+    return step
+
+
 def _with_needed(
     stages: Sequence[str],
     needs: dict[str, tuple[str, ...]],

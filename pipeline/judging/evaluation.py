@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.data.records import RatedText
 from pipeline.judging import PEOPLE, measures
 from pipeline.judging.measures import Estimate, difference, estimate
-from pipeline.judging.raters import Comparisons, compare, one_rater
+from pipeline.judging.raters import Comparisons, compare, one_rater, panels_of
 from pipeline.judging.texts import quarters
 from reward_models import measure
 
@@ -72,14 +72,18 @@ def against_people(
 
 
 def people(texts: Sequence[RatedText], scale: Scale) -> dict[str, Any] | None:
-    """What one person reaches on the same texts; None where the raters are not known."""
+    """What one person reaches on the same texts; None where the raters are not known.
+
+    ``units`` are what its intervals draw: as many as ``texts`` where no batches are known.
+    """
     alone = one_rater(texts, scale.threshold, scale.margin)
     if alone is None:
         return None
-    counts = [len(text.ratings) for text in texts if len(text.ratings) > 1]
+    rated = [text for text in texts if len(text.ratings) > 1]
     return {
-        "texts": len(counts),
-        "raters": float(np.mean(counts)),
+        "texts": len(rated),
+        "units": len(set(panels_of(rated))),
+        "raters": float(np.mean([len(text.ratings) for text in rated])),
         **{name: _json(value) for name, value in alone.items()},
     }
 
@@ -204,8 +208,8 @@ def cautions(
     unknown = [name for name in scores if name not in unseen]
     if unknown:
         lines.append(
-            f"What {_listed(unknown)} learnt from is not known here: if the judged texts were among"
-            " it, its numbers are too good."
+            f"What {_listed(unknown)} learnt from is not compared with the judged texts: if they"
+            " were among it, its numbers are too good."
         )
     other = [name for name in scores if not log_odds[name]]
     if other:

@@ -11,11 +11,11 @@ from pydantic import ValidationError
 
 from common.words import clock
 from common.yamlfile import parse_override
-from pipeline.config import Experiment, RewardPart, is_trained_here
+from pipeline.config import PAIRWISE, Experiment, RewardPart, is_trained_here
 from pipeline.errors import UserError
 from pipeline.output.console import say
 from pipeline.output.terminal import progress
-from pipeline.planning import plan
+from pipeline.planning import in_place
 from pipeline.stages.reward_scale import Part
 from pipeline.stages.reward_sources import (
     PARTS,
@@ -81,7 +81,7 @@ def own_judges(experiment: Experiment, more: bool) -> list[Judge]:
             say(f"evaluate-reward: {part} asks for {_more_than_texts(reward)}, left out")
             continue
         source = ", ".join(_sources(experiment, part))
-        unseen = all(map(_did_not_see, _sources(experiment, part)))
+        unseen = all(did_not_see(experiment, source) for source in _sources(experiment, part))
         found.append(_judge(part, source, reward, unseen=unseen))
     if alone:
         say("evaluate-reward: no judge of its own (reward.gold is null): the proxy alone")
@@ -94,7 +94,13 @@ def _sources(experiment: Experiment, part: Part) -> list[str]:
     return [source.source for source in experiment.reward.parts("gold" if judge else "source")]
 
 
-def _did_not_see(source: str) -> bool:
+def did_not_see(experiment: Experiment, source: str) -> bool:
+    """Whether a source surely did not learn from the held-out texts.
+
+    What is trained on the user's own pairs may have: they are not compared with these texts.
+    """
+    if source == PAIRWISE and experiment.data.preferences_name is not None:
+        return False
     return is_trained_here(source) or source.startswith(RULES)
 
 
@@ -106,14 +112,9 @@ def _is_finished(experiment: Experiment) -> bool:
     """Whether the reward stage is; UserError where it was made with another config, so that the
     texts that this one holds out may be among those that its rewards were trained on."""
     try:
-        [step] = [step for step in plan(experiment, ["reward"]) if step.stage == "reward"]
+        return in_place(experiment, "reward").action == "skip"
     except UserError as error:
-        why = str(error).partition(";")[0]
-        raise UserError(
-            f"{why}; give the config that it was made with: only that tells which texts it did not"
-            " see"
-        ) from None
-    return step.action == "skip"
+        raise UserError(f"{error}: only that tells which texts it did not see") from None
 
 
 def further_judges(experiment: Experiment, named: Mapping[str, str]) -> list[Judge]:
@@ -128,7 +129,8 @@ def further_judges(experiment: Experiment, named: Mapping[str, str]) -> list[Jud
                 " are rated texts; name one that judges those"
             )
         reward = replace(reward, timeout=section.timeout, retries=section.retries)
-        found.append(_judge(name, part.source, reward, unseen=_did_not_see(part.source)))
+        unseen = did_not_see(experiment, part.source)
+        found.append(_judge(name, part.source, reward, unseen=unseen))
     return found
 
 

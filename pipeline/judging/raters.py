@@ -129,17 +129,31 @@ def _two_panels(a: Array, b: Array) -> _Said | None:
     return count / side.size, float(better), float(0.5 + another / 2), float(0.5 + others / 2)
 
 
+def panels_of(texts: Sequence[RatedText]) -> list[int]:
+    """For each text the number of its raters' panel: the texts of a batch have one, others own."""
+    keys = [
+        ("text", place) if text.batch is None else ("batch", text.batch)
+        for place, text in enumerate(texts)
+    ]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return [numbers[key] for key in keys]
+
+
 def one_rater(
     texts: Sequence[RatedText], threshold: float, margin: float
 ) -> dict[str, Estimate | None] | None:
     """How well one person foretells the mean of the others; None without two raters a text.
 
-    As `reward_models.measure.human_agreement`, with intervals over texts: ``accuracy`` where the
-    others' mean is at least ``margin`` from the threshold, and ``pearson``.
+    As `reward_models.measure.human_agreement`, with intervals: ``accuracy`` where the others' mean
+    is at least ``margin`` from the threshold, and ``pearson``. Texts that the same people rated are
+    drawn together, since a good or bad rater among them is so in all.
     """
-    rated = [np.asarray(text.ratings, dtype=float) for text in texts if len(text.ratings) > 1]
-    if not rated:
+    known = [text for text in texts if len(text.ratings) > 1]
+    if not known:
         return None
+    rated = [np.asarray(text.ratings, dtype=float) for text in known]
+    panel = np.asarray(panels_of(known))
+    panels = int(panel.max()) + 1
     right, decided = np.zeros(len(rated)), np.zeros(len(rated))
     own, others, weights, which = [], [], [], []
     for index, scores in enumerate(rated):
@@ -152,22 +166,23 @@ def one_rater(
         own.append(scores)
         others.append(rest)
         weights.append(np.full(len(scores), 1 / len(scores)))
-        which.append(np.full(len(scores), index))
-    x, y, weight, text = (np.concatenate(parts) for parts in (own, others, weights, which))
+        which.append(np.full(len(scores), panel[index]))
+    x, y, weight, unit = (np.concatenate(parts) for parts in (own, others, weights, which))
+    top, below = (np.bincount(panel, values).astype(float) for values in (right, decided))
     return {
-        "accuracy": estimate(ratio(right, decided), len(rated)),
-        "pearson": estimate(_pooled(x, y, weight, text, len(rated)), len(rated)),
+        "accuracy": estimate(ratio(top, below), panels),
+        "pearson": estimate(_pooled(x, y, weight, unit, panels), panels),
     }
 
 
-def _pooled(x: Array, y: Array, weight: Array, text: np.ndarray, texts: int) -> Statistic:
-    """Correlation over the raters of the drawn texts, from each text's sums.
+def _pooled(x: Array, y: Array, weight: Array, unit: np.ndarray, units: int) -> Statistic:
+    """Correlation over the raters of the drawn units, from each unit's sums.
 
     The means are taken off first, which changes nothing and keeps the differences of sums exact.
     """
     x, y = x - x.mean(), y - y.mean()
     columns = (weight, weight * x, weight * y, weight * x * x, weight * y * y, weight * x * y)
-    sums = np.stack([np.bincount(text, column, minlength=texts) for column in columns], axis=1)
+    sums = np.stack([np.bincount(unit, column, minlength=units) for column in columns], axis=1)
 
     def statistic(counts: Array) -> Array:
         n, sx, sy, sxx, syy, sxy = (counts @ sums).T

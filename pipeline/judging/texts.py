@@ -38,9 +38,10 @@ def held_out(experiment: Experiment) -> Domain:
     Raises:
         UserError: The data set has no ratings, or none that divide it.
     """
-    # Where no classifier is trained here the data need not be divided for one, but is all the same.
-    section = experiment.reward.model_copy(update={"source": TRAINED_HERE})
-    texts = load_data(experiment.model_copy(update={"reward": section})).classifier_test
+    texts = load_data(experiment).classifier_test
+    if not texts:  # nothing here learns from ratings: divided all the same, as for a classifier
+        section = experiment.reward.model_copy(update={"source": TRAINED_HERE})
+        texts = load_data(experiment.model_copy(update={"reward": section})).classifier_test
     if not texts:
         raise UserError(
             f"data.dataset_name: {experiment.data.dataset_name} is too small to hold out a tenth of"

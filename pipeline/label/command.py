@@ -13,6 +13,7 @@ from common.parser import Parser
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:  # they import torch
+    from pipeline.config import Experiment
     from pipeline.label.labelling import Label, Labelled, Labeller
     from reward_models import RewardFunction
 
@@ -119,13 +120,31 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(
             f"--output: {arguments.output} must end with .jsonl, which it is written as"
         )
-    if arguments.output.exists():
+    _check_writable(arguments.output)
+
+
+def _check_writable(output: Path) -> None:
+    """Before a reward is loaded: is there nothing yet, and can the file be written there?"""
+    from pipeline.label.labelling import part_of
+
+    part = part_of(output)
+    try:
+        if output.exists():
+            raise UserError(f"--output: {output} is there already; remove it, or name another file")
+        output.parent.mkdir(parents=True, exist_ok=True)
+        begun = part.exists()
+        part.open("ab").close()
+        if not begun:
+            part.unlink()
+    except OSError as error:
         raise UserError(
-            f"--output: {arguments.output} is there already; remove it, or name another file"
-        )
+            f"--output: {output}: cannot be written ({error.strerror}); name another file"
+        ) from None
 
 
-def _labeller(arguments: argparse.Namespace, experiment: Any) -> tuple[Labeller, dict[str, Any]]:
+def _labeller(
+    arguments: argparse.Namespace, experiment: Experiment | None
+) -> tuple[Labeller, dict[str, Any]]:
     """What labels, and what decides its labels."""
     from pipeline.config.content import content_hash
     from pipeline.lm.hardware import best_device
@@ -136,14 +155,41 @@ def _labeller(arguments: argparse.Namespace, experiment: Any) -> tuple[Labeller,
     if experiment is not None:
         from pipeline.stages.reward_sources import proxy_reward
 
-        content = experiment.model_dump(mode="json", include={"reward"})
-        return _by_reward(proxy_reward(experiment)), {"reward": content["reward"]}
+        described = _made_by(experiment)
+        return _by_reward(proxy_reward(experiment)), described
     try:
         reward = load_reward(arguments.reward, device=best_device())
     except RewardError as error:
         raise UserError(f"--{error}") from error
     described = {"reward": arguments.reward, "content": content_hash(arguments.reward)}
     return _by_reward(reward), described
+
+
+def _made_by(experiment: Experiment) -> dict[str, Any]:
+    """What decides the labels of an experiment's reward.
+
+    Raises:
+        UserError: What is trained or measured for it is of another config, or not finished.
+    """
+    from pipeline.config.content import content_hash
+    from pipeline.planning import in_place
+    from pipeline.provenance import fingerprint, stage_inputs
+    from pipeline.stages.reward_scale import scale_file
+    from pipeline.stages.reward_sources import folders_of, trained_source
+
+    scaled = any(part.normalize for part in experiment.reward.parts("source"))
+    if trained_source(experiment, "proxy") is None and not scaled:
+        inputs = stage_inputs(experiment)["reward"]
+        return {"reward": fingerprint(inputs), "content": inputs["content"]}
+    step = in_place(experiment, "reward")
+    folder = experiment.stage_dir("reward")
+    if step.action != "skip":
+        raise UserError(f"{folder}: is not finished; run `rlhf reward` with this config")
+    # The same config may have been trained anew, to other weights.
+    made = [*folders_of(experiment, "proxy"), scale_file(experiment)]
+    hashes = {path.name: content_hash(str(path.absolute())) for path in made}
+    content = step.inputs["content"]
+    return {"reward": step.fingerprint, "content": content, "trained_reward": hashes}
 
 
 def _judge(arguments: argparse.Namespace) -> tuple[Labeller, dict[str, Any]]:

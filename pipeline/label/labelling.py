@@ -85,6 +85,11 @@ def _as_pair(row: Row) -> Row:
     return Row(row.place, rest | {"chosen": answers[0], "rejected": answers[1]})
 
 
+def part_of(output: Path) -> Path:
+    """Where batches are written until ``output`` is whole."""
+    return output.with_name(f"{output.name}.part")
+
+
 def label_file(
     pairs: Sequence[Pair],
     labeller: Labeller,
@@ -108,7 +113,7 @@ def label_file(
     """
     if output.exists():
         raise UserError(f"--output: {output} is there already; remove it, or name another file")
-    part = output.with_name(f"{output.name}.part")
+    part = part_of(output)
     settings = {"batch_size": batch_size, "sampled": sampled, "seed": seed}
     rows = _begun(part, described | settings | {"pairs": _digest(pairs)}, batch_size)
     meter = Meter("label", len(pairs), done=len(rows))

@@ -13,6 +13,8 @@ from common.files import read_json
 from pipeline import cli
 from pipeline.config import Experiment, load_experiment
 from pipeline.data.splits import load_data
+from pipeline.judging.judges import did_not_see
+from pipeline.judging.texts import DOMAINS, held_out, other_domains
 
 CONFIG = """
 data: {dataset_name: toy, demonstrations: 8, heldout: 8, train_prompts: 8, eval_prompts: 8}
@@ -124,7 +126,7 @@ def test_further_rewards_of_any_scale(trained: Experiment, tmp_path: Path) -> No
     )
     said = " ".join(found["cautions"])
     assert "constant gives every held-out text the same score" in said
-    assert "What words, constant, again and ended learnt from is not known" in said
+    assert "What words, constant, again and ended learnt from is not compared" in said
     assert not [judge for judge in found["judges"][2:] if judge["unseen"]]
 
 
@@ -209,10 +211,27 @@ def test_texts_without_ratings_are_refused(
     assert "rated texts" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("source", ["sentiment", "pairwise"])
+def test_what_the_experiment_trained_on_is_not_held_out(source: str, tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(CONFIG)
+    experiment = load_experiment(tmp_path / "toy.yaml", [f"reward.source={source}"])
+    judged = {text.text for text in held_out(experiment).texts}
+    data = load_data(experiment)
+    assert judged == {text.text for text in data.classifier_test}
+    assert not judged & {text.text for part in ("proxy", "gold") for text in data.half(part)}
+    assert did_not_see(experiment, source)
+
+
+def test_own_pairs_may_hold_the_judged_texts(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(CONFIG)
+    own = ["reward.source=pairwise", "data.preferences_name=pairs.jsonl"]
+    experiment = load_experiment(tmp_path / "toy.yaml", own)
+    assert len(held_out(experiment).texts) == 300
+    assert not did_not_see(experiment, "pairwise") and did_not_see(experiment, "sentiment")
+
+
 @pytest.mark.assets
 def test_other_domains_are_as_long_and_share_no_text(trained: Experiment) -> None:
-    from pipeline.judging.texts import DOMAINS, held_out, other_domains
-
     config = trained.output_dir.parent / "toy.yaml"
     experiment = load_experiment(config, ["data.dataset_name=embedded:tweets"])
     own, others = held_out(experiment), other_domains(experiment, most=50)

@@ -70,7 +70,7 @@ def test_what_is_not_defined_is_said() -> None:
     said = told(account, scores, proxy=True, mine=False)
     assert "proxy gives every held-out text the same score" in said
     assert "Only 60 held-out texts" in said
-    assert "What mine learnt from is not known" in said
+    assert "What mine learnt from is not compared" in said
     assert "The scores of mine are no log-odds" in said
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.data.records import RatedText
-from pipeline.data.toy import toy_texts
+from pipeline.data.toy import in_batches, toy_texts
 from pipeline.judging import evaluation, page, probes
 from pipeline.judging.evaluation import Scale, by_length, held_out_account
 from pipeline.judging.pictures import SERIES, pictures, shown
@@ -139,6 +139,14 @@ def test_twelve_rewards_and_one_text() -> None:
     Reader(render(account_of(texts, scores)))
     alone = account_of(texts[:1], {"only": [1.0]}) | {"by_domain": []}
     assert "cannot tell" in Reader(render(alone)).text
+
+
+def test_the_note_names_what_one_persons_interval_draws() -> None:
+    texts = toy_texts(60, seed=0)
+    scores = {"mine": [text.rating for text in texts]}
+    said = "(one person's over 2 batches of texts with the same raters)"
+    assert said in render(account_of(in_batches(texts), scores))
+    assert "same raters)" not in render(account_of(texts, scores))
 
 
 def test_names_in_pictures() -> None:

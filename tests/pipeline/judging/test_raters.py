@@ -104,3 +104,20 @@ def test_one_person_is_measured_as_in_the_reward_stage() -> None:
     assert accuracy is not None and accuracy.value == pytest.approx(plain["accuracy"])
     assert pearson is not None and pearson.value == pytest.approx(plain["correlation"])
     assert pearson.interval is not None and pearson.interval[0] < pearson.value
+
+
+def test_one_persons_interval_draws_the_texts_of_the_same_raters_together() -> None:
+    """Each text ten times over in a batch tells no more than the text once."""
+    rng = np.random.default_rng(0)
+    ratings = [tuple(np.round(rng.normal(m, 2, 5))) for m in rng.normal(0, 2, 40)]
+    once = one_rater(apart(*ratings), 0.0, 0.5)
+    copies = [
+        text for batch, row in enumerate(ratings) for text in batched(*[row] * 10, batch=batch)
+    ]
+    together = one_rater(copies, 0.0, 0.5)
+    assert once is not None and together is not None
+    for name in ("accuracy", "pearson"):
+        one, many = once[name], together[name]
+        assert one is not None and many is not None and many.interval is not None
+        assert many.value == pytest.approx(one.value)
+        assert many.interval == pytest.approx(one.interval)

@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
+from common.files import write_json
 from pipeline.cli import main as rlhf
+from pipeline.config import load_experiment
 from pipeline.data.preferences import load_preferences
 from pipeline.label.labelling import Label, label_file, read_unlabelled
+from pipeline.provenance import stage_inputs
+from reward_models import RewardError
 from reward_models.judge import Judge
 
 REWARD = "def score(prompts, completions):\n    return [float(c.count('o')) for c in completions]\n"
@@ -107,6 +111,74 @@ def test_an_experiments_reward(tmp_path: Path, pairs: Path, root: Path) -> None:
     assert code == 0 and [row["chosen_reward"] >= row["rejected_reward"] for row in rows]
 
 
+STOPS = """
+import pathlib
+def score(prompts, completions):
+    if {stop} and pathlib.Path(__file__).with_name("labelled.jsonl.part").stat().st_size > 999:
+        raise RuntimeError("stop")
+    return [{sign}float(c.count("o")) for c in completions]
+"""
+
+
+def test_another_experiments_reward_does_not_go_on(
+    tmp_path: Path, pairs: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "stops.py"
+    words = ["--config", str(root / "configs" / "tiny.yaml"), *by_reward(pairs)[:2]]
+    words += [f"reward.source={mine}:score", "--batch-size", "2"]
+    mine.write_text(STOPS.format(stop=True, sign=""))
+    assert label(tmp_path, *words)[0] == 2
+    assert (tmp_path / "labelled.jsonl.part").read_bytes().count(b"\n") > 2
+    mine.write_text(STOPS.format(stop=False, sign="-"))
+    capsys.readouterr()
+    assert label(tmp_path, *words) == (2, [])
+    assert "labelled.jsonl.part was begun with another reward" in capsys.readouterr().err
+
+
+def test_a_trained_reward_is_this_configs_and_the_same_throughout(
+    tmp_path: Path,
+    pairs: Path,
+    root: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, folder = root / "configs" / "tiny.yaml", tmp_path / "run" / "reward"
+    here = f"output_dir={tmp_path / 'run'}"
+    words = ["--config", str(config), *by_reward(pairs)[:2], here, "--batch-size", "2"]
+    inputs = stage_inputs(load_experiment(config, [here]))["reward"]
+
+    def trained(status: str, weights: str) -> None:
+        write_json(folder / "stage.json", {"inputs": inputs, "status": status})
+        write_json(folder / "proxy" / "config.json", {})
+        (folder / "proxy" / "weights").write_text(weights)
+
+    asked: list[int] = []
+
+    def reward(prompts: list[str], completions: list[str]) -> list[float]:
+        asked.append(len(completions))
+        if len(asked) == 3:
+            raise RewardError("stop")
+        return [float(c.count("o")) for c in completions]
+
+    monkeypatch.setattr("pipeline.stages.reward_sources.proxy_reward", lambda _: reward)
+
+    def refused(*more: str) -> str:
+        capsys.readouterr()
+        assert label(tmp_path, *words, *more) == (2, [])
+        return capsys.readouterr().err
+
+    trained("started", "one")
+    assert "reward: is not finished; run `rlhf reward`" in refused()
+    trained("finished", "one")
+    assert "was made with seed = 0, the config now has 3; give the config" in refused("seed=3")
+    assert not asked
+    assert "stop" in refused()
+    trained("finished", "another")
+    assert "was begun with another trained reward" in refused()
+    trained("finished", "one")
+    assert label(tmp_path, *words)[0] == 0
+
+
 @pytest.mark.parametrize("torn", [b"", b'{"prompt": "the fi', b"\n"])
 def test_a_killed_run_goes_on_from_whole_batches(tmp_path: Path, pairs: Path, torn: bytes) -> None:
     given, own = read_unlabelled(str(pairs), "--pairs")
@@ -165,6 +237,22 @@ def test_mistakes_are_one_line(
     code, rows = label(tmp_path, *change(by_reward(pairs)))
     error = capsys.readouterr().err.strip()
     assert code == 2 and rows == [] and expected in error and error.count("error: ") == 1
+
+
+@pytest.mark.parametrize("output", ["pairs.jsonl/x.jsonl", f"{'x' * 250}.jsonl", "folder.jsonl"])
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    output: str, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.jsonl.part").mkdir()
+    words = ["--pairs", "nowhere.jsonl", *by_reward(pairs)[2:], "--output", str(tmp_path / output)]
+    assert rlhf(["label", *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.count("error: ") == 1 and f"--output: {tmp_path / output}: cannot be" in error
+
+
+def test_a_refused_run_leaves_no_part(pairs: Path, tmp_path: Path) -> None:
+    assert label(tmp_path, "--pairs", "nowhere.jsonl", *by_reward(pairs)[2:])[0] == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"pairs.jsonl", "mine.py"}
 
 
 def test_rows_without_two_answers_and_files_that_are_there(
