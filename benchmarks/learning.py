@@ -210,7 +210,8 @@ def learn(folder: Path, name: str, seed: int) -> dict[str, Any]:
         start = time.monotonic()
         STAGES[stage](experiment)
         seconds = time.monotonic() - start
-        first = read_metrics(experiment.stage_dir(stage) / "metrics.jsonl")[0]
+        rows = read_metrics(experiment.stage_dir(stage) / "metrics.jsonl")
+        first = next(row for row in rows if "loss" in row)  # an evaluation may come before it
         write_json(done, {"seconds": seconds, "first": first, "why": VARIANTS[name].why})
     return read_json(done)
 

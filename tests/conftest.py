@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before torch is imported anywhere: learning curves depend on the number of threads.
@@ -18,6 +19,9 @@ from tests.checkout import ROOT  # noqa: E402
 from tests.nursery import Nursery  # noqa: E402
 
 quiet.before_imports()
+# How long an example takes is the machine's, and says nothing of the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -149,8 +149,10 @@ def _of_texts(
     groups = linked_groups(rest, near)
     sides = sides_of(rest, groups, section.positive_above)
     test, training = take_groups(rest, groups, sides, wanted)
-    tested = len(texts) - len(evaluation) - len(heldout) - len(training)
-    _check_enough(there, len(texts), asked, tested, section)
+    left = len(evaluation) + len(heldout) + len(test) + len(training)
+    if left < len(texts):
+        there += " that are no near-duplicates of held-out ones"
+    _check_enough(there, left, asked, len(test), section)
     demonstrations = training[: section.demonstrations]
     if own:
         train_prompts, validation_prompts, eval_prompts = own

@@ -64,10 +64,10 @@ def test_every_stage_leaves_its_outputs(whole: Path) -> None:
 def test_what_is_shown_while_training_is_logged(whole: Path, tmp_path: Path) -> None:
     """Every metric of the report's curves and of the terminal's lines is one that a trainer logs.
 
-    Of the evaluations only the reward stage's has such numbers.
+    Those of evaluations are the reward stage's and PPO's, where they are switched on.
     """
-    command = [sys.executable, "-m", "pipeline", "reward", "--config", "configs/tiny.yaml"]
-    evaluating = ["reward.eval_strategy=steps", "reward.eval_steps=38"]
+    command = [sys.executable, "-m", "pipeline", "ppo", "--config", "configs/tiny.yaml"]
+    evaluating = ["reward.eval_strategy=steps", "reward.eval_steps=38", "ppo.eval_strategy=epoch"]
     done = subprocess.run(
         [*command, f"output_dir={tmp_path}", *evaluating],
         cwd=ROOT,
@@ -78,11 +78,13 @@ def test_what_is_shown_while_training_is_logged(whole: Path, tmp_path: Path) -> 
     )
     assert done.returncode == 0, done.stderr
     logged: dict[str, set[str]] = {}
-    for folder in (*map(whole.joinpath, ("sft", "ppo", "dpo")), tmp_path / "reward"):
+    folders = [whole / "sft", whole / "ppo", whole / "dpo", tmp_path / "reward", tmp_path / "ppo"]
+    for folder in folders:
         lines = [
             line for path in folder.glob("metrics*.jsonl") for line in path.read_text().splitlines()
         ]
-        logged[folder.name] = {name for line in lines for name in json.loads(line)}
+        names = {name for line in lines for name in json.loads(line)}
+        logged[folder.name] = logged.get(folder.name, set()) | names
     for method, _, panels in TRAINING:
         assert set(panels.values()) <= logged[method.name]
     assert set(KEY_NUMBERS) <= set().union(*logged.values())

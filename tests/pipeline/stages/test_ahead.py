@@ -141,7 +141,7 @@ def test_what_the_loss_is_on_must_be_there(
     rows: str, switch: str, expected: str | None, make
 ) -> None:
     made: dict[str, list[Any]] = {
-        "texts": [{"text": f"the film {n} is good and so is the plot of it"} for n in range(5)],
+        "texts": [{"text": " ".join(f"word{n}{m}" for m in range(9))} for n in range(5)],
         "pairs": [{"prompt": f"film {n}", "completion": " good"} for n in range(5)],
         "talks": rows_of("dataset_name"),
     }
