@@ -65,7 +65,7 @@ class RewardPart(Section):
         """Its name in metrics."""
         if self.name is not None:
             return self.name
-        place = re.sub(r"^\w+://", "", self.source).split("?")[0].rstrip("/")
+        place = re.sub(r"^\w+://", "", self.source).rstrip("/")
         return re.split(r"[/\\:]", place)[-1] or place
 
     def kind(self) -> str:

@@ -48,7 +48,7 @@ def test_a_list_is_parts_with_names_of_their_own(load: Load) -> None:
         ("mine.py:score", "score"),
         ("package.module:score", "score"),
         ("rules:ended", "ended"),
-        ("https://host:8000/score?key=1", "score"),
+        ("https://host:8000/score", "score"),
         (r"C:\models\reward", "reward"),
     ],
 )

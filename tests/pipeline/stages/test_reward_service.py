@@ -34,7 +34,7 @@ def make(tmp_path: Path) -> Make:
 def test_a_service_is_measured_with_its_header(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_HEADER", "X-Key: s3cr3t")
     with Service() as service:
-        experiment = make(f"reward.source={service.url}?a=1", "reward.header_env=MY_HEADER")
+        experiment = make(f"reward.source={service.url}", "reward.header_env=MY_HEADER")
         reward.run(experiment)
         assert all(headers["X-Key"] == "s3cr3t" for headers in service.headers)
         call = reward_sources.proxy_reward(experiment)
