@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.compare.wording import number, percent, signed
-from pipeline.judging.pictures import SERIES, Picture
+from pipeline.judging.pictures import SERIES
 from pipeline.report.inspection import visible
+from pipeline.report.plotting import Picture
 from pipeline.report.templating import template
 
 Account = Mapping[str, Any]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 
 from pipeline.judging.measures import quantile_ranks
-from pipeline.report.plotting import PALETTE, WIDTH, figure, png, styled, svg
+from pipeline.report.plotting import PALETTE, WIDTH, Picture, figure, png, styled, svg
 
 # The rewards' colours, of light pages; judging.css has those of dark ones as --s0 to --s4. None is
 # a colour of `plotting.svg`, which puts variables of its own in the place of those.
@@ -22,17 +21,6 @@ _LONGEST = 22  # characters of a name in a picture
 _MOST_POINTS = 1000
 
 Account = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure and its words."""
-
-    name: str
-    title: str
-    caption: str
-    svg: Markup
-    png: bytes
 
 
 def pictures(account: Account) -> dict[str, Picture]:

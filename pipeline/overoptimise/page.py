@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,8 @@ from pipeline.overoptimise.grid import HOWS
 from pipeline.overoptimise.results import results
 from pipeline.overoptimise.work import Work
 from pipeline.report import plotting
+from pipeline.report.plotting import Picture
 from pipeline.report.templating import template
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure and its words."""
-
-    name: str
-    title: str
-    caption: str
-    svg: Markup
-    png: bytes
 
 
 def write(work: Work) -> Path:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pipeline.compare.methods import BEST_OF_N, DPO, PPO, SFT
 from pipeline.report import figures, plotting
 from pipeline.report.outputs import Outputs
+from pipeline.report.plotting import Picture
 
 # Title → metric. What each means: docs/ppo-metrics.md, and TRL's pages on its trainers.
 PPO_PANELS = {
@@ -31,17 +30,6 @@ TRAINING = (
     (DPO, "Measured on training pairs.", DPO_PANELS),
     (SFT, "Measured on demonstrations.", SFT_PANELS),
 )
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A drawn figure and its words."""
-
-    name: str
-    title: str
-    caption: str
-    svg: Markup
-    png: bytes
 
 
 def _optimum(beta: float) -> str:

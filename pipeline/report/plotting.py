@@ -10,17 +10,29 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from classic_rl.pictures.plots import INK, LINE, PAPER, SOFT, STYLE, WIDTH, styled
 from pipeline.compare import methods
 
-__all__ = ["PALETTE", "WIDTH", "figure", "label_ends", "label_points", "png", "styled", "svg"]
+__all__ = [
+    "PALETTE",
+    "WIDTH",
+    "Picture",
+    "figure",
+    "label_ends",
+    "label_points",
+    "png",
+    "styled",
+    "svg",
+]
 
 # Name of the CSS variable → light colour, as in style.css.
 PALETTE = {
@@ -32,6 +44,17 @@ PALETTE = {
     "accent": "#1a69b5",
     "second": "#bf5600",
 }
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A drawn figure and its words."""
+
+    name: str
+    title: str
+    caption: str
+    svg: Markup
+    png: bytes
 
 
 def svg(figure: Figure, name: str, own: Mapping[str, str] | None = None) -> str:

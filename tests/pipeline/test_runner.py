@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import subprocess
 import sys
 import weakref
@@ -17,10 +16,9 @@ import pytest
 
 from pipeline import cli, runner
 from pipeline.config import Experiment, load_experiment, stages
-from pipeline.config.content import content_hash
 from pipeline.config.stages import stage_names
 from pipeline.errors import UserError
-from pipeline.provenance import differences, downstream, fingerprint, stage_inputs
+from pipeline.provenance import downstream, fingerprint, stage_inputs
 
 Load = Callable[..., Experiment]
 STAGES = stage_names()
@@ -223,29 +221,6 @@ def test_a_released_run_of_other_prompts_is_another(fakes: Fakes, load: Load) ->
     assert "data.train_prompts = 48, the config now has 64" in refusal(load(), "ppo")
 
 
-def test_embedded_texts_that_were_divided_otherwise_make_another_run(load: Load) -> None:
-    """Today's held-out texts may be among those that an earlier release trained on."""
-    experiment = load("data.dataset_name=embedded:tweets")
-    now = stage_inputs(experiment)["sft"]
-    before = {"inputs": {key: value for key, value in now.items() if key != "division"}}
-    assert differences(experiment, "sft", {"inputs": now}, now) == []
-    (found,) = differences(experiment, "sft", before, now)
-    assert "an earlier release divided otherwise" in str(found)
-    assert "division" not in stage_inputs(load())["sft"]
-
-
-def test_another_function_of_the_same_file_is_another_reward(
-    load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "two_rewards.py").write_text("f = g = len")
-    monkeypatch.chdir(tmp_path)
-    for form in ("two_rewards.py", "two_rewards"):
-        first, second = (load(f"reward.source={form}:{name}") for name in "fg")
-        made = {"inputs": stage_inputs(first)["reward"]}
-        assert differences(first, "reward", made, stage_inputs(first)["reward"]) == []
-        assert differences(second, "reward", made, stage_inputs(second)["reward"])
-
-
 def test_downstream(load: Load) -> None:
     assert downstream(load(), "sft") == ["ppo", "dpo", "compare"]
     assert downstream(load(), "dpo") == ["compare"]
@@ -274,26 +249,6 @@ def test_content_of_local_files_counts(fakes: Fakes, load: Load, tmp_path: Path)
     judge.write_text("def f(): ...", encoding="utf-8")
     texts.write_text("{ }", encoding="utf-8")
     assert "data.dataset_name" in refusal(load(*overrides), "run")
-
-
-def test_content_hash(tmp_path: Path) -> None:
-    assert content_hash("toy") is content_hash("owner/name") is content_hash(None) is None
-    folder = tmp_path / "texts"
-    (folder / "sub").mkdir(parents=True)
-    (folder / "sub" / "a.txt").write_text("one", encoding="utf-8")
-    first = content_hash(str(folder))
-    (folder / ".hidden").write_text("x", encoding="utf-8")
-    assert content_hash(str(folder)) == first
-    (folder / "sub" / "a.txt").write_text("two", encoding="utf-8")
-    assert content_hash(str(folder)) != first
-    large = tmp_path / "large"
-    with large.open("wb") as stream:
-        stream.truncate(65 * 2**20)
-    sparse = content_hash(str(large))
-    with large.open("r+b") as stream:
-        stream.seek(-1, os.SEEK_END)
-        stream.write(b"x")
-    assert content_hash(str(large)) != sparse
 
 
 def test_files_of_another_origin_are_left_alone(fakes: Fakes, load: Load) -> None:
