@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import importlib.metadata
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,7 +45,7 @@ def commands() -> dict[str, str]:
     """Every command that takes a config, and what it does."""
     return {
         "run": "all stages in order, then the report",
-        **{stage.name: stage.does for stage in stages.STAGES},
+        **{stage.name: stage.does for stage in stages.stages_with()},
         "report": "write the report from a finished comparison",
         "data": "show what is read of the data files, as the model sees it",
     }
@@ -56,6 +57,7 @@ def _epilog() -> str:
         [
             "commands:",
             *(f"  {name:<10}{does}" for name, does in commands().items()),
+            "  <policy>  train the policy of this name in the config's `policies`",
             "",
             "commands with arguments of their own (`rlhf <command> --help`):",
             *(f"  {name:<17}{does}" for name, (does, _) in TOOLS.items()),
@@ -93,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=list(commands()), metavar="command", help="see below")
+    parser.add_argument("command", metavar="command", help="see below")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a YAML file")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"
@@ -106,6 +108,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     return parser
+
+
+def _check_command(command: str, policies: Mapping[str, str]) -> None:
+    """UserError for what is neither a command nor one of these policies, names and methods."""
+    known = ["run", *stages.stage_names(policies), "report", "data"]
+    if command not in known:
+        near = difflib.get_close_matches(command, [*known, *TOOLS], n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        choices = ", ".join(known)
+        raise UserError(f"invalid choice: {command!r} (choose from {choices}){hint}")
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
@@ -128,7 +140,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pipeline.config import load_experiment
         from pipeline.runner import run
 
+        if not arguments.config.exists():
+            _check_command(arguments.command, stages.DEFAULT_POLICIES)
         experiment = load_experiment(arguments.config, arguments.overrides)
+        _check_command(arguments.command, experiment.methods())
         if arguments.command == "data":
             importlib.import_module(PREVIEW).show(experiment)
         else:

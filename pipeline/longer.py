@@ -9,20 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.config.stages import Stage
 from pipeline.provenance import Difference
 
-# Of a stage's section: how long it trains.
-_LENGTHS = {
-    "sft": ("max_steps", "num_train_epochs"),
-    "ppo": ("total_episodes", "max_steps", "num_train_epochs"),
-    "dpo": ("max_steps", "num_train_epochs"),
-}
 _SAME_AT_ANY_LENGTH = ("constant", "constant_with_warmup")
 
 
-def only_longer(stage: str, found: Sequence[Difference]) -> bool:
+def only_longer(stage: Stage, found: Sequence[Difference]) -> bool:
     """True when all that differs is that ``stage`` is to train longer."""
-    keys = [f"{stage}.{name}" for name in _LENGTHS.get(stage, ())]
+    keys = [f"{stage.section}.{name}" for name in stage.lengths]
     return all(
         difference.key in keys
         and isinstance(difference.before, int | float)
@@ -32,15 +27,19 @@ def only_longer(stage: str, found: Sequence[Difference]) -> bool:
     )
 
 
-def why_not(stage: str, arguments: Mapping[str, Any]) -> str | None:
-    """Why a longer run of these trainer arguments is another run from its first step; or None."""
+def why_not(section: str, arguments: Mapping[str, Any]) -> str | None:
+    """Why a longer run of these trainer arguments is another run from its first step; or None.
+
+    Args:
+        section: whose arguments they are.
+    """
     if arguments.get("lr_scheduler_type") not in _SAME_AT_ANY_LENGTH:
         return (
             "its learning rates follow from the length"
-            f" (only {stage}.lr_scheduler_type=constant does not)"
+            f" (only {section}.lr_scheduler_type=constant does not)"
         )
     if 0 < arguments.get("warmup_steps", 0) < 1:
-        return f"{stage}.warmup_steps is a share of the length"
+        return f"{section}.warmup_steps is a share of the length"
     if arguments.get("kl_target") is not None:
-        return f"{stage}.kl_target is steered to within the length"
+        return f"{section}.kl_target is steered to within the length"
     return None

@@ -14,11 +14,11 @@ from typing import Any, Literal
 from common.files import read_json
 from pipeline.config import Experiment
 from pipeline.config.choices import left_out
-from pipeline.config.stages import find_stage, stage_names
 from pipeline.errors import UserError
 from pipeline.longer import only_longer, why_not
 from pipeline.output.work import holds_work
 from pipeline.provenance import (
+    UNSET,
     Difference,
     Record,
     differences,
@@ -102,7 +102,7 @@ def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False)
     finished = {s for s, record in records.items() if record and record["status"] == "finished"}
     there = finished.union(stages)
     needs = upstream(experiment, there)
-    stages = _with_needed(stages, needs, finished)
+    stages = _with_needed(experiment, stages, needs, finished)
     inputs = stage_inputs(experiment, records, there)
     replaced: set[str] = set()
     steps: list[Step] = []
@@ -140,16 +140,17 @@ def in_place(experiment: Experiment, stage: str) -> Step:
 
 
 def _with_needed(
+    experiment: Experiment,
     stages: Sequence[str],
     needs: dict[str, tuple[str, ...]],
     finished: set[str],
 ) -> list[str]:
     """``stages`` and, in order, the unfinished ones they need."""
-    wanted = set(stages)
-    for stage in reversed(stage_names()):
+    wanted, names = set(stages), [stage.name for stage in experiment.stages()]
+    for stage in reversed(names):
         if stage in wanted:
             wanted.update(set(needs[stage]) - finished)
-    return [stage for stage in stage_names() if stage in wanted]
+    return [stage for stage in names if stage in wanted]
 
 
 def _despite(experiment: Experiment, stage: str, record: Record, found: list[Difference]) -> Action:
@@ -157,16 +158,14 @@ def _despite(experiment: Experiment, stage: str, record: Record, found: list[Dif
     folder = experiment.stage_dir(stage)
     if record["status"] == "started" and not holds_work(folder):
         return "anew"
-    # More policies to compare: those measured stay measured.
-    more = all(
-        f.part == "upstream" and isinstance(f.now, str) and not isinstance(f.before, str)
-        for f in found
-    )
-    if more and stage == "compare":
+    # Other policies to compare: those measured stay measured.
+    others = all(f.part == "upstream" and UNSET in (f.before, f.now) for f in found)
+    if others and stage == "compare":
         return "resume"
-    if not only_longer(stage, found):
+    row, view = experiment.stage(stage), experiment.of(stage)
+    if not only_longer(row, found):
         raise _refusal(experiment, stage, found)
-    reason = why_not(stage, experiment.trainer_args(stage))
+    reason = why_not(row.section, view.trainer_args(row.section))
     later = [s for s in downstream(experiment, stage) if experiment.stage_dir(s).exists()]
     if reason is None and later:
         reason = f"{', '.join(later)} was made from what it is now; remove that"
@@ -184,14 +183,15 @@ def _check_needs(
 ) -> None:
     """UserError unless what ``stages`` build on and do not hold is the same."""
     needed = {need for stage in stages for need in needs[stage]}.difference(stages)
-    for need in (stage for stage in stage_names() if stage in needed):
+    for need in (stage.name for stage in experiment.stages() if stage.name in needed):
         record = records[need]
         found = differences(experiment, need, record, inputs[need]) if record else []
         if found:
             raise _refusal(experiment, need, found)
     for stage in stages:
-        takes = find_stage(stage).takes
-        if takes and not set(needs[stage]).intersection(takes):
+        takes = experiment.stage(stage).takes
+        enough = stage == "compare" and experiment.compare.policies
+        if takes and not enough and not set(needs[stage]).intersection(takes):
             raise UserError(
                 f"{stage}: none of {', '.join(takes)} is finished; run `rlhf {takes[0]}` first,"
                 " or `rlhf run` for all stages"

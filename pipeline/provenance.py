@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def upstream(
     over_sft = trains(experiment, "reward") and section.encoder == OVER_SFT
     from_sft = over_sft or section.normalizes()
     known: dict[str, tuple[str, ...]] = {}
-    for stage in stages.STAGES:
+    for stage in experiment.stages():
         if stage.name not in out:
             taken = (s for s in stage.takes if s not in out and (there is None or s in there))
             known[stage.name] = (*stage.needs, *taken)
@@ -83,7 +84,7 @@ def upstream(
 
 def _configured(experiment: Experiment, name: str) -> stages.Stage:
     """A stage of the table as this config has it."""
-    stage = stages.find_stage(name)
+    stage = experiment.stage(name)
     if name == "sft" and experiment.sft.skip:
         return replace(stage, reads=("model", "sft.skip", "seed"))
     if name == "reward" and experiment.reward.normalizes():  # on samples for PPO's prompts
@@ -147,12 +148,13 @@ def stage_inputs(
             what was made from it stays valid.
         there: see `upstream`.
     """
-    settings = _settings(experiment.model_dump(mode="json"))
-    hashes = {key: content_hash(name) for key, name in named_files(experiment).items()}
+    hash_of = cache(content_hash)
     inputs: dict[str, dict[str, Any]] = {}
     prints: dict[str, str] = {}
     for name, needs in upstream(experiment, there).items():
-        stage = _configured(experiment, name)
+        stage, own = _configured(experiment, name), experiment.of(name)
+        settings = _settings(own.model_dump(mode="json"))
+        hashes = {key: hash_of(named) for key, named in named_files(own).items()}
         reads = _keys(stage)
         made: dict[str, Any] = {
             "config": {

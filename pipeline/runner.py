@@ -26,7 +26,7 @@ from common.files import write_json
 from common.words import clock
 from pipeline.config import Experiment
 from pipeline.config.choices import left_out
-from pipeline.config.stages import find_stage, stage_names, trained
+from pipeline.config.stages import find_stage
 from pipeline.errors import UserError
 from pipeline.output import hub, quiet
 from pipeline.output.console import is_main_process, say, wait_for_every_rank
@@ -45,7 +45,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.
 
 
 def stage_function(stage: str) -> StageFunction:
-    """Import a stage, or the report, and return its ``run``."""
+    """Import a fixed stage, a method or the report, and return its ``run``."""
     module = REPORT if stage == "report" else find_stage(stage).module
     return importlib.import_module(module).run
 
@@ -54,6 +54,7 @@ def check_ahead(experiment: Experiment, stages: Sequence[str]) -> None:
     """UserError where the person's own data cannot be what ``stages`` read."""
     data = experiment.data
     named = [data.dataset_name, data.prompts_name, data.preferences_name]
+    named += [policy.preferences_name for policy in experiment.policies.values()]
     if stages and any(name and not _of_the_project(name) for name in named):
         importlib.import_module(AHEAD).check(experiment, stages)
 
@@ -138,9 +139,9 @@ def _run_step(experiment: Experiment, step: Step) -> None:
         "fingerprint": step.fingerprint,
         "started": before.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": before.get("seconds", 0.0),
-        "seed": experiment.seed,
+        "seed": experiment.of(stage).seed,
         **origin(),
-        "config": experiment.model_dump(mode="json"),
+        "config": experiment.of(stage).model_dump(mode="json"),
         "inputs": step.inputs,
     }
     if main:
@@ -149,9 +150,9 @@ def _run_step(experiment: Experiment, step: Step) -> None:
     start = time.monotonic()
     earlier = record["seconds"]
     try:
-        function = stage_function(stage)
+        function = stage_function(experiment.stage(stage).section)
         quiet.after_imports()
-        function(experiment)
+        function(experiment.of(stage))
         record["status"] = "finished"
         record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
     finally:
@@ -212,7 +213,7 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
     """
     if overwrite and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("--overwrite: not with several processes; remove the outputs first")
-    stages = stage_names() if command == "run" else () if command == "report" else (command,)
+    stages = _asked(experiment, command)
     start = time.monotonic()
     with lock(experiment.output_dir) if is_main_process() else nullcontext():
         steps = plan(experiment, stages, overwrite)
@@ -254,6 +255,14 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
         say(f"all stages done in {clock(time.monotonic() - start)}, peak {peak_memory():.1f} GiB")
 
 
+def _asked(experiment: Experiment, command: str) -> tuple[str, ...]:
+    """The stages that a command is about; UserError where there is no such stage."""
+    names = tuple(stage.name for stage in experiment.stages())
+    if command not in (*names, "run", "report"):
+        raise UserError(f"{command}: no policy of this config; it has {', '.join(names[2:-1])}")
+    return names if command == "run" else () if command == "report" else (command,)
+
+
 def _tell_needed(experiment: Experiment, command: str, steps: Sequence[Step]) -> None:
     """Say which stages run because another builds on them, and how to do without SFT."""
     needed = [step.stage for step in steps if command not in ("run", step.stage)]
@@ -280,9 +289,10 @@ def _tell_expected(experiment: Experiment, steps: Sequence[Step]) -> None:
 def _check_hub(experiment: Experiment, steps: Sequence[Step]) -> None:
     """UserError where a stage with work to do is to push its model and cannot."""
     trained_now = {step.stage for step in steps if step.action != "skip"}
-    for stage in (stage.name for stage in trained() if stage.name in trained_now):
-        if experiment.trainer_args(stage).get("push_to_hub"):
-            hub.check_account(f"{stage}.push_to_hub")
+    for stage in experiment.stages():
+        arguments = experiment.of(stage.name).trainer_args(stage.section) if stage.arguments else {}
+        if stage.name in trained_now and arguments.get("push_to_hub"):
+            hub.check_account(f"{stage.section}.push_to_hub")
             return
 
 

@@ -13,13 +13,19 @@ def trains(experiment: Experiment, stage: str) -> bool:
 
 
 def ppo_evaluates(experiment: Experiment) -> bool:
-    """True where PPO is evaluated on the validation prompts while it trains."""
-    given = experiment.trainer_args("ppo")
-    return given.get("eval_strategy", "no") != "no" or bool(given.get("eval_on_start"))
+    """True where a PPO is evaluated on the validation prompts while it trains."""
+    for name, method in experiment.methods().items():
+        given = experiment.of(name).trainer_args("ppo")
+        evaluates = given.get("eval_strategy", "no") != "no" or bool(given.get("eval_on_start"))
+        if method == "ppo" and evaluates:
+            return True
+    return False
 
 
 def left_out(experiment: Experiment) -> dict[str, str]:
     """The stages that this config has no use for, and why."""
-    if experiment.beta > 0:
-        return {}
-    return {"dpo": "beta: DPO learns nothing at 0, where no preference tells; set it above 0"}
+    out: dict[str, str] = {}
+    for stage in experiment.stages():
+        if stage.at_zero and experiment.of(stage.name).beta == 0:
+            out[stage.name] = f"beta: {stage.at_zero}; set it above 0"
+    return out

@@ -8,7 +8,7 @@ out of reach.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +16,9 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     Field,
+    PrivateAttr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails
@@ -32,6 +34,17 @@ from pipeline.config.arguments import (
 from pipeline.config.base import Name, Section, TrainerSection
 from pipeline.config.losses import loss_problems
 from pipeline.config.overrides import apply
+from pipeline.config.policies import (
+    Policies,
+    PolicySection,
+    method_of,
+    name_problem,
+    name_problems,
+    over,
+    own_key,
+    reads_beta,
+    written_out,
+)
 from pipeline.config.rewards import PARTS, RewardPart, reward_problems
 from pipeline.config.sections import (
     TRAINED_LENGTH,
@@ -47,7 +60,7 @@ from pipeline.config.sections import (
     SFTSection,
     TrackingSection,
 )
-from pipeline.config.stages import trained
+from pipeline.config.stages import DEFAULT_POLICIES, Stage, find_stage, stages_with, trained
 from pipeline.config.training import training_problems
 from pipeline.errors import UserError
 
@@ -62,6 +75,8 @@ class Experiment(Section):
     beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """β, the KL coefficient of PPO, DPO and the comparison, in reward units a nat. 0: PPO pays
     nothing for KL; there is then no DPO and no optimum."""
+    policies: Policies = {name: PolicySection() for name in DEFAULT_POLICIES}
+    """What is trained and compared: a name for each policy, its method and its own settings."""
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     generation: GenerationSection = GenerationSection()
@@ -73,6 +88,10 @@ class Experiment(Section):
     compare: CompareSection = CompareSection()
     overoptimise: OveroptimiseSection = OveroptimiseSection()
     tracking: TrackingSection = TrackingSection()
+
+    _policy: str | None = PrivateAttr(None)
+
+    _policies_written_out = field_validator("policies", mode="before")(written_out)
 
     @model_validator(mode="before")
     @classmethod
@@ -89,12 +108,69 @@ class Experiment(Section):
         """What divides the data: ``data.seed``, else the top-level seed."""
         return self.seed if self.data.seed is None else self.data.seed
 
+    @property
+    def policy(self) -> str | None:
+        """The policy whose view this is, see :meth:`of`; None for the whole experiment."""
+        return self._policy
+
+    def methods(self) -> dict[str, str]:
+        """The policies' names and their methods', in order."""
+        return {name: method_of(name, policy) for name, policy in self.policies.items()}
+
+    def stages(self) -> tuple[Stage, ...]:
+        """All stages in the order they run in: the fixed ones, and one for each policy."""
+        return stages_with(self.methods())
+
+    def stage(self, name: str) -> Stage:
+        """A stage of this experiment; KeyError when there is none of this name."""
+        return {stage.name: stage for stage in self.stages()}[name]
+
+    def of(self, stage: str) -> Experiment:
+        """The experiment as a stage has it: itself, but for a policy its view.
+
+        In a policy's view its method's section, `pairs`, `beta`, `seed` and `data.preferences_name`
+        are the policy's own, and the method's output folder is the policy's.
+
+        Raises:
+            pydantic.ValidationError: a value of the policy's is none of its method's section.
+        """
+        if stage not in self.policies:
+            return self
+        own = self.policies[stage]
+        method = method_of(stage, own)
+        settings, changed = own.settings(), {}
+        if own.beta is not None and reads_beta(method):
+            changed["beta"] = own.beta
+        elif own.beta is not None:  # a method without a reference has a β of another meaning
+            settings["beta"] = own.beta
+        if settings:
+            changed[method] = over(getattr(self, method), settings)
+        if own.pairs:
+            changed["pairs"] = over(self.pairs, own.pairs)
+        data: dict[str, Any] = {}
+        if own.preferences_name is not None:
+            data["preferences_name"] = own.preferences_name
+        if own.seed is not None:
+            changed["seed"], data["seed"] = own.seed, self.data_seed
+        if data:
+            changed["data"] = self.data.model_copy(update=data)
+        if own.policy_modules is not None:
+            changed["model"] = self.model.model_copy(update={"policy_modules": own.policy_modules})
+        view = self.model_copy(update=changed)
+        view._policy = stage
+        return view
+
+    def called(self, stage: str) -> str:
+        """What people know a stage by: a method in its policy's view by the policy's name."""
+        mine = self._policy is not None and stage == self.methods()[self._policy]
+        return str(self._policy) if mine else stage
+
     def stage_dir(self, stage: str) -> Path:
-        """The output folder of a stage: output_dir/<stage>."""
-        return self.output_dir / stage
+        """The output folder of a stage: output_dir/<stage>, or of a view's policy: its own."""
+        return self.output_dir / self.called(stage)
 
     def trainer_args(self, stage: str) -> dict[str, Any]:
-        """The pass-through fields of a trained stage's section, as the config gives them."""
+        """The pass-through fields of a section with a trainer, as the config gives them."""
         section: TrainerSection = getattr(self, stage)
         return dict(section.model_extra or {})
 
@@ -121,6 +197,10 @@ def _explain(error: ErrorDetails) -> tuple[str, str]:
             continue
         if part == PARTS and key:  # the branch of a union that is a list of sections
             owner = hint = RewardPart
+            continue
+        if key == "policies":
+            key, owner = f"policies.{part}", PolicySection
+            hint = owner
             continue
         if part not in owner.model_fields:  # an unknown key, or the name of a union's branch
             break
@@ -167,11 +247,6 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
             "does not go with model.use_peft, whose modules are model.lora_target_modules;"
             " set model.policy_modules=null",
         )
-    if experiment.beta == 0 and experiment.trainer_args("ppo").get("kl_target") is not None:
-        yield (
-            "beta",
-            "0 is no coefficient that ppo.kl_target could steer; set it above 0: beta=0.05",
-        )
     if data.min_words > data.max_words:
         yield "data.min_words", f"{data.min_words} is above data.max_words ({data.max_words})"
     if data.prompt_words >= data.min_words:
@@ -194,25 +269,43 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
             f"{compare.best_of_n} is above compare.reference_samples"
             f" ({compare.reference_samples}), from which the best are taken",
         )
+    for name in compare.policies:
+        problem = name_problem(name)
+        if name in experiment.policies:
+            problem = f"{name!r} is a policy of this experiment; choose another name"
+        if problem:
+            yield f"compare.policies.{name}", problem
     section = experiment.overoptimise
     for size in section.ppo_sizes if section.betas else ():
         if size not in section.sizes:
             yield "overoptimise.ppo_sizes", f"{size} is none of overoptimise.sizes; add it there"
-    given = experiment.trainer_args("dpo")
-    yield from loss_problems(given, experiment.pairs, data.preferences_name is not None)
     yield from _reward_contradictions(experiment)
+
+
+def _method_contradictions(experiment: Experiment, method: str) -> Iterator[tuple[str, str]]:
+    """The same of what one method reads, in a policy's view or as the sections have it."""
+    given, reward = experiment.trainer_args(method), experiment.reward
+    if method == "ppo":
+        if experiment.beta == 0 and given.get("kl_target") is not None:
+            yield (
+                "beta",
+                "0 is no coefficient that ppo.kl_target could steer; set it above 0: beta=0.05",
+            )
+        no_judge = not reward.trains_here() and reward.gold in (None, reward.source)
+        if no_judge and given.get("gold_stop"):
+            yield (
+                "ppo.gold_stop",
+                "true has no judge to stop by: it would be the reward itself; set reward.gold",
+            )
+    if method == "dpo":
+        own_pairs = experiment.data.preferences_name is not None
+        yield from loss_problems(given, experiment.pairs, own_pairs)
 
 
 def _reward_contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Settings of the reward that would cut completions away, or that nothing reads."""
     reward, tokens = experiment.reward, experiment.generation.max_new_tokens
     length = reward.max_length or TRAINED_LENGTH
-    no_judge = not reward.trains_here() and reward.gold in (None, reward.source)
-    if no_judge and experiment.trainer_args("ppo").get("gold_stop"):
-        yield (
-            "ppo.gold_stop",
-            "true has no judge to stop by: it would be the reward itself; set reward.gold",
-        )
     if reward.trains_here() and tokens >= length:
         yield (
             "reward.max_length",
@@ -236,6 +329,8 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     checked against their dataclass, which imports torch.
     """
     tree = read_yaml(Path(path), UserError)
+    if tree.get("policies") is None:  # an override says what is other, not which there are
+        tree["policies"] = dict.fromkeys(DEFAULT_POLICIES)
     set_by = {apply(tree, override): override for override in overrides}
 
     def complain(key: str, problem: str) -> UserError:
@@ -250,16 +345,53 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         experiment = Experiment.model_validate(tree)
     except ValidationError as error:
         raise complain(*_explain(error.errors()[0])) from None
-    for key, problem in _contradictions(experiment):
+    for key, problem in [*_contradictions(experiment), *name_problems(experiment.policies)]:
         raise complain(key, problem)
-    for stage in trained():
-        own = type(getattr(experiment, stage.name)).model_fields
-        given = experiment.trainer_args(stage.name)
-        try:
-            checked = check_arguments(stage, given, own, _HOME)
-        except ArgumentProblem as problem:
-            raise complain(f"{stage.name}.{problem.key}", problem.problem) from None
-        if checked != given:
-            section = getattr(experiment, stage.name).model_copy(update=checked)
-            experiment = experiment.model_copy(update={stage.name: section})
+    methods = set(experiment.methods().values())
+    for row in trained():
+        if row.name in methods or experiment.trainer_args(row.name):
+            experiment = _with_checked(experiment, row.name, complain)
+    for name, policy in experiment.policies.items():
+        if policy != PolicySection(method=policy.method):
+            _check_policy(experiment, name, complain)
     return experiment
+
+
+_Complain = Callable[[str, str], UserError]
+
+
+def _with_checked(experiment: Experiment, section: str, complain: _Complain) -> Experiment:
+    """``experiment`` with the arguments of one of its sections as their dataclass takes them."""
+    own, given = type(getattr(experiment, section)).model_fields, experiment.trainer_args(section)
+    for place, problem in _method_contradictions(experiment, section):
+        raise complain(place, problem)
+    try:
+        checked = check_arguments(find_stage(section), given, own, _HOME)
+    except ArgumentProblem as problem:
+        raise complain(f"{section}.{problem.key}", problem.problem) from None
+    if checked == given:
+        return experiment
+    changed = getattr(experiment, section).model_copy(update=checked)
+    return experiment.model_copy(update={section: changed})
+
+
+def _check_policy(experiment: Experiment, name: str, complain: _Complain) -> None:
+    """Check a policy's own settings as those of its method's section.
+
+    Raises:
+        UserError: One is wrong, or does not go with the others.
+    """
+    policy = experiment.policies[name]
+    method = method_of(name, policy)
+
+    def complain_of(key: str, problem: str) -> UserError:
+        return complain(own_key(name, policy, key), problem)
+
+    try:
+        view = experiment.of(name)
+    except ValidationError as error:
+        first = error.errors()[0]
+        section = "pairs" if error.title == "PairsSection" else method
+        key, problem = _explain({**first, "loc": (section, *first["loc"])})
+        raise complain_of(key, problem) from None
+    _with_checked(view, method, complain_of)

@@ -316,6 +316,9 @@ class CompareSection(Section):
     """KL coefficients at which the optimal frontier is computed."""
     bootstrap: Count = 1000
     """Resamples (of prompts) behind each interval."""
+    policies: dict[Name, Name] = Field(default={}, exclude_if=_is_unset)
+    """Checkpoints from elsewhere that are measured too, by name: a folder, an adapter's folder, or
+    a hub id."""
 
 
 class OveroptimiseSection(Section):

@@ -1,16 +1,17 @@
-"""The stages, one record each. A new stage is an entry of ``STAGES`` and its module.
+"""The stages and the methods, one record each.
 
-Data only: nothing of this project is imported here, so that the command line's help and the
-report read the same table at no cost. A stage with settings of its own also has a section, which
-is a class and a field of `pipeline.config.experiment.Experiment`.
+A new method is an entry of ``METHODS``, its module, and its section: a class and a field of
+`pipeline.config.experiment.Experiment`. Every policy of the config is a stage of its own, made from
+its method's record. Data only: nothing of this project is imported here, so that the command line's
+help and the report read the same table at no cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-_BETA = "the top-level beta, shared by PPO, DPO and the comparison"
+_BETA = "the top-level beta, or the policy's"
 # Whether more is better; None is as one sees it.
 _SFT_METRICS = {"loss": False, "mean_token_accuracy": True, "entropy": None}
 _DPO_METRICS = {
@@ -26,6 +27,8 @@ _PPO_METRICS |= {"kl": None, "length": None, "ended": None}
 
 # Of the model section, what SFT does without.
 _POLICY_MODULES = "model.policy_modules"
+# How long a Trainer runs.
+_LENGTHS = ("max_steps", "num_train_epochs")
 # Of the data section, what only DPO's own pairs need.
 OWN_PAIRS = ("data.preferences_name", "data.columns.chosen", "data.columns.rejected")
 
@@ -35,7 +38,9 @@ class Stage:
     """A step of the experiment with inputs, an output folder and a record of its own.
 
     Attributes:
-        name: the command, the output folder and, where it has one, the config's section.
+        name: the command and the output folder.
+        method: of a policy: its method, whose section of the config it reads; else empty.
+        title: of a method, for people.
         module: dotted module with ``run(experiment)``; imported only when the stage runs.
         does: one line for ``--help``.
         needs: stages whose output it reads. They stand before it in the table.
@@ -49,6 +54,9 @@ class Stage:
         refused: fields of it that must stay off here (false, ``no`` or null), and why.
         metrics: what its evaluations measure, as `metric_for_best_model` names it, and whether
             more of it is better (None: as one sees it).
+        from_pairs: whether a method learns from preference pairs: drawn here, or the user's own.
+        at_zero: what a method does at β = 0, where that is nothing: why it is left out then.
+        lengths: of its section, what says how long it trains.
     """
 
     name: str
@@ -63,6 +71,16 @@ class Stage:
     owned: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, bool | None] = field(default_factory=dict)
+    method: str = ""
+    title: str = ""
+    from_pairs: bool = False
+    at_zero: str = ""
+    lengths: tuple[str, ...] = ()
+
+    @property
+    def section(self) -> str:
+        """The config's section that it reads."""
+        return self.method or self.name
 
 
 STAGES: tuple[Stage, ...] = (
@@ -84,6 +102,7 @@ STAGES: tuple[Stage, ...] = (
         whether=("data.prompts_name",),
         arguments="trl:SFTConfig",
         metrics=_SFT_METRICS,
+        lengths=_LENGTHS,
     ),
     Stage(
         name="reward",
@@ -96,7 +115,19 @@ STAGES: tuple[Stage, ...] = (
         metrics={"loss": False, "accuracy": True},
     ),
     Stage(
+        name="compare",
+        module="pipeline.stages.compare",
+        does="measure SFT, every policy and best-of-N against the optimum",
+        needs=("sft", "reward"),
+        reads=("data", "generation", "beta", "compare", "seed"),
+        unread=(*OWN_PAIRS, "data.validation_prompts"),
+    ),
+)
+
+METHODS: tuple[Stage, ...] = (
+    Stage(
         name="ppo",
+        title="PPO",
         module="pipeline.stages.ppo",
         does="optimise the reward by PPO with a KL penalty",
         needs=("sft", "reward"),
@@ -110,9 +141,11 @@ STAGES: tuple[Stage, ...] = (
             "temperature": "generation.temperature",
         },
         metrics=_PPO_METRICS,
+        lengths=("total_episodes", *_LENGTHS),
     ),
     Stage(
         name="dpo",
+        title="DPO",
         module="pipeline.stages.dpo",
         does="draw preference pairs from the SFT model and train DPO on them",
         needs=("sft", "reward"),
@@ -121,32 +154,42 @@ STAGES: tuple[Stage, ...] = (
         arguments="trl:DPOConfig",
         owned={"beta": _BETA},
         metrics=_DPO_METRICS,
-    ),
-    Stage(
-        name="compare",
-        module="pipeline.stages.compare",
-        does="measure SFT, PPO, DPO and best-of-N against the optimum",
-        needs=("sft", "reward"),
-        takes=("ppo", "dpo"),
-        reads=("data", "generation", "beta", "compare", "seed"),
-        unread=(*OWN_PAIRS, "data.validation_prompts"),
+        lengths=_LENGTHS,
+        from_pairs=True,
+        at_zero="DPO learns nothing at 0, where no preference tells",
     ),
 )
+"""How a policy can be trained. A policy's stage is one of these under the policy's name."""
+
+DEFAULT_POLICIES = {"ppo": "ppo", "dpo": "dpo"}
 
 
-def stage_names() -> tuple[str, ...]:
+def stages_with(policies: Mapping[str, str] = DEFAULT_POLICIES) -> tuple[Stage, ...]:
+    """All stages of an experiment in the order they run in.
+
+    Args:
+        policies: the name of each and its method's.
+    """
+    made = [
+        replace(find_stage(method), name=name, method=method) for name, method in policies.items()
+    ]
+    *before, compare = STAGES
+    return (*before, *made, replace(compare, takes=tuple(policies)))
+
+
+def stage_names(policies: Mapping[str, str] = DEFAULT_POLICIES) -> tuple[str, ...]:
     """The names of all stages, in the order they run in."""
-    return tuple(stage.name for stage in STAGES)
+    return tuple(stage.name for stage in stages_with(policies))
 
 
 def trained() -> tuple[Stage, ...]:
-    """The stages with a Trainer, whose sections take its arguments."""
-    return tuple(stage for stage in STAGES if stage.arguments is not None)
+    """What has a Trainer, whose arguments its section takes: fixed stages and methods."""
+    return tuple(row for row in (*STAGES, *METHODS) if row.arguments is not None)
 
 
 def find_stage(name: str) -> Stage:
-    """The record of a stage; KeyError when there is none of this name."""
-    for stage in STAGES:
-        if stage.name == name:
-            return stage
+    """The record of a fixed stage or a method; KeyError when there is none of this name."""
+    for row in (*STAGES, *METHODS):
+        if row.name == name:
+            return row
     raise KeyError(name)

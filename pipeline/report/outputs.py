@@ -9,7 +9,6 @@ from typing import Any
 
 from common import files
 from pipeline.config import Experiment
-from pipeline.config.stages import stage_names
 from pipeline.errors import UserError
 from pipeline.output.metrics_file import read_metrics
 
@@ -40,7 +39,8 @@ def load(experiment: Experiment) -> Outputs:
     results = _json(path)
     if not isinstance(results.get("methods"), dict) or "beta" not in results:
         raise UserError(f"{path}: not a comparison's results; run the compare stage again")
-    compare, names = experiment.stage_dir("compare"), stage_names()
+    compare = experiment.stage_dir("compare")
+    names = [stage.name for stage in experiment.stages()]
     return Outputs(
         results=results,
         details=_json(compare / "details.json"),

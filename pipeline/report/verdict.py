@@ -123,7 +123,7 @@ def judge(
         headline += "".join(_why_not(n, methods[n], sft) for n in trained if n != ship) + "."
     else:
         first, second = sorted(fit, key=lambda n: _score(methods[n]), reverse=True)
-        paired = _ordered(details.get("ppo_minus_dpo"), first)
+        paired = _ordered(_difference(details), first)
         same, words = level(methods[first], methods[second], paired)
         if same:
             ship, why = _cheaper(first, second, methods, seconds or {})
@@ -147,6 +147,14 @@ def _score(method: Numbers) -> float:
     value = method.get("optimality")
     value = method.get("objective") if value is None else value
     return float("-inf") if value is None else float(value)
+
+
+def _difference(details: Numbers) -> Numbers | None:
+    """PPO's optimality less DPO's; an earlier release kept it under another name."""
+    for row in details.get("differences") or ():
+        if (row["first"], row["second"]) == (PPO.name, DPO.name):
+            return row
+    return details.get("ppo_minus_dpo")
 
 
 def _ordered(ppo_minus_dpo: Numbers | None, first: str) -> Numbers | None:

@@ -9,7 +9,9 @@ from transformers import PreTrainedTokenizerBase
 
 from common.words import first_line
 from pipeline.config import PAIRWISE, Experiment
+from pipeline.config.arguments import target
 from pipeline.config.choices import ppo_evaluates
+from pipeline.config.stages import find_stage
 from pipeline.data.comparisons import divided
 from pipeline.data.preferences import Pair, read_pairs
 from pipeline.data.records import Demonstration, Messages, Prompt
@@ -21,9 +23,6 @@ from pipeline.lm.scored import check_columns
 from pipeline.stages.reward_sources import PARTS, source_reward, sources_of
 from pipeline.stages.tokens import learnt_tokens
 
-_READERS_OF_TEXTS = {"sft", "reward", "ppo", "compare"}
-_ASK_THE_REWARD = {"ppo", "compare"}
-
 
 def check(experiment: Experiment, stages: Sequence[str]) -> None:
     """Read what ``stages`` will read, and try the tokenizer on it.
@@ -34,23 +33,32 @@ def check(experiment: Experiment, stages: Sequence[str]) -> None:
         UserError: A file cannot be used, or not with this tokenizer or these limits.
     """
     section, todo = experiment.data, set(stages)
-    prompts: list[Prompt] = []  # with columns of their own
+    policies = [experiment.of(name) for name in experiment.methods() if name in todo]
+    on_own = [view for view in policies if _own_pairs(view)]
     own = not (section.dataset_name == "toy" or section.dataset_name.startswith("embedded:"))
-    pairs = section.preferences_name if "dpo" in todo else None
-    reads_texts = todo & _READERS_OF_TEXTS or ("dpo" in todo and not pairs)
-    if reads_texts and (own or section.prompts_name):
+    prompts: list[Prompt] = []  # with columns of their own
+    asks = len(policies) > len(on_own) or "compare" in todo
+    if (asks or todo & {"sft", "reward"}) and (own or section.prompts_name):
         data = load_data(experiment, labels="reward" in todo)
         check_data(experiment, data, "sft" in todo)
         prompts = [*data.eval_prompts, *data.validation_prompts, *data.train_prompts]
-    if todo & _ASK_THE_REWARD or ("dpo" in todo and not pairs):
+    if asks:
         _check_reward(experiment, prompts)
     learnt = "reward" in todo and PAIRWISE in experiment.reward.sources()
     if learnt and section.preferences_name:
         learns = read_pairs(section.preferences_name, section.column_names(), section.train_split)
         divided(learns, experiment.data_seed, section.preferences_name)
-    if pairs:
-        read = read_pairs(pairs, section.column_names(), section.train_split)
-        check_pairs(experiment, read, load_tokenizer(experiment.model))
+    for view in on_own:
+        data_of = view.data
+        assert data_of.preferences_name is not None
+        read = read_pairs(data_of.preferences_name, data_of.column_names(), data_of.train_split)
+        check_pairs(view, read, load_tokenizer(experiment.model))
+
+
+def _own_pairs(view: Experiment) -> bool:
+    """Whether a policy learns from pairs of the user's."""
+    row = view.stage(str(view.policy))
+    return row.from_pairs and view.data.preferences_name is not None
 
 
 def _check_reward(experiment: Experiment, prompts: Sequence[Prompt]) -> None:
@@ -176,7 +184,8 @@ def check_pairs(
     """
     key = "data.preferences_name"
     check_template(experiment, tokenizer, key, ((pair.prompt, pair.chosen) for pair in pairs))
-    limit, mode = _limits(experiment, "dpo", "DPOConfig")
+    method = experiment.stage(experiment.policy).section if experiment.policy else "dpo"
+    limit, mode = _limits(experiment, method)
     if limit is None:
         return
     dropped = cut = 0
@@ -187,7 +196,7 @@ def check_pairs(
             dropped += 1
         elif max(whole for _, whole in lengths) > limit:
             cut += 1
-    _tell_cut(experiment.data.preferences_name, "pairs", len(pairs), dropped, cut, "dpo", limit)
+    _tell_cut(experiment.data.preferences_name, "pairs", len(pairs), dropped, cut, method, limit)
 
 
 def _check_demonstration_lengths(
@@ -195,7 +204,7 @@ def _check_demonstration_lengths(
     items: Sequence[str | Demonstration],
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    limit, mode = _limits(experiment, "sft", "SFTConfig")
+    limit, mode = _limits(experiment, "sft")
     if limit is None or experiment.trainer_args("sft").get("packing"):
         return
     dropped = cut = 0
@@ -210,13 +219,12 @@ def _check_demonstration_lengths(
     _tell_cut(name, "demonstrations", len(items), dropped, cut, "sft", limit)
 
 
-def _limits(experiment: Experiment, stage: str, config: str) -> tuple[int | None, str]:
-    """max_length and truncation_mode of a stage, as its trainer will have them."""
-    import trl  # takes seconds, and other stages do without
-
-    default = {field.name: field.default for field in fields(getattr(trl, config))}
-    given = experiment.trainer_args(stage)
-    values = [given.get(key, default[key]) for key in ("max_length", "truncation_mode")]
+def _limits(experiment: Experiment, section: str) -> tuple[int | None, str]:
+    """max_length and truncation_mode of a section, as its trainer will have them."""
+    # Its import takes seconds, and other stages do without.
+    default = {field.name: field.default for field in fields(target(find_stage(section)))}
+    given = experiment.trainer_args(section)
+    values = [given.get(key, default.get(key)) for key in ("max_length", "truncation_mode")]
     return values[0], str(values[1])
 
 

@@ -53,9 +53,12 @@ def tell(experiment: Experiment, stages: Mapping[str, float]) -> None:
     if counter is None:
         return
     seconds = _left(counter, stages)
-    parts = ", ".join(f"{stage} {_about(each)}" for stage, each in seconds.items())
+    known = {stage: each for stage, each in seconds.items() if counter.knows(stage)}
+    parts = ", ".join(f"{stage} {_about(each)}" for stage, each in known.items())
     total = sum(seconds.values())
     more = "" if counts_all(experiment) else "; the reward's own time is not in it"
+    unknown = [stage for stage in stages if not counter.knows(stage)]
+    more += f"; nor is that of {', '.join(unknown)}" if unknown else ""
     say(f"expected on this machine: about {_about(total)} ({parts}){more}")
     if total > LONG:
         _tell_smaller(counter, stages)
@@ -86,10 +89,11 @@ def smaller(experiment: Experiment, stages: Container[str], by: int) -> dict[str
         settings by dotted key.
     """
     found: dict[str, int] = {}
+    sections = {stage.section for stage in experiment.stages() if stage.name in stages}
     for key, least in _LEAST.items():
         section, name = key.split(".")
         value = getattr(getattr(experiment, section), name, None)
-        if _STAGES[section] not in stages or not isinstance(value, int):
+        if _STAGES[section] not in sections or not isinstance(value, int):
             continue
         if name == "reference_samples":
             least = max(least, experiment.compare.best_of_n)

@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from pipeline.config import PAIRWISE, Experiment, is_trained_here
-from pipeline.config.choices import ppo_evaluates
+from pipeline.config.choices import left_out, ppo_evaluates
 from pipeline.data.comparisons import Comparison, load_comparisons
 from pipeline.data.records import Demonstration
 from pipeline.data.splits import ExperimentData
@@ -147,18 +147,16 @@ class Counter:
         self.split = not experiment.model.use_peft
         """Whether the layers below the trained ones are run without gradient, and once."""
 
+    def knows(self, stage: str) -> bool:
+        """Whether the stage's time can be told from its settings."""
+        return self.experiment.stage(stage).section in _KNOWN
+
     def seconds(self, stage: str) -> float:
-        """About how long the stage takes from its beginning to its end."""
-        return (
-            _AROUND
-            + {
-                "sft": self._sft,
-                "reward": self._reward,
-                "ppo": self._ppo,
-                "dpo": self._dpo,
-                "compare": self._compare,
-            }[stage]()
-        )
+        """About how long the stage takes from its beginning to its end; 0 where nobody knows."""
+        if not self.knows(stage):
+            return 0.0
+        view = Counter(self.experiment.of(stage), self.texts, self.speed, self.encoder)
+        return _AROUND + _KNOWN[self.experiment.stage(stage).section](view)
 
     # Positions: one text through the whole model, or its upper part, and completions drawn.
 
@@ -269,7 +267,8 @@ class Counter:
 
     def _compare(self) -> float:
         section, texts, speed = self.experiment.compare, self.texts, self.speed
-        policies = 1 if self.experiment.beta == 0 else 2
+        policies = len(self.experiment.methods().keys() - left_out(self.experiment).keys())
+        policies += len(section.policies)
         against = texts.evaluated * section.samples_per_prompt * policies
         made = texts.evaluated * section.reference_samples + against
         whole = texts.prompt + texts.response
@@ -277,6 +276,15 @@ class Counter:
         held = (policies + 1) * texts.heldout * fmean(texts.demonstrations)
         total = self._draw(made) + self._judge(made) + self._judge(made, 1) + against * kl
         return total + self._forward(held) + held * speed.head
+
+
+_KNOWN = {
+    "sft": Counter._sft,
+    "reward": Counter._reward,
+    "ppo": Counter._ppo,
+    "dpo": Counter._dpo,
+    "compare": Counter._compare,
+}
 
 
 def trains_classifier(experiment: Experiment) -> bool:

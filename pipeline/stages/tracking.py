@@ -90,8 +90,8 @@ def setup(experiment: Experiment, stage: str) -> None:
         start = partial(_weights_and_biases, experiment, stage, config)
         _trackers["wandb"] = Tracker("Weights & Biases", start, say)
     if "tensorboard" in asked:
-        folder = experiment.stage_dir(stage) / "tensorboard"
-        start = partial(TensorBoard, folder, f"{stage}/config", flatten(config), resume=True)
+        folder, called = experiment.stage_dir(stage) / "tensorboard", experiment.called(stage)
+        start = partial(TensorBoard, folder, f"{called}/config", flatten(config), resume=True)
         _trackers["tensorboard"] = Tracker("TensorBoard", start, say)
 
 
@@ -102,7 +102,7 @@ def _weights_and_biases(
         "project": experiment.tracking.project,
         "group": experiment.name,
         "job_type": stage,
-        "name": f"{experiment.name}-{stage}",
+        "name": f"{experiment.name}-{experiment.called(stage)}",
         "id": run_id(experiment.stage_dir(stage) / "wandb.json"),
     }
     settings = {"experiment": config}
@@ -156,7 +156,7 @@ def log_samples(
         return
     for row in rows[: min(show, limit)]:
         cells = (printable(json_able(row.get(column))) for column in rows[0])
-        say(f"  {stage} {step} · " + " │ ".join(cells))
+        say(f"  {experiment.called(stage)} {step} · " + " │ ".join(cells))
     for tracker in _trackers.values():
         tracker.table(f"{stage}/samples", rows[:limit], step)
 
@@ -219,7 +219,7 @@ def callbacks(experiment: Experiment, stage: str, part: str | None = None) -> li
     ``gold``): their metrics go to ``metrics-<part>.jsonl``.
     """
     name = f"metrics-{part}.jsonl" if part else "metrics.jsonl"
-    label = f"{stage} {part}" if part else stage
+    label = f"{experiment.called(stage)} {part}" if part else experiment.called(stage)
     return [MetricsFile(experiment.stage_dir(stage) / name), Terminal(label)]
 
 
