@@ -19,9 +19,10 @@ from pipeline.compare.frontier import Array
 from pipeline.data.records import Prompt
 from pipeline.lm.generation import Completion, sample
 from pipeline.lm.kept import keep_samples, kept_samples
+from pipeline.lm.paths import completion_kl
 from pipeline.lm.positions import check_prompts
 from pipeline.lm.scored import check_columns, score_completions
-from pipeline.lm.scoring import completion_kl, text_nll
+from pipeline.lm.scoring import text_nll
 from pipeline.output.terminal import progress
 from reward_models import RewardFunction
 

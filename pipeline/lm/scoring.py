@@ -1,4 +1,4 @@
-"""Log-probabilities, entropies and KL of completions, with the LM head on completion tokens only.
+"""Log-probabilities, entropies and KL of tokens, with the LM head on completion tokens only.
 
 Sequences are prompt then completion, padded on the right: a causal decoder then needs no attention
 mask, because no real token can see the padding. Logits exist for one chunk of tokens at a time.
@@ -298,49 +298,11 @@ def token_statistics(
     return TokenStatistics(*(torch.cat(column) for column in zip(*pieces, strict=True)))
 
 
-def _by_length(lengths: Sequence[int], batch_size: int, label: str | None) -> Iterator[list[int]]:
+def by_length(lengths: Sequence[int], batch_size: int, label: str | None) -> Iterator[list[int]]:
+    """Batches of indices of ``lengths``, the shortest first; a progress bar under ``label``."""
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     yield from progress(batches, label, len(batches)) if label else batches
-
-
-@torch.no_grad()
-def completion_kl(
-    policy: nn.Module,
-    reference: nn.Module,
-    completions: Sequence[Completion],
-    *,
-    batch_size: int = 64,
-    temperature: float = 1.0,
-    label: str | None = None,
-) -> list[float]:
-    """The one definition of KL: exact KL(π‖π_ref) along each sampled path, nats per completion.
-
-    The sum over completion tokens (EOS included) of the exact KL between the two next-token
-    distributions. Its mean over y ~ π is KL(π‖π_ref) without the log-ratio's noise.
-
-    Args:
-        completions: sampled from ``policy``.
-    """
-    lengths = [len(c.prompt_ids) + len(c.completion_ids) for c in completions]
-    device = base_of(policy).device
-    totals = torch.zeros(len(completions), dtype=torch.float64)
-    for index in _by_length(lengths, batch_size, label):
-        batch = TokenBatch.collate([completions[i] for i in index], 0, device)
-        states = []
-        for model in (policy, reference):
-            with autocast(model):
-                states.append(predicting_states(hidden_states(model, batch.sequences), batch))
-        kl = torch.zeros(batch.mask.shape, device=device)
-        with autocast(policy):
-            ours, theirs = (s[batch.mask] for s in states)
-            heads = lm_head(policy), lm_head(reference)
-            chunk = logits_chunk(device)
-            targets = batch.completion_ids[batch.mask]
-            statistics = token_statistics(ours, theirs, *heads, targets, temperature, chunk)
-            kl[batch.mask] = statistics.exact_kl
-        totals[torch.tensor(index)] = kl.sum(1).double().cpu()
-    return totals.tolist()
 
 
 @torch.no_grad()
@@ -364,7 +326,7 @@ def text_nll(
     documents = [Completion("", row[:1], row[1:], "", True) for row in rows if len(row) > 1]
     device, head = base_of(model).device, lm_head(model)
     total, count = 0.0, 0
-    for index in _by_length([len(row) for row in rows if len(row) > 1], batch_size, None):
+    for index in by_length([len(row) for row in rows if len(row) > 1], batch_size, None):
         batch = TokenBatch.collate([documents[i] for i in index], 0, device)
         with autocast(model):
             hidden = predicting_states(hidden_states(model, batch.sequences), batch)[batch.mask]
