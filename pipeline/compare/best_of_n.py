@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.compare.evaluate import Evaluation, Metrics, distinct, standard_error
+from pipeline.compare.evaluate import Evaluation, Metrics, mean, variety
 from pipeline.compare.frontier import Array
 
 KL_NOTE = "upper bound log n − (n−1)/n, so its objective is a lower bound"
+_NO_VARIETY: Metrics = dict.fromkeys(("distinct_1", "distinct_2", "self_bleu", "self_bleu_se"))
 
 
 def weights(rewards: Array, n: int) -> Array:
@@ -54,6 +55,15 @@ def kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
+def reverse_kl_bound(n: int) -> float:
+    """Upper bound on KL(π_ref‖best-of-n): n − 1 − log n nats, met where :func:`kl_bound` is.
+
+    The rank u of a sample among all, uniform under π_ref, has the density n·u^(n−1) under
+    best-of-n, and E[log 1/(n·u^(n−1))] = n − 1 − log n; a text tells no more than its rank.
+    """
+    return n - 1 - math.log(n)
+
+
 def pick(rewards: Array, start: int, n: int) -> int:
     """Index of the first of the highest of ``rewards[start : start + n]``."""
     return start + int(np.argmax(rewards[start : start + n]))
@@ -64,8 +74,9 @@ def measure(reference: Evaluation, n: int, beta: float, text_samples: int) -> tu
 
     Each is the expectation over all draws of n from the N samples there are. It is no policy with
     next-token probabilities: perplexity is None, and its KL is an upper bound, so that the
-    objective and all that follows from it are lower bounds. Distinct-n is taken over the best of
-    disjoint blocks of n samples, and None where there are fewer blocks than ``text_samples``.
+    objective and all that follows from it are lower bounds. Distinct-n and self-BLEU are taken over
+    the best of disjoint blocks of n samples, and None where there are fewer blocks than
+    ``text_samples``.
     """
     rewards = reference.grid(reference.proxy)
     chances = weights(rewards, n)
@@ -73,9 +84,7 @@ def measure(reference: Evaluation, n: int, beta: float, text_samples: int) -> tu
     def expected(values: Sequence[float]) -> Array:
         return (chances * reference.grid(values)).sum(axis=1)
 
-    positive = expected([float(score > 0) for score in reference.gold])
-    reward, gold = expected(reference.proxy), expected(reference.gold)
-    kl = kl_bound(n)
+    reward, kl = expected(reference.proxy), kl_bound(n)
     blocks = rewards.shape[1] // n
     texts = [
         reference.texts[prompt * rewards.shape[1] + pick(row, block * n, n)]
@@ -84,21 +93,18 @@ def measure(reference: Evaluation, n: int, beta: float, text_samples: int) -> tu
     ]
     comparable = blocks >= text_samples
     metrics = {
-        "reward": float(reward.mean()),
-        "reward_se": standard_error(reward[:, None]),
+        **mean("reward", reward[:, None]),
         "proxy_positive": float(expected([float(score > 0) for score in reference.proxy]).mean()),
-        "gold": float(gold.mean()),
-        "gold_se": standard_error(gold[:, None]),
-        "gold_positive": float(positive.mean()),
-        "gold_positive_se": standard_error(positive[:, None]),
-        "kl": kl,
-        "kl_se": None,
-        "objective": float((reward - beta * kl).mean()),
+        **mean("gold", expected(reference.gold)[:, None]),
+        **mean("gold_positive", expected([float(s > 0) for s in reference.gold])[:, None]),
+        **{"kl": kl, "kl_se": None, "kl_sampled": None, "kl_sampled_se": None},
+        **{"reverse_kl": reverse_kl_bound(n), "reverse_kl_se": None, "reverse_kl_samples": None},
+        **mean("objective", (reward - beta * kl)[:, None]),
         "perplexity": None,
-        "distinct_1": distinct(texts, 1) if comparable else None,
-        "distinct_2": distinct(texts, 2) if comparable else None,
-        "length": float(expected(reference.lengths).mean()),
-        "ended": float(expected(reference.ended).mean()),
+        **(variety(texts, text_samples) if comparable else _NO_VARIETY),
+        **mean("length", expected(reference.lengths)[:, None]),
+        **mean("ended", expected(reference.ended)[:, None]),
         "samples": len(reference.texts),
+        "prompts": len(reference.prompts),
     }
     return metrics, reward - beta * kl

@@ -279,7 +279,7 @@ class Work:
         if scores is None:
             reward = gold_reward(self.experiment) if proxy is None else self.reward(proxy)
             size = self.experiment.generation.batch_size
-            scores = score(reward, self.sample(), size, f"overoptimise: scoring by {name}")
+            scores = score(reward, self.sample(), size, f"overoptimise: scoring by {name}").total
             write_json(path, {"made": _plain(self._recipe(proxy)), "scores": scores})
             free_memory()
         return np.asarray(scores, dtype=np.float64).reshape(-1, self.section.samples)
