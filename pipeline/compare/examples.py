@@ -18,14 +18,12 @@ from pipeline.compare.evaluate import Evaluation
 from pipeline.compare.frontier import Array
 from pipeline.compare.methods import Method, reference
 
-MOST_ROWS = 10_000
-"""Rows of samples_all.jsonl, at most: the report holds them in one page."""
 OF_EACH = 3
 """Examples of each kind and policy; each about another prompt."""
 
 
 @dataclass(frozen=True)
-class _Answered:
+class Answered:
     """One policy's answers.
 
     Attributes:
@@ -48,17 +46,17 @@ class _Answered:
 
 def answered(
     methods: Sequence[Method], evaluations: Mapping[str, Evaluation], n: int
-) -> list[_Answered]:
+) -> list[Answered]:
     """The answers of each of ``methods`` that has some."""
     base = evaluations[reference().name]
     made = []
     for method in methods:
         if method.kind == "choice":
-            made.append(_Answered(method.name, base, _best(base, n), chosen=True))
+            made.append(Answered(method.name, base, _best(base, n), chosen=True))
         elif method.name in evaluations:
             found = evaluations[method.name]
             at = np.arange(len(found.texts)).reshape(-1, found.samples_per_prompt)
-            made.append(_Answered(method.name, found, at))
+            made.append(Answered(method.name, found, at))
     return made
 
 
@@ -70,13 +68,10 @@ def _best(base: Evaluation, n: int) -> NDArray[np.int64]:
     return np.array(rows) + np.arange(len(rows))[:, None] * rewards.shape[1]
 
 
-def all_rows(answers: Sequence[_Answered], most: int = MOST_ROWS) -> Iterator[dict[str, Any]]:
-    """The rows of samples_all.jsonl, at most ``most``: prompt by prompt, and equally many answers
-    of each policy, as far as it has them."""
-    prompts = answers[0].evaluation.prompts
-    each = max(most // (len(prompts) * len(answers)), 1)
-    shown = [(answer, s) for answer in answers for s in range(min(each, answer.at.shape[1]))]
-    for i, prompt in enumerate(prompts[: max(most // len(shown), 1)]):
+def all_rows(answers: Sequence[Answered], most: int) -> Iterator[dict[str, Any]]:
+    """The rows of samples_all.jsonl: to each prompt the first ``most`` answers of each policy."""
+    shown = [(answer, s) for answer in answers for s in range(min(most, answer.at.shape[1]))]
+    for i, prompt in enumerate(answers[0].evaluation.prompts):
         for answer, s in shown:
             found, at = answer.evaluation, int(answer.at[i, s])
             yield {
@@ -92,7 +87,13 @@ def all_rows(answers: Sequence[_Answered], most: int = MOST_ROWS) -> Iterator[di
             }
 
 
-def examples(methods: Sequence[Method], answers: Sequence[_Answered]) -> list[dict[str, Any]]:
+def first_rows(answers: Sequence[Answered]) -> list[dict[str, Any]]:
+    """The rows of samples.jsonl: a prompt and the first answer of each policy, whatever it is."""
+    prompts = answers[0].evaluation.prompts
+    return [{"prompt": prompt, **_together(answers, i, 0)} for i, prompt in enumerate(prompts)]
+
+
+def examples(methods: Sequence[Method], answers: Sequence[Answered]) -> list[dict[str, Any]]:
     """The content of examples.json; see `docs/metrics.md`.
 
     By gold against SFT's sample: where a policy's gains most and where it loses most; where the
@@ -124,14 +125,14 @@ def examples(methods: Sequence[Method], answers: Sequence[_Answered]) -> list[di
     return found
 
 
-def _gain(policy: _Answered, sft: _Answered, field: str) -> Array:
+def _gain(policy: Answered, sft: Answered, field: str) -> Array:
     """``(P, s)``: score of sample s less SFT's sample s."""
     width = min(policy.at.shape[1], sft.at.shape[1])
     ours, theirs = (a.grid(getattr(a.evaluation, field))[:, :width] for a in (policy, sft))
     return ours - theirs
 
 
-def _spread(sft: _Answered, field: str) -> float:
+def _spread(sft: Answered, field: str) -> float:
     return float(np.std(getattr(sft.evaluation, field))) or 1.0
 
 
@@ -144,14 +145,17 @@ def _highest(scores: Array) -> list[tuple[int, int]]:
 
 
 def _example(
-    kind: str, policy: str | None, answers: Sequence[_Answered], i: int, s: int
+    kind: str, policy: str | None, answers: Sequence[Answered], i: int, s: int
 ) -> dict[str, Any]:
+    prompt = answers[0].evaluation.prompts[i]
+    about = {"prompt": prompt, "kind": kind, "policy": policy, "sample": s}
+    return about | _together(answers, i, s)
+
+
+def _together(answers: Sequence[Answered], i: int, s: int) -> dict[str, Any]:
+    """Sample ``s`` of all policies that have it to prompt ``i``, and its numbers, by policy."""
     shown = {a.name: (a, int(a.at[i, s])) for a in answers if s < a.at.shape[1]}
     return {
-        "prompt": answers[0].evaluation.prompts[i],
-        "kind": kind,
-        "policy": policy,
-        "sample": s,
         "completions": {name: a.evaluation.texts[at] for name, (a, at) in shown.items()},
         "rewards": {name: a.evaluation.proxy[at] for name, (a, at) in shown.items()},
         "gold": {name: a.evaluation.gold[at] for name, (a, at) in shown.items()},

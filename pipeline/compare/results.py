@@ -8,9 +8,10 @@ from itertools import combinations
 from typing import Any
 
 from common.words import json_able
-from pipeline.compare import best_of_n, frontier
-from pipeline.compare.evaluate import Evaluation, Metrics, objective_by_prompt, summarise
+from pipeline.compare import best_of_n, frontier, rows
+from pipeline.compare.evaluate import Evaluation, Metrics
 from pipeline.compare.frontier import Array
+from pipeline.compare.gains import Bootstrap, Slopes
 from pipeline.compare.methods import Method, named, reference, to_json
 from pipeline.config import Experiment
 
@@ -24,31 +25,20 @@ def compare(
         judge_is_proxy: whether the judge is the reward itself.
     """
     section, beta = experiment.compare, experiment.beta
-    base_samples = evaluations[reference().name]
-    rewards = base_samples.grid(base_samples.proxy)
-    # At β = 0 more reward is always better, so there is none.
-    best = frontier.optimum(rewards, beta) if beta > 0 else None
-    text_samples = min(section.samples_per_prompt, section.reference_samples)
-    metrics: dict[str, Metrics] = {}
-    objectives: dict[str, Array] = {}
+    scale = _scale(experiment, evaluations)
     measured = [m for m in named(experiment) if m.name in evaluations or m.kind == "choice"]
-    for name in (method.name for method in measured):
-        if name in evaluations:
-            metrics[name] = summarise(evaluations[name], beta, text_samples)
-            objectives[name] = objective_by_prompt(evaluations[name], beta)
+    metrics: dict[str, Metrics] = {}
+    objectives: dict[str, Array] = {}  # of those with KL
+    for method in measured:
+        if method.name in evaluations:
+            folder = None if method.stage is None else experiment.stage_dir(method.stage)
+            row, objective = rows.of_policy(evaluations[method.name], scale, folder)
         else:
-            metrics[name], objectives[name] = best_of_n.measure(
-                base_samples, section.best_of_n, beta, text_samples
-            )
-    base = objectives[reference().name]
-    room = None if best is None else best - base
-    bootstrap = (section.bootstrap, experiment.seed)
-    lowest_beta = min(section.frontier_betas)
-    for name, row in metrics.items():
-        row |= _share(objectives[name] - base, room, *bootstrap)
-        row["kl_efficiency"] = frontier.kl_efficiency(
-            rewards, row["reward"], row["kl"], lowest_beta
-        )
+            row, objective = rows.of_best_of_n(scale)
+        metrics[method.name] = row
+        if objective is not None:
+            objectives[method.name] = objective
+    rewards = scale.sft.grid(scale.sft.proxy)
     # β itself belongs on the curve: it is the point that PPO and DPO aim at.
     curve = frontier.frontier(rewards, [*section.frontier_betas, *([beta] if beta > 0 else [])])
     results = {
@@ -56,87 +46,67 @@ def compare(
         "policies": to_json(measured),
         "methods": metrics,
         "frontier": [asdict(point) for point in curve],
-        "prompts": len(base_samples.prompts),
+        "prompts": len(scale.sft.prompts),
         "samples_per_prompt": section.samples_per_prompt,
         "reference_samples": section.reference_samples,
     }
     details = {
-        **_optimum(rewards, best, beta, *bootstrap),
+        **_optimum(rewards, beta, scale.bootstrap),
         "best_of_n": section.best_of_n,
         "best_of_n_kl": best_of_n.KL_NOTE,
         "judge_is_proxy": judge_is_proxy,
-        "differences": _differences(measured, objectives, room, *bootstrap),
+        "fluency_model": _fluency_model(experiment, evaluations),
+        "differences": _differences(measured, objectives, scale),
     }
     return json_able(results), json_able(details)
 
 
-def _share(gain: Array, room: Array | None, resamples: int, seed: int) -> dict[str, Any]:
-    """The share of the possible gain, and its interval; None each where there is no optimum."""
-    if room is None:
-        return {"optimality": None, "optimality_ci": None}
-    interval = frontier.ratio_interval(gain, room, resamples, seed)
-    return {"optimality": frontier.ratio(gain, room), "optimality_ci": interval}
+def _scale(experiment: Experiment, evaluations: Mapping[str, Evaluation]) -> rows.Scale:
+    section = experiment.compare
+    return rows.Scale(
+        sft=evaluations[reference().name],
+        beta=experiment.beta,
+        best_of_n=section.best_of_n,
+        text_samples=min(section.samples_per_prompt, section.reference_samples),
+        lowest_beta=min(section.frontier_betas),
+        bootstrap=Bootstrap(section.bootstrap, experiment.seed),
+        reward_slopes=Slopes.of((e, e.proxy) for e in evaluations.values()),
+        gold_slopes=Slopes.of((e, e.gold) for e in evaluations.values()),
+    )
 
 
-def _optimum(
-    rewards: Array, best: Array | None, beta: float, resamples: int, seed: int
-) -> dict[str, Any]:
+def _fluency_model(experiment: Experiment, evaluations: Mapping[str, Evaluation]) -> str | None:
+    """What judged the fluency of any policy; None where nothing did."""
+    if all(evaluation.fluency_nll is None for evaluation in evaluations.values()):
+        return None
+    name = experiment.compare.fluency_model
+    return experiment.model.model_name_or_path if name == "base" else name
+
+
+def _optimum(rewards: Array, beta: float, bootstrap: Bootstrap) -> dict[str, Any]:
     """The two ends of the scale of optimality, and how far the upper one can be trusted."""
     ends: dict[str, Any] = {"objective_ref": float(rewards.mean()), "j_star": None}
     ends |= {"j_star_ci": None, "optimum": [], "kl_cap": frontier.kl_cap(rewards.shape[1])}
-    if best is not None:
+    if beta > 0:  # else more reward is always better
+        best = frontier.optimum(rewards, beta)
         ends["j_star"] = float(best.mean())
-        ends["j_star_ci"] = frontier.mean_interval(best, resamples, seed)
+        ends["j_star_ci"] = bootstrap.mean(best)
         ends["optimum"] = [asdict(row) for row in frontier.doubling(rewards, beta)]
     return ends
 
 
 def _differences(
-    measured: Sequence[Method],
-    objectives: Mapping[str, Array],
-    room: Array | None,
-    resamples: int,
-    seed: int,
+    measured: Sequence[Method], objectives: Mapping[str, Array], scale: rows.Scale
 ) -> list[dict[str, Any]]:
     """Of every two policies the first's objective and optimality less the second's.
 
-    Paired by prompt, so they are sharper than two intervals are.
+    Paired by prompt, so they are sharper than two intervals are. A policy without KL has neither.
     """
     policies = [m.name for m in measured if m.kind in ("trained", "checkpoint")]
     made = []
-    for first, second in combinations(policies, 2):
-        gain = objectives[first] - objectives[second]
-        row: dict[str, Any] = {"first": first, "second": second, "objective": float(gain.mean())}
-        row["objective_ci"] = frontier.mean_interval(gain, resamples, seed)
-        made.append(row | _share(gain, room, resamples, seed))
+    for first, second in combinations([n for n in policies if n in objectives], 2):
+        gained = objectives[first] - objectives[second]
+        row: dict[str, Any] = {"first": first, "second": second, "objective": float(gained.mean())}
+        row["objective_ci"] = scale.bootstrap.mean(gained)
+        made.append(row | rows.share(gained, scale.room, scale.bootstrap))
     return made
-
-
-def samples(
-    methods: Sequence[Method], evaluations: dict[str, Evaluation], n: int
-) -> list[dict[str, Any]]:
-    """The rows of samples.jsonl: a prompt and each method's answer to it, not cherry-picked.
-
-    The first sample of each policy; for best-of-n the best by proxy of π_ref's first n.
-    """
-    base = evaluations[reference().name]
-    rewards = base.grid(base.proxy)
-    rows = []
-    for i, prompt in enumerate(base.prompts):
-        picked: dict[str, tuple[Evaluation, int]] = {}
-        for method in methods:
-            if method.kind == "choice":
-                best = best_of_n.pick(rewards[i], 0, n)
-                picked[method.name] = (base, i * base.samples_per_prompt + best)
-            elif method.name in evaluations:
-                evaluation = evaluations[method.name]
-                picked[method.name] = (evaluation, i * evaluation.samples_per_prompt)
-        rows.append(
-            {
-                "prompt": prompt,
-                "completions": {name: e.texts[at] for name, (e, at) in picked.items()},
-                "rewards": {name: e.proxy[at] for name, (e, at) in picked.items()},
-                "gold": {name: e.gold[at] for name, (e, at) in picked.items()},
-            }
-        )
-    return rows

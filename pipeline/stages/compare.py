@@ -1,34 +1,39 @@
 """Stage 5: the methods side by side, measured alike and against the optimum.
 
-compare/results.json   every method's metrics, and the frontier
-compare/details.json   how far the estimate of the optimum can be trusted
-compare/samples.jsonl  for every evaluation prompt, what each method made of it
-compare/measured/      one method's samples and scores each; a killed comparison goes on from them
+compare/results.json       every policy's metrics, and the frontier; results.csv: a row a policy
+compare/details.json       how far the estimate of the optimum can be trusted
+compare/samples.jsonl      for every evaluation prompt, what each policy made of it
+compare/samples_all.jsonl  an answer a line: several of each policy
+compare/examples.json      answers that stand out by their numbers
+compare/measured/          a policy's samples and scores each; a killed comparison goes on from them
 """
 
 from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from common.files import read_json, write_json, write_text
-from pipeline.compare import methods
-from pipeline.compare.evaluate import (
-    Evaluation,
-    evaluate_policy,
-)
+from pipeline.compare import examples, methods
+from pipeline.compare.evaluate import Evaluation, evaluate_policy
+from pipeline.compare.fluency import judge
 from pipeline.compare.methods import Method
-from pipeline.compare.results import compare, samples
+from pipeline.compare.results import compare
+from pipeline.compare.spreadsheet import csv_text
 from pipeline.compare.telling import show
 from pipeline.config import Experiment
 from pipeline.config.choices import left_out
+from pipeline.data.records import Prompt
 from pipeline.data.splits import load_data
 from pipeline.errors import UserError
+from pipeline.lm.generation import Completion
 from pipeline.lm.hardware import policy_dtype
+from pipeline.lm.kept import kept_samples
 from pipeline.lm.models import load_checkpoint
 from pipeline.output.console import is_main_process, say
 from pipeline.output.metrics_file import read_metrics
@@ -50,16 +55,25 @@ def run(experiment: Experiment) -> None:
     folder = experiment.stage_dir("compare")
     evaluations = measure(experiment)
     results, details = compare(experiment, evaluations, judge_is_proxy(experiment))
-    rows = samples(methods.shown(results), evaluations, experiment.compare.best_of_n)
-    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
-    write_text(folder / "samples.jsonl", "".join(lines))
+    shown, section = methods.shown(results), experiment.compare
+    answers = examples.answered(shown, evaluations, section.best_of_n)
+    rows = examples.first_rows(answers)
+    write_text(folder / "samples.jsonl", _lines(rows))
+    every = examples.all_rows(answers, section.samples_per_prompt)
+    write_text(folder / "samples_all.jsonl", _lines(every))
+    write_json(folder / "examples.json", examples.examples(shown, answers))
     write_json(folder / "details.json", details)
+    write_text(folder / "results.csv", csv_text(results))
     write_json(folder / "results.json", results)
     texts = [{"prompt": row["prompt"], **row["completions"]} for row in rows]
     tracking.log_samples(experiment, "compare", 0, texts)
-    history = _history(experiment, methods.shown(results))
+    history = _history(experiment, shown)
     tracking.log_comparison(results, lambda: figures.reward_kl(results, details, history))
     show(results, details)
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
 
 
 def _history(experiment: Experiment, measured: list[Method]) -> list[dict[str, Any]]:
@@ -105,6 +119,7 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
     proxy = proxy_reward(experiment)
     gold = proxy if judge_is_proxy(experiment) else gold_reward(experiment)
     reference, tokenizer = load_checkpoint(folders[methods.reference()], dtype)
+    fluency = judge(experiment)
     for method in missing:
         policy = reference
         if not method.reference:
@@ -125,13 +140,26 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
             seed=experiment.seed,
             label=f"compare {method.name}",
             kept=_samples(experiment, method),
+            written=() if method.reference else _written(experiment, data.eval_prompts),
+            fluency=fluency,
         )
         write_json(_work(experiment, method), evaluation.to_json())
-        _samples(experiment, method).unlink(missing_ok=True)
+        if not method.reference:
+            _samples(experiment, method).unlink(missing_ok=True)
         del policy
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _written(experiment: Experiment, prompts: Sequence[Prompt]) -> list[Completion]:
+    """π_ref's first samples to each prompt, which every policy is asked about; none where they
+    were not kept, as before policies were."""
+    section = experiment.compare
+    every, some = section.reference_samples, section.reverse_kl_samples
+    rows = [prompt for prompt in prompts for _ in range(every)]
+    kept = kept_samples(_samples(experiment, methods.reference()), rows) or []
+    return [completion for i, completion in enumerate(kept) if i % every < some]
 
 
 def _samples(experiment: Experiment, method: Method) -> Path:
