@@ -122,7 +122,7 @@ COLUMNS = (
     ),
     Column(
         "fluency", "fluency", "perplexity of the answers by the fluency model; lower is more"
-        " ordinary text", "text", write=_one_digit, interval="fluency_ci",
+        " ordinary text", "text", write=_one_digit,
     ),
     _more("distinct_1", "distinct-1", "different words over all words", "text"),
     Column(

@@ -26,12 +26,14 @@ def test_cells() -> None:
     row = {
         "win_rate_gold": 0.756, "win_rate_gold_ci": (0.7, 0.8), "gold_gain": 1.25,
         "gold_gain_ci": [-0.5, 3.0], "train_reward_queries": 12345, "fluency": 41.26,
-        "fluency_ci": [41.0, 41.0], "kl": None,
+        "reward_gain": 2.0,
+        "reward_gain_ci": [2.0, 2.0], "kl": None,
     }  # fmt: skip
     assert cell("win_rate_gold", row) == ("76\u00a0%", "[70 to 80\u00a0%]")
     assert cell("gold_gain", row) == ("+1.25", "[−0.50 to +3.00]")
     assert cell("train_reward_queries", row) == ("12\u202f345", "")
-    assert cell("fluency", row) == ("41.3", "")  # a point is no interval
+    assert cell("fluency", row) == ("41.3", "")
+    assert cell("reward_gain", row) == ("+2.00", "")  # a point is no interval
     assert cell("kl", row) == ("–", "")
     assert cell("train_seconds", row) == ("–", "")
 

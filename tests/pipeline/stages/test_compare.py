@@ -9,20 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
-from matplotlib.markers import MarkerStyle
 
 from common.files import read_json
-from pipeline.compare import best_of_n, frontier, methods
-from pipeline.compare.columns import COLUMNS
+from pipeline.compare import best_of_n, columns, frontier
 from pipeline.compare.evaluate import Evaluation
-from pipeline.compare.methods import Method
 from pipeline.config import CompareSection, Experiment, RewardSection, TrackingSection
 from pipeline.data.toy import toy_language_model, toy_texts, toy_tokenizer
 from pipeline.errors import UserError
 from pipeline.lm.models import prepare
-from pipeline.report import figures, page
+from pipeline.report import page
 from pipeline.stages import compare
 from pipeline.stages.reward_sources import judge_is_proxy
 
@@ -80,6 +75,7 @@ class Models:
             "load_data",
             lambda experiment: type("Data", (), {"eval_prompts": [], "heldout": []}),
         )
+        monkeypatch.setattr(compare, "judge", lambda experiment: None)
         monkeypatch.setattr(compare, "evaluate_policy", self.evaluate)
 
     def evaluate(self, policy: str, tokenizer: Any, reference: str, *args: Any, **kwargs: Any):
@@ -88,7 +84,8 @@ class Models:
             raise KeyboardInterrupt
         assert Path(reference).parent.name == "sft"
         self.evaluated.append(method)
-        shift, kl = {"sft": (0.0, 0.0), "ppo": (2.0, 0.9), "dpo": (1.5, 1.0)}[method]
+        known = {"sft": (0.0, 0.0), "ppo": (2.0, 0.9), "dpo": (1.5, 1.0)}
+        shift, kl = known.get(method, (1.0, 0.5))
         return evaluation(method, kwargs["samples_per_prompt"], shift, kl)
 
 
@@ -146,14 +143,19 @@ def test_the_files_of_a_comparison(
         expected = (row["objective"] - details["objective_ref"]) / room
         assert row["optimality"] == pytest.approx(expected)
         assert row["optimality_ci"][0] <= row["optimality"] <= row["optimality_ci"][1]
-    difference = ppo["optimality"] - results["methods"]["dpo"]["optimality"]
-    assert details["ppo_minus_dpo"]["optimality"] == pytest.approx(difference)
+    (difference,) = details["differences"]
+    assert (difference["first"], difference["second"]) == ("ppo", "dpo")
+    for key in ("optimality", "objective"):
+        assert difference[key] == pytest.approx(ppo[key] - results["methods"]["dpo"][key])
+        low, high = difference[f"{key}_ci"]
+        assert low < difference[key] < high
 
     out = capsys.readouterr().out.splitlines()
     *lines, summary = [re.split(r" {2,}", line.strip()) for line in out]
     assert lines[0] == ["SFT", "PPO", "DPO", "Best-of-N"]
-    assert [line[0] for line in lines[1:]] == [column.heading for column in COLUMNS]
-    for line, column in zip(lines[1:], COLUMNS, strict=True):
+    told = columns.shown(results["methods"].values())
+    assert [line[0] for line in lines[1:]] == [column.heading for column in told]
+    for line, column in zip(lines[1:], told, strict=True):
         assert line[2] == f"{column.value(ppo)} {column.range(ppo)}".strip()
     assert re.fullmatch(
         r"β = 1: the objective is \S+ for SFT and \S+ at best; optimality PPO − DPO: [+−]\d+ points"
@@ -218,7 +220,10 @@ def test_a_killed_comparison_goes_on_with_the_same_numbers(
     models.killed_at = None
     compare.run(exp)
     assert models.evaluated == ["sft", "ppo", "dpo"]  # each once, before or after
-    for name in ("results.json", "details.json", "samples.jsonl"):
+    for name in (
+        "results.json", "results.csv", "details.json", "examples.json", "samples.jsonl",
+        "samples_all.jsonl",
+    ):  # fmt: skip
         ours, theirs = (e.stage_dir("compare") / name for e in (exp, whole))
         assert ours.read_bytes() == theirs.read_bytes()
 
@@ -231,7 +236,7 @@ def test_a_method_that_was_not_trained_is_left_out(
     results, details, rows = read(exp)
     assert list(results["methods"]) == ["sft", "ppo", "best_of_n"]
     assert set(rows[0]["completions"]) == {"sft", "ppo", "best_of_n"}
-    assert details["ppo_minus_dpo"] is None
+    assert details["differences"] == []
     err = capfd.readouterr().err
     assert "dpo is left out" in err and "ppo is left out" not in err
 
@@ -280,7 +285,8 @@ def test_what_is_undefined_is_null_and_never_nan(
     row = results["methods"]["ppo"]
     undefined = ("optimality", "optimality_ci", "kl_efficiency", "perplexity", "distinct_2")
     assert [row[key] for key in (*undefined, "reward_se")] == [None] * 6
-    assert details["ppo_minus_dpo"] == {"optimality": None, "optimality_ci": None}
+    (difference,) = details["differences"]
+    assert difference["optimality"] is difference["optimality_ci"] is None
 
 
 def test_the_judge_is_its_own_where_one_is_trained_or_named(tmp_path: Path) -> None:
@@ -296,7 +302,8 @@ def test_a_comparison_of_real_models(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """Toy checkpoints from disk, sampled and scored for real; a policy equal to π_ref is π_ref."""
     tokenizer = toy_tokenizer()
     exp = experiment(tmp_path, reference_samples=8, samples_per_prompt=3, best_of_n=2)
-    exp = exp.model_copy(update={"model": exp.model.model_copy(update={"dtype": "float32"})})
+    model = {"dtype": "float32", "model_name_or_path": "toy"}
+    exp = exp.model_copy(update={"model": exp.model.model_copy(update=model)})
     for method, seed in (("sft", 0), ("ppo", 0), ("dpo", 1)):
         folder = exp.stage_dir(method) / "model"
         prepare(toy_language_model(seed), tokenizer).save_pretrained(folder)
@@ -311,10 +318,15 @@ def test_a_comparison_of_real_models(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(compare, "load_data", lambda experiment: data)
     monkeypatch.setattr(compare, "proxy_reward", lambda experiment: letters)
     compare.run(exp)
-    results, _, rows = read(exp)
+    results, details, rows = read(exp)
     methods = results["methods"]
     assert methods["ppo"]["kl"] == pytest.approx(0.0, abs=1e-6)
-    assert methods["dpo"]["kl"] > 0.01
+    assert methods["dpo"]["kl"] > 0.01 and methods["dpo"]["reverse_kl"] > 0.01
+    assert methods["ppo"]["reverse_kl"] == pytest.approx(0.0, abs=1e-6)
+    assert methods["dpo"]["reverse_kl_samples"] == exp.compare.reverse_kl_samples
+    # To a random model nothing is likely: close to the vocabulary's size.
+    assert methods["dpo"]["fluency"] == pytest.approx(len(tokenizer), rel=0.2)
+    assert details["fluency_model"] == "toy"
     assert methods["ppo"]["perplexity"] == pytest.approx(methods["sft"]["perplexity"])
     assert methods["best_of_n"]["reward"] > methods["sft"]["reward"]
     assert [row["prompt"] for row in rows] == prompts
@@ -325,59 +337,93 @@ def test_a_comparison_of_real_models(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert point["reward"] == frontier.frontier_point(rewards, exp.beta).reward
 
 
-PROBE = Method("probe", "Probe", "P", "#7a1fa2", "#d9a0f0", stage="probing")
-
-
-def test_a_new_method_is_one_record(
-    tmp_path: Path,
-    models: Models,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_new_policy_is_a_line_of_the_config(
+    tmp_path: Path, models: Models, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The comparison and the report show it without another edit."""
-    monkeypatch.setattr(methods, "METHODS", (*methods.METHODS, PROBE))
-    monkeypatch.setattr(
-        compare,
-        "evaluate_policy",
-        lambda policy, *args, **kwargs: evaluation(
-            name := Path(policy).parent.name,
-            kwargs["samples_per_prompt"],
-            float(name != "sft"),
-            0.5,
-        ),
-    )
-    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo", "probing")
+    exp = experiment(tmp_path, best_of_n=4)
+    policies = {"ppo": None, "probe": {"method": "dpo"}}
+    exp = Experiment.model_validate(exp.model_dump() | {"policies": policies})
+    compare.run(checkpoints(exp, "sft", "ppo", "probe"))
+    results, details, rows = read(exp)
+    assert capsys.readouterr().out.split("\n")[0].split() == ["SFT", "PPO", "probe", "Best-of-N"]
+    assert set(results["methods"]["probe"]) == set(results["methods"]["ppo"])
+    assert rows[0]["completions"]["probe"].startswith("probe text 0")
+    assert [(d["first"], d["second"]) for d in details["differences"]] == [("ppo", "probe")]
+    lines = (tmp_path / "compare" / "results.csv").read_text(encoding="utf-8").splitlines()
+    assert [line.split(",")[:3] for line in lines[1:4]] == [
+        ["sft", "SFT", "reference"], ["ppo", "PPO", "trained"], ["probe", "probe", "trained"],
+    ]  # fmt: skip
+
+
+def test_a_policy_without_kl_is_measured_in_all_else(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one with another tokenizer than π_ref's has none."""
+
+    def measured(policy: str, *args: Any, **kwargs: Any) -> Evaluation:
+        found = models.evaluate(policy, *args, **kwargs)
+        return found if Path(policy).parent.name == "sft" else replace(found, kl=[])
+
+    monkeypatch.setattr(compare, "evaluate_policy", measured)
+    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
     compare.run(exp)
-    assert capsys.readouterr().out.split("\n")[0].split()[-1] == "Probe"
-    results = json.loads((tmp_path / "compare" / "results.json").read_text())
-    numbers = results["methods"]["probe"]
-    assert set(numbers) == set(results["methods"]["ppo"]) and numbers["kl"] > 0
-    sample = json.loads((tmp_path / "compare" / "samples.jsonl").read_text().split("\n")[0])
-    assert sample["completions"]["probe"].startswith("probing text 0")
-
-    page.run(exp)
-    html = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
-    assert "--probe: #7a1fa2;" in html and "--probe: #d9a0f0;" in html
-    table = html[html.index("<h2>All numbers</h2>") : html.index("<h2>The picture</h2>")]
-    assert re.search(r'background: var\(--probe\)"></span>Probe</th><td>', table)
-    pictures = "".join(re.findall(r"<svg.*?</svg>", html, flags=re.S))
-    assert "var(--probe)" in pictures and "#7a1fa2" not in pictures
-    assert "<li>Probe: the judge calls" in html and "Ship Probe" not in html
-    text = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-    # Among all numbers, at KL efficiency, and under every prompt.
-    assert text.count("\n| Probe |") == 2 + page.SAMPLES
-    for drawn in (figures.reward_kl(results, {}, []), figures.proxy_gold(results, [])):
-        assert drawn is not None
-        assert has_mark(drawn, PROBE)
-        assert not has_mark(drawn, replace(PROBE, marker="X"))
+    results, details, rows = read(exp)
+    ppo = results["methods"]["ppo"]
+    none = ("kl", "objective", "objective_gain", "optimality", "kl_efficiency", "reverse_kl")
+    assert all(ppo[name] is None for name in none)
+    for name in ("reward_gain", "gold_gain", "win_rate_gold", "length_controlled_reward"):
+        assert ppo[f"{name}_ci"][0] < ppo[name] < ppo[f"{name}_ci"][1]
+    assert details["differences"] == []
+    assert rows[0]["kl"] == {"sft": 0.0, "ppo": None, "dpo": None, "best_of_n": None}
 
 
-def has_mark(drawn: Figure, method: Method) -> bool:
-    """True when a point with the method's marker and colour is in the picture."""
-    style = MarkerStyle(method.marker)
-    outline = style.get_path().transformed(style.get_transform()).vertices
-    return any(
-        to_rgba(method.colour) in map(tuple, np.asarray(points.get_facecolor()))
-        and any(np.array_equal(path.vertices, outline) for path in points.get_paths())
-        for points in drawn.axes[0].collections
+def test_training_records_are_columns(tmp_path: Path, models: Models) -> None:
+    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
+    cost = {"reward_queries": 7, "completions": 8, "tokens": 9}
+    (exp.stage_dir("dpo") / "cost.json").write_text(json.dumps(cost))
+    compare.run(exp)
+    methods = read(exp)[0]["methods"]
+    assert methods["dpo"]["train_reward_queries"] == 7
+    assert methods["ppo"]["train_reward_queries"] is None
+    assert methods["best_of_n"]["answer_reward_queries"] == exp.compare.best_of_n
+    assert methods["ppo"]["answer_reward_queries"] == 0
+
+
+def test_examples_and_all_answers(tmp_path: Path, models: Models) -> None:
+    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
+    compare.run(exp)
+    folder = exp.stage_dir("compare")
+    lines = (folder / "samples_all.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert (
+        len(rows) == PROMPTS * 4 * 4
+    )  # as many of SFT, though it has 16; four blocks of best-of-4
+    assert {row["policy"] for row in rows} == {"sft", "ppo", "dpo", "best_of_n"}
+    by_place = {(r["prompt"], r["policy"], r["sample"]): r for r in rows}
+    examples = read_json(folder / "examples.json")
+    assert {e["kind"] for e in examples} == {
+        "improved", "degraded", "suspected_hacking", "disagreement",
+    }  # fmt: skip
+    for example in examples:
+        for name, gold in example["gold"].items():
+            assert by_place[example["prompt"], name, example["sample"]]["gold"] == gold
+        gains = {
+            by: [example[by][name] - example[by]["sft"] for name in ("ppo", "dpo")]
+            for by in ("rewards", "gold")
+        }
+        at = {"ppo": 0, "dpo": 1}.get(example["policy"])
+        if example["kind"] == "improved":
+            assert gains["gold"][at] > 0
+        elif example["kind"] == "degraded":
+            assert gains["gold"][at] < 0
+        elif example["kind"] == "suspected_hacking":
+            assert gains["gold"][at] < 0 < gains["rewards"][at]
+        else:
+            assert at is None
+    best = max(
+        by_place[p, "ppo", s]["gold"] - by_place[p, "sft", s]["gold"]
+        for p, policy, s in by_place
+        if policy == "ppo"
     )
+    first = next(e for e in examples if (e["kind"], e["policy"]) == ("improved", "ppo"))
+    assert first["gold"]["ppo"] - first["gold"]["sft"] == best
