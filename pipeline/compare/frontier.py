@@ -1,4 +1,4 @@
-"""The best that any method could do: the optimum of KL-regularised RL, from reference samples.
+"""The best that any method could do: the optimum of KL-regularised RL, and where to trust it.
 
 For J_β(π) = E[r] − β·KL(π‖π_ref) the optimum is known in closed form (Korbak et al. 2022;
 Rafailov et al. 2023):
@@ -7,64 +7,47 @@ Rafailov et al. 2023):
     J*_β    = β·E_x log Z_x
 
 Every expectation here is estimated from the same N samples of π_ref a prompt, given as their
-rewards ``(P, N)``: P prompts, N samples. Two limits follow and are shown rather than hidden: the
-estimate of J* is biased low (Jensen, log of a mean), and no reweighting of N samples is further
-than log N nats from them. All KLs are in nats per completion, rewards in the reward's own unit.
+rewards ``(P, N)``: P prompts, N samples; where these are too few at a β, from them and the samples
+of the best policy so far (:mod:`pipeline.compare.refine`). Each point of the curve is estimated
+twice (:mod:`pipeline.compare.estimates`), has an interval, and says whether it is to be trusted
+(:mod:`pipeline.compare.trust`). All KLs are in nats per completion, rewards in the reward's own
+unit.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
 
-Array = NDArray[np.float64]
+from pipeline.compare import refine
+from pipeline.compare.estimates import Array, Samples, corrected, effective_sample_size, plain
+from pipeline.compare.intervals import Interval
+from pipeline.compare.refine import PolicySamples
+from pipeline.compare.trust import JudgedOptimum, judged_optimum
 
 # The first row of the doubling table: fewer samples than this say little about a log of a mean.
 FIRST_DOUBLING = 8
-# Numbers of one column that the bootstrap holds at once: 16 MB.
-_HELD = 2_000_000
-
-
-def log_partition(rewards: Array, beta: float) -> Array:
-    """Log Z_x by log-mean-exp of r/β: ``(P, N)`` → ``(P,)``, biased low in N."""
-    scaled = rewards / beta
-    top = scaled.max(axis=1)
-    return top + np.log(np.exp(scaled - top[:, None]).mean(axis=1))
-
-
-def optimal_weights(rewards: Array, beta: float) -> Array:
-    """Self-normalised weights ``(P, N)`` that turn the π_ref samples into samples of π*."""
-    scaled = rewards / beta
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-def effective_sample_size(rewards: Array, beta: float) -> Array:
-    """Samples that count under π*, 1/Σw² a prompt: ``(P,)``, between 1 and N."""
-    return 1.0 / np.square(optimal_weights(rewards, beta)).sum(axis=1)
-
-
-def optimum(rewards: Array, beta: float) -> Array:
-    """Each prompt's part of J*_β, β·log Z_x: ``(P,)``; J*_β is the mean."""
-    return beta * log_partition(rewards, beta)
 
 
 @dataclass(frozen=True)
-class OptimumEstimate:
-    """J*_β as ``n`` samples a prompt estimate it; see :func:`doubling`."""
+class Doubling:
+    """J*_β as ``n`` samples a prompt estimate it; see :func:`doubling`.
+
+    Attributes:
+        j_star: the plain estimate, biased low. corrected: less its bias in 1/n.
+        ess: effective sample size, mean over prompts.
+    """
 
     n: int
     j_star: float
+    corrected: float
     ess: float
 
 
-def doubling(rewards: Array, beta: float) -> list[OptimumEstimate]:
+def doubling(rewards: Array, beta: float) -> list[Doubling]:
     """J*_β from 8, 16, 32, … N samples a prompt, to see whether it has settled.
 
     Each n averages the estimates of all disjoint blocks of n samples, so that rows differ by bias
@@ -78,8 +61,15 @@ def doubling(rewards: Array, beta: float) -> list[OptimumEstimate]:
     rows = []
     for n in sizes:
         blocks = rewards[:, : samples // n * n].reshape(prompts * (samples // n), n)
-        j_star = float(optimum(blocks, beta).mean())
-        rows.append(OptimumEstimate(n, j_star, float(effective_sample_size(blocks, beta).mean())))
+        each = Samples.of_reference(blocks)
+        rows.append(
+            Doubling(
+                n,
+                float(plain(each, beta).objective.mean()),
+                float(corrected(each, beta).objective.mean()),
+                float(effective_sample_size(each, beta).mean()),
+            )
+        )
     return rows
 
 
@@ -90,134 +80,153 @@ def kl_cap(samples: int) -> float:
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """The optimum at one β: its reward R*, its KL K*, and the effective sample size behind it."""
+    """The optimum at one β: a row of the frontier in results.json.
+
+    Attributes:
+        reward, kl: R* and K*, less their bias. reward_ci, kl_ci: their 95 % intervals.
+        reward_2, kl_2: the second estimate; None where it has none.
+        ess: effective sample size a prompt behind them, mean over prompts.
+        trusted: whether R* and K* are both to be trusted; a point that is not is not drawn.
+        untrusted_because: why it is not, in words.
+        refined_with: the policy whose samples were added; None where π_ref's are all.
+    """
 
     beta: float
     reward: float
     kl: float
     ess: float
+    reward_ci: Interval | None
+    kl_ci: Interval | None
+    reward_2: float | None
+    kl_2: float | None
+    trusted: bool
+    untrusted_because: str | None
+    refined_with: str | None
 
 
-def frontier_point(rewards: Array, beta: float) -> FrontierPoint:
-    """R*(β) = E_x E_{π*}[r] and K*(β) = E_x[E_{π*}[r]/β − log Z_x]."""
-    best = (optimal_weights(rewards, beta) * rewards).sum(axis=1)
-    # The difference is a KL, hence ≥ 0; at a large β only rounding could say otherwise.
-    kl = np.maximum(best / beta - log_partition(rewards, beta), 0.0)
-    ess = effective_sample_size(rewards, beta)
-    return FrontierPoint(beta, float(best.mean()), float(kl.mean()), float(ess.mean()))
+@dataclass(frozen=True)
+class Best:
+    """The optimum at one β, from the samples that it took."""
+
+    beta: float
+    samples: Samples
+    found: JudgedOptimum
+    refined_with: str | None
+
+    def point(self) -> FrontierPoint:
+        """The row of results.json."""
+        reward, kl = self.found.reward, self.found.kl
+        return FrontierPoint(
+            beta=self.beta,
+            reward=reward.value,
+            # A KL is ≥ 0; at a large β only rounding could say otherwise.
+            kl=max(kl.value, 0.0),
+            ess=float(effective_sample_size(self.samples, self.beta).mean()),
+            reward_ci=reward.interval,
+            kl_ci=kl.interval,
+            reward_2=reward.second,
+            kl_2=kl.second,
+            trusted=reward.trusted and kl.trusted,
+            untrusted_because=reward.because or kl.because,
+            refined_with=self.refined_with,
+        )
 
 
-def frontier(rewards: Array, betas: list[float]) -> list[FrontierPoint]:
+Enough = Callable[[JudgedOptimum], bool]
+
+
+def optimum(rewards: Array, beta: float, policies: Sequence[PolicySamples] = ()) -> Best:
+    """The optimum at ``beta``, J* first of all: refined where π_ref's samples do not carry J*."""
+    return _best(rewards, beta, policies, lambda found: found.objective.trusted)
+
+
+def _best(rewards: Array, beta: float, policies: Sequence[PolicySamples], enough: Enough) -> Best:
+    alone = Samples.of_reference(rewards)
+    found = judged_optimum(alone, beta)
+    policy = None if enough(found) else refine.best(policies, beta)
+    if policy is not None:
+        together = refine.mixture(rewards, policy)
+        refined = judged_optimum(together, beta)
+        if enough(refined):
+            return Best(beta, together, refined, policy.name)
+    return Best(beta, alone, found, None)
+
+
+def _both(found: JudgedOptimum) -> bool:
+    return found.reward.trusted and found.kl.trusted
+
+
+def curve(
+    rewards: Array, betas: Sequence[float], policies: Sequence[PolicySamples] = ()
+) -> list[Best]:
     """The optimum at each of ``betas``, sorted by β: reward and KL fall along the list."""
-    return [frontier_point(rewards, beta) for beta in sorted(set(betas))]
+    return [_best(rewards, beta, policies, _both) for beta in sorted(set(betas))]
 
 
-def least_kl(rewards: Array, reward: float, lowest_beta: float) -> float | None:
+def frontier(
+    rewards: Array, betas: Sequence[float], policies: Sequence[PolicySamples] = ()
+) -> list[FrontierPoint]:
+    """The rows of the frontier in results.json; see :func:`curve`."""
+    return [best.point() for best in curve(rewards, betas, policies)]
+
+
+def reach(points: Sequence[Best]) -> Best | None:
+    """The point of least β down to which every point is trusted; None where the last is not."""
+    lowest = None
+    for best in sorted(points, key=lambda best: best.beta, reverse=True):
+        if not _both(best.found):
+            break
+        lowest = best
+    return lowest
+
+
+def least_kl(points: Sequence[Best], reward: float) -> float | None:
     """K*(R): the least KL that any policy pays for the mean reward ``reward``.
 
     Solves R*(β) = R for β by bisection (R* falls as β grows), which unlike interpolation between
-    a few points of a convex curve does not overstate K*.
+    a few points of a convex curve does not overstate K*, on the samples of the last point that is
+    trusted (:func:`reach`).
 
     Returns:
-        nats, or None outside the reachable range from E_ref[r] to R*(``lowest_beta``), beyond
-        which N samples do not carry the estimate.
+        nats, or None outside the range from E_ref[r] to that point's R*, beyond which the samples
+        do not carry the estimate.
     """
-    base = float(rewards.mean())
-    if not base <= reward <= frontier_point(rewards, lowest_beta).reward:
+    lowest = reach(points)
+    if lowest is None:
         return None
-    low = math.log(lowest_beta)
+    samples = lowest.samples
+    base = float(samples.rewards[:, : samples.parts[0]].mean())
+    if not base <= reward <= float(corrected(samples, lowest.beta).reward.mean()):
+        return None
+    low = math.log(lowest.beta)
     # R*(β) − E_ref[r] is about Var(r)/β for large β, so this β is as good as infinite.
-    high = max(low, math.log(1e9 * (1.0 + float(np.ptp(rewards)))))
-    for _ in range(100):
+    high = max(low, math.log(1e9 * (1.0 + float(np.ptp(samples.rewards)))))
+    for _ in range(60):
         middle = (low + high) / 2
-        if frontier_point(rewards, math.exp(middle)).reward > reward:
+        if float(corrected(samples, math.exp(middle)).reward.mean()) > reward:
             low = middle
         else:
             high = middle
-    return frontier_point(rewards, math.exp(low)).kl
+    return max(0.0, float(corrected(samples, math.exp(low)).kl.mean()))
 
 
-def kl_efficiency(rewards: Array, reward: float, kl: float, lowest_beta: float) -> float | None:
+def kl_efficiency(points: Sequence[Best], reward: float, kl: float) -> float | None:
     """K*(R(π)) / KL(π): the share of a policy's KL that its reward was worth; 1 is optimal.
 
     Returns:
-        None when the KL is 0 or the reward is outside the reachable range (:func:`least_kl`).
+        None when the KL is 0, or the reward is where no point is trusted (:func:`least_kl`).
     """
-    needed = least_kl(rewards, reward, lowest_beta)
+    needed = least_kl(points, reward)
     return needed / kl if needed is not None and kl > 0 else None
 
 
-def ratio(gain: Array, room: Array) -> float | None:
-    """Mean of ``gain`` over mean of ``room``, both ``(P,)``; None when there is no room.
+def kl_efficiency_at_least(points: Sequence[Best], reward: float, kl: float) -> float | None:
+    """A floor of :func:`kl_efficiency` for a reward above all points that are trusted.
 
-    With gain = J(π) − J(π_ref) and room = J* − J(π_ref) a prompt this is the optimality of π: 0
-    for the reference, 1 for the best that any method can reach at that β.
+    K*(R) rises with R, so a policy beyond the last of them needs at least that one's KL. None
+    where the efficiency itself is known, or nothing is trusted.
     """
-    value = float(_ratios(gain, room))
-    return value if math.isfinite(value) else None
-
-
-def _ratios(gain: Array, room: Array, axis: int = -1) -> Array:
-    """`ratio` along ``axis``; NaN where there is no room."""
-    total = room.sum(axis=axis)
-    # room is ≥ 0 for every prompt (Jensen); equal rewards throughout leave rounding errors.
-    enough = total > 1e-9 * room.shape[axis]
-    return np.where(enough, gain.sum(axis=axis) / np.where(enough, total, 1.0), np.nan)
-
-
-def ratio_interval(
-    gain: Array, room: Array, resamples: int, seed: int, level: float = 0.95
-) -> tuple[float, float] | None:
-    """Bootstrap interval of :func:`ratio` over prompts; None without room or from one prompt.
-
-    A drawn prompt brings its method, reference and optimum along, so their shared luck cancels.
-    It covers the choice of prompts and the samples behind each; not the bias of J* in N.
-    """
-    return _interval(_ratios, (gain, room), resamples, seed, level)
-
-
-def mean_interval(
-    values: Array, resamples: int, seed: int, level: float = 0.95
-) -> tuple[float, float] | None:
-    """Bootstrap interval of the mean of ``values`` ``(P,)`` over prompts; None from one prompt."""
-    return _interval(np.mean, (values,), resamples, seed, level)
-
-
-def _interval(
-    statistic: Callable[..., Array],
-    columns: tuple[Array, ...],
-    resamples: int,
-    seed: int,
-    level: float,
-) -> tuple[float, float] | None:
-    """Interval of ``statistic(*columns, axis)`` over prompts, by BCa (Efron 1987).
-
-    BCa moves the percentiles by the bias and the skew that the draws show. Where these do not exist
-    (all draws are equal, as the reference's against itself; all are on one side of the value; in
-    some there is no room) the plain percentiles of the draws that have a value are taken.
-    """
-    prompts = len(columns[0])
-    if prompts < 2:
+    lowest = reach(points)
+    if lowest is None or kl <= 0 or reward <= lowest.found.reward.value:
         return None
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        result = stats.bootstrap(
-            columns,
-            statistic,
-            paired=True,
-            vectorized=True,
-            n_resamples=resamples,
-            # Draws, and BCa's P leave-one-out columns of P − 1, held at once.
-            batch=max(1, _HELD // prompts),
-            confidence_level=level,
-            method="BCa",
-            rng=np.random.default_rng(seed),
-        )
-    low, high = result.confidence_interval
-    if not (math.isfinite(low) and math.isfinite(high)):
-        draws = result.bootstrap_distribution
-        draws = draws[np.isfinite(draws)]
-        if not len(draws):
-            return None
-        low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return max(0.0, lowest.found.kl.value) / kl
