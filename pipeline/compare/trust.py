@@ -7,15 +7,14 @@ the estimate still depends on how many they are. A quantity (R*, K* or J*) is tr
 2. the last doubling of the samples moved it by at most a quarter of its interval's half-width;
 3. the second estimate, whose bias has the other sign, lies inside its interval.
 
-The interval is of the mean over prompts (:func:`pipeline.compare.intervals.skewed_mean_interval`)
-of the estimates less their bias; the end towards which the last doubling moved is moved by as much
-again, for what the correction has left. docs/frontier.md has the measurements behind the rule: a
+Both estimates have an interval, of a mean over prompts (:mod:`pipeline.compare.intervals`), and a
+quantity's interval holds both: their biases have different signs, so the truth lies between what
+they tend to. The end of the first towards which the last doubling moved is moved by as much again, for what the correction has left. docs/frontier.md has the measurements behind the rule: a
 floor on the effective sample size and Pareto's k of the weights found nothing that 2 and 3 did not.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from pipeline.compare.estimates import Array, Optimum, Samples, corrected, covariance, plain
@@ -77,12 +76,13 @@ def judged_optimum(samples: Samples, beta: float) -> JudgedOptimum:
     first, second = corrected(samples, beta), covariance(samples, beta)
     halves = [corrected(half, beta) for half in samples.halves()]
     top = float(samples.rewards.max())
+    # A half without weight makes the other's reward as good as infinite.
     possible = float(second.reward.mean()) <= top
     kinds = {}
     for name in ("reward", "kl", "objective"):
         values = getattr(first, name)
         moved = values - (getattr(halves[0], name) + getattr(halves[1], name)) / 2
-        other = float(getattr(second, name).mean()) if possible else None
+        other = getattr(second, name) if possible else None
         kinds[name] = _judge(values, float(moved.mean()), other)
     low = plain(samples, beta).objective
     trusted = kinds["objective"].trusted
@@ -99,17 +99,22 @@ def _unjudged(found: Optimum) -> JudgedOptimum:
     return JudgedOptimum(**kinds, by_prompt=found.objective)
 
 
-def _judge(values: Array, moved: float, second: float | None) -> Judged:
+def _judge(values: Array, moved: float, second: Array | None) -> Judged:
+    """Judge a mean over prompts by its values a prompt, by its last change, and by another's."""
     value, interval = float(values.mean()), skewed_mean_interval(values)
+    other = None if second is None else float(second.mean())
     if interval is None or len(values) < FEWEST_PROMPTS:
-        return Judged(value, interval, second, FEW_PROMPTS)
+        return Judged(value, interval, other, FEW_PROMPTS)
     # Equal rewards leave an interval of no width, and rounding errors.
     slack = 1e-7 * (1.0 + abs(value))
     half = (interval[1] - interval[0]) / 2
-    low, high = interval[0] + min(moved, 0.0), interval[1] + max(moved, 0.0)
     because = None
     if abs(moved) > SETTLED * half + slack:
         because = UNSETTLED
-    elif second is None or abs(second - value) > half + slack or not math.isfinite(second):
+    elif other is None or abs(other - value) > half + slack:
         because = DISAGREE
-    return Judged(value, (low, high), second, because)
+    low, high = interval[0] + min(moved, 0.0), interval[1] + max(moved, 0.0)
+    if because is None and second is not None:
+        around = skewed_mean_interval(second) or interval
+        low, high = min(low, around[0]), max(high, around[1])
+    return Judged(value, (low, high), other, because)
