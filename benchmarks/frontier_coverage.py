@@ -16,8 +16,8 @@ and 32, 64 or 128 samples a prompt. Seven kinds take turns:
     tokens  a four-token language model, rewards that add up over tokens
 
 Ten β a problem, 0.1 to 5 times the reward's sd within prompts. An estimate at a β is *bad* where
-its bias, over 30 fresh draws, is more than its standard deviation (an unbiased interval would hold the
-truth in 83 of 100), and *good* where it is below half of that.
+its bias, over 30 fresh draws, is more than its standard deviation (an unbiased interval would hold
+the truth in 83 of 100), and *good* where it is below half of that.
 
 A trained policy stands for the refinement: the optimum at 0.7·β with noise in its logits, of which
 8 or 32 samples are drawn.

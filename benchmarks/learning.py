@@ -188,7 +188,7 @@ class Meter:
         """Optimality and the reward at :data:`NATS`, of one trial's curve."""
         beta, end = self.experiment.beta, rows[0]
         start = float(self.rewards.mean())
-        best = float(frontier.optimum(self.rewards, beta).mean())
+        best = float(frontier.optimum(self.rewards, beta).by_prompt.mean())
         roots = [0.0, *(row["kl"] ** 0.5 for row in reversed(rows))]
         rewards = [start, *(row["reward"] for row in reversed(rows))]
         at = {  # None where the end of training has less KL

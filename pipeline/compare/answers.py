@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.compare import best_of_n
 from pipeline.compare.evaluate import Evaluation
-from pipeline.compare.frontier import Array
+from pipeline.compare.intervals import Array
 
 Scores = Sequence[float | None]
 

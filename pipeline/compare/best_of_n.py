@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.compare.evaluate import Evaluation, Metrics, mean, variety
-from pipeline.compare.frontier import Array
+from pipeline.compare.intervals import Array
 
 KL_NOTE = "upper bound log n − (n−1)/n, so its objective is a lower bound"
 _NO_VARIETY: Metrics = dict.fromkeys(("distinct_1", "distinct_2", "self_bleu", "self_bleu_se"))

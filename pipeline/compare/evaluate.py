@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.compare.fluency import SAMPLES as FLUENCY_SAMPLES
 from pipeline.compare.fluency import Judge
-from pipeline.compare.frontier import Array
+from pipeline.compare.intervals import Array
 from pipeline.compare.texts import distinct, self_bleu
 from pipeline.data.records import Prompt
 from pipeline.lm.generation import Completion, sample

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.compare import best_of_n
 from pipeline.compare.evaluate import Evaluation
-from pipeline.compare.frontier import Array
+from pipeline.compare.intervals import Array
 from pipeline.compare.methods import Method, reference
 
 OF_EACH = 3

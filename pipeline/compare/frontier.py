@@ -113,6 +113,11 @@ class Best:
     found: JudgedOptimum
     refined_with: str | None
 
+    @property
+    def by_prompt(self) -> Array:
+        """J* a prompt, ``(P,)``."""
+        return self.found.by_prompt
+
     def point(self) -> FrontierPoint:
         """The row of results.json."""
         reward, kl = self.found.reward, self.found.kl

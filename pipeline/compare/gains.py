@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.compare import frontier
 from pipeline.compare.answers import Answers, Scores
 from pipeline.compare.evaluate import Evaluation, Metrics, standard_error
-from pipeline.compare.frontier import Array
+from pipeline.compare.intervals import Array, bootstrap_interval, mean_interval, ratio_interval
 
 Interval = tuple[float, float] | None
 
@@ -29,11 +28,11 @@ class Bootstrap:
 
     def mean(self, values: Array) -> Interval:
         """Of the mean of ``(P,)``."""
-        return frontier.mean_interval(values, self.resamples, self.seed)
+        return mean_interval(values, self.resamples, self.seed)
 
     def ratio(self, above: Array, below: Array) -> Interval:
         """Of the mean of ``above`` over the mean of ``below``."""
-        return frontier.ratio_interval(above, below, self.resamples, self.seed)
+        return ratio_interval(above, below, self.resamples, self.seed)
 
 
 def against(policy: Answers, sft: Answers, bootstrap: Bootstrap) -> Metrics:
@@ -136,7 +135,7 @@ def at_equal_length(
     if not slopes.squares.sum() > 0:
         return {key: None, f"{key}_ci": None}
     columns = (value, longer, slopes.products, slopes.squares)
-    interval = frontier._interval(_controlled, columns, bootstrap.resamples, bootstrap.seed, 0.95)
+    interval = bootstrap_interval(_controlled, columns, bootstrap.resamples, bootstrap.seed, 0.95)
     return {key: float(_controlled(*columns)), f"{key}_ci": interval}
 
 

@@ -50,22 +50,22 @@ def ratio_interval(
     A drawn prompt brings its method, reference and optimum along, so their shared luck cancels.
     It covers the choice of prompts and the samples behind each; not a bias of J* in N.
     """
-    return _bootstrap(_ratios, (gain, room), resamples, seed, level)
+    return bootstrap_interval(_ratios, (gain, room), resamples, seed, level)
 
 
 def mean_interval(values: Array, resamples: int, seed: int, level: float = 0.95) -> Interval | None:
     """Bootstrap interval of the mean of ``values`` ``(P,)`` over prompts; None from one prompt."""
-    return _bootstrap(np.mean, (values,), resamples, seed, level)
+    return bootstrap_interval(np.mean, (values,), resamples, seed, level)
 
 
-def _bootstrap(
+def bootstrap_interval(
     statistic: Callable[..., Array],
     columns: tuple[Array, ...],
     resamples: int,
     seed: int,
     level: float,
 ) -> Interval | None:
-    """Interval of ``statistic(*columns, axis)`` over prompts, by BCa (Efron 1987).
+    """Interval of ``statistic(*columns, axis=…)`` over prompts, by BCa (Efron 1987).
 
     BCa moves the percentiles by the bias and the skew that the draws show. Where these do not exist
     (all draws are equal, as the reference's against itself; all are on one side of the value; in

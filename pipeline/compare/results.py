@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from itertools import combinations
 from typing import Any
 
 from common.words import json_able
-from pipeline.compare import best_of_n, frontier, rows
+from pipeline.compare import best_of_n, rows
 from pipeline.compare.evaluate import Evaluation, Metrics
-from pipeline.compare.frontier import Array
 from pipeline.compare.gains import Bootstrap, Slopes
+from pipeline.compare.intervals import Array
 from pipeline.compare.methods import Method, named, reference, to_json
+from pipeline.compare.yardstick import Yardstick
 from pipeline.config import Experiment
 
 
@@ -38,20 +38,17 @@ def compare(
         metrics[method.name] = row
         if objective is not None:
             objectives[method.name] = objective
-    rewards = scale.sft.grid(scale.sft.proxy)
-    # β itself belongs on the curve: it is the point that PPO and DPO aim at.
-    curve = frontier.frontier(rewards, [*section.frontier_betas, *([beta] if beta > 0 else [])])
     results = {
         "beta": beta,
         "policies": to_json(measured),
         "methods": metrics,
-        "frontier": [asdict(point) for point in curve],
+        "frontier": scale.yardstick.frontier(),
         "prompts": len(scale.sft.prompts),
         "samples_per_prompt": section.samples_per_prompt,
         "reference_samples": section.reference_samples,
     }
     details = {
-        **_optimum(rewards, beta, scale.bootstrap),
+        **scale.yardstick.details(),
         "best_of_n": section.best_of_n,
         "best_of_n_kl": best_of_n.KL_NOTE,
         "judge_is_proxy": judge_is_proxy,
@@ -62,13 +59,14 @@ def compare(
 
 
 def _scale(experiment: Experiment, evaluations: Mapping[str, Evaluation]) -> rows.Scale:
-    section = experiment.compare
+    section, sft = experiment.compare, evaluations[reference().name]
+    rewards = sft.grid(sft.proxy)
     return rows.Scale(
-        sft=evaluations[reference().name],
+        sft=sft,
         beta=experiment.beta,
+        yardstick=Yardstick.of(rewards, experiment.beta, section.frontier_betas),
         best_of_n=section.best_of_n,
         text_samples=min(section.samples_per_prompt, section.reference_samples),
-        lowest_beta=min(section.frontier_betas),
         bootstrap=Bootstrap(section.bootstrap, experiment.seed),
         reward_slopes=Slopes.of((e, e.proxy) for e in evaluations.values()),
         gold_slopes=Slopes.of((e, e.gold) for e in evaluations.values()),
@@ -81,18 +79,6 @@ def _fluency_model(experiment: Experiment, evaluations: Mapping[str, Evaluation]
         return None
     name = experiment.compare.fluency_model
     return experiment.model.model_name_or_path if name == "base" else name
-
-
-def _optimum(rewards: Array, beta: float, bootstrap: Bootstrap) -> dict[str, Any]:
-    """The two ends of the scale of optimality, and how far the upper one can be trusted."""
-    ends: dict[str, Any] = {"objective_ref": float(rewards.mean()), "j_star": None}
-    ends |= {"j_star_ci": None, "optimum": [], "kl_cap": frontier.kl_cap(rewards.shape[1])}
-    if beta > 0:  # else more reward is always better
-        best = frontier.optimum(rewards, beta)
-        ends["j_star"] = float(best.mean())
-        ends["j_star_ci"] = bootstrap.mean(best)
-        ends["optimum"] = [asdict(row) for row in frontier.doubling(rewards, beta)]
-    return ends
 
 
 def _differences(
@@ -108,5 +94,5 @@ def _differences(
         gained = objectives[first] - objectives[second]
         row: dict[str, Any] = {"first": first, "second": second, "objective": float(gained.mean())}
         row["objective_ci"] = scale.bootstrap.mean(gained)
-        made.append(row | rows.share(gained, scale.room, scale.bootstrap))
+        made.append(row | scale.optimality(gained))
     return made

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.compare import best_of_n, frontier, training
+from pipeline.compare import best_of_n, training
 from pipeline.compare.answers import Answers
 from pipeline.compare.evaluate import Evaluation, Metrics, objective_by_prompt, summarise
-from pipeline.compare.frontier import Array
 from pipeline.compare.gains import Bootstrap, Slopes, against, at_equal_length, gain
+from pipeline.compare.intervals import Array, ratio
+from pipeline.compare.yardstick import Yardstick
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Scale:
         sft: π_ref's samples.
         beta: price of a nat of KL. best_of_n: n of best-of-n.
         text_samples: see :func:`pipeline.compare.evaluate.summarise`.
-        lowest_beta: down to it the frontier is trusted to say what a reward costs.
+        yardstick: the optimum and the frontier.
         bootstrap: how intervals are made.
         reward_slopes, gold_slopes: what one character more goes with, over all policies.
     """
@@ -32,19 +33,21 @@ class Scale:
     beta: float
     best_of_n: int
     text_samples: int
-    lowest_beta: float
+    yardstick: Yardstick
     bootstrap: Bootstrap
     reward_slopes: Slopes
     gold_slopes: Slopes
 
-    @property
-    def room(self) -> Array | None:
-        """The most that any policy can gain in the objective, by prompt; None at β = 0, where
-        more reward is always better."""
-        rewards = self.sft.grid(self.sft.proxy)
-        if self.beta <= 0:
-            return None
-        return frontier.optimum(rewards, self.beta) - rewards.mean(axis=1)
+    def optimality(self, gained: Array | None, lower_bound: bool = False) -> Metrics:
+        """The share of the possible gain that ``gained`` ``(P,)`` is; None where there is neither.
+
+        Args:
+            lower_bound: the gain itself is known to be low, as that of best-of-n.
+        """
+        drawn = self.bootstrap
+        return self.yardstick.optimality(
+            gained, drawn.resamples, drawn.seed, lower_bound=lower_bound
+        )
 
 
 def of_policy(
@@ -68,7 +71,7 @@ def of_best_of_n(scale: Scale) -> tuple[Metrics, Array]:
     row, objective = best_of_n.measure(scale.sft, n, scale.beta, scale.text_samples)
     row |= {"fluency": None, "fluency_ci": None}
     row |= training.records(None) | training.per_answer(n)
-    return row | _compared(Answers(scale.sft, n), row, objective, scale), objective
+    return row | _compared(Answers(scale.sft, n), row, objective, scale, True), objective
 
 
 def fluency(evaluation: Evaluation, bootstrap: Bootstrap) -> Metrics:
@@ -80,34 +83,27 @@ def fluency(evaluation: Evaluation, bootstrap: Bootstrap) -> Metrics:
             np.asarray(values, dtype=np.float64).reshape(-1, each).sum(axis=1)
             for values in (evaluation.fluency_nll, evaluation.fluency_tokens)
         )
-        value, ends = frontier.ratio(nats, tokens), bootstrap.ratio(nats, tokens)
+        value, ends = ratio(nats, tokens), bootstrap.ratio(nats, tokens)
     return {
         "fluency": None if value is None else math.exp(min(value, 700)),
         "fluency_ci": ends and tuple(math.exp(min(end, 700)) for end in ends),
     }
 
 
-def share(gained: Array | None, room: Array | None, bootstrap: Bootstrap) -> Metrics:
-    """The share of the possible gain, and its interval; None each where there is neither."""
-    if gained is None or room is None:
-        return {"optimality": None, "optimality_ci": None}
-    interval = bootstrap.ratio(gained, room)
-    return {"optimality": frontier.ratio(gained, room), "optimality_ci": interval}
-
-
-def _compared(answers: Answers, row: Metrics, objective: Array | None, scale: Scale) -> Metrics:
+def _compared(
+    answers: Answers,
+    row: Metrics,
+    objective: Array | None,
+    scale: Scale,
+    lower_bound: bool = False,
+) -> Metrics:
     """What it is beside SFT and the optimum."""
     sft, bootstrap = Answers(scale.sft), scale.bootstrap
     made = against(answers, sft, bootstrap)
     base = objective_by_prompt(scale.sft, scale.beta)
     gained = None if objective is None or base is None else objective - base
-    made |= gain("objective", gained, bootstrap) | share(gained, scale.room, bootstrap)
-    rewards, kl = scale.sft.grid(scale.sft.proxy), row["kl"]
-    made["kl_efficiency"] = (
-        None
-        if kl is None
-        else frontier.kl_efficiency(rewards, row["reward"], kl, scale.lowest_beta)
-    )
+    made |= gain("objective", gained, bootstrap) | scale.optimality(gained, lower_bound)
+    made |= scale.yardstick.efficiency(row["reward"], row["kl"])
     ours = answers.evaluation
     for name, scores, slopes in (
         ("reward", ours.proxy, scale.reward_slopes),
