@@ -9,7 +9,10 @@ from pathlib import Path
 from common.parser import Parser
 from pipeline.errors import UserError
 
-METHODS = ("ppo", "dpo", "dpo-soft", "rebel", "ipo", "kto", "rloo", "grpo", "grpo-k3")
+METHODS = (
+    *("ppo", "dpo", "dpo-soft", "rebel", "ipo", "kto", "rloo", "grpo", "grpo-k3"),
+    *("rejection", "reweighted"),
+)
 QUICK = 0.25
 LEAST_KL, MOST_KL = 0.5, 2.0
 

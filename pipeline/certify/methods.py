@@ -1,9 +1,8 @@
 """The trainers that are certified, and the optimum that each of them has.
 
-All train all weights of the same reference on the same rewards with the same β, from a completion's
-own tokens: where TRL's trainers would tokenise text again and add an EOS,
-`pipeline.stages.trl_compat` gives them the tokens. They are set to be exact rather than to look
-like a run on a large model.
+They are made by the functions that the pipeline's stages make theirs by: what is certified is what
+runs. All train all weights of the same reference on the same rewards with the same β, and are set
+to be exact rather than to look like a run on a large model.
 """
 
 from __future__ import annotations
@@ -19,16 +18,17 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import PrinterCallback, Trainer
-from trl import DPOConfig, GRPOConfig, GRPOTrainer, KTOConfig, RLOOConfig, RLOOTrainer
+from trl import DPOConfig, GRPOConfig, KTOConfig, RLOOConfig, SFTConfig
 
 from pipeline.certify import optima
-from pipeline.certify.problem import EOS, LENGTH, PROMPT, PROMPT_IDS, Problem
+from pipeline.certify.problem import EOS, LENGTH, PROMPT, Problem
 from pipeline.config.losses import REBEL
-from pipeline.lm.models import frozen_copy
 from pipeline.ppo import PPOConfig, PPOTrainer
-from pipeline.stages.offline import PairPolicy, PairTrainer
+from pipeline.stages import dpo, kto, selected
+from pipeline.stages.on_policy import GRPO, RLOO
+from pipeline.stages.pair_data import TOKENS
 from pipeline.stages.preferences import label_pairs
-from pipeline.stages.trl_compat import TokenizedDPOTrainer, TokenizedKTOTrainer, fit_tiles_to
+from pipeline.stages.trl_compat import fit_tiles_to
 
 ROLLOUT = 512
 """Completions drawn at once; the size of RLOO's and GRPO's one group."""
@@ -37,6 +37,8 @@ EPOCHS = 4
 ROLLOUTS = 100
 PAIR_BATCH = 256
 PAIR_STEPS = 1500
+BEST_OF = 8
+"""Samples that rejection sampling takes the best of."""
 IPO_TAU = 0.25
 """IPO's τ prices preference probabilities, not rewards; this gives a KL of 1 to 2 nats."""
 
@@ -139,6 +141,15 @@ def collate_pairs(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     return _tensors([x + y for x, y in zip(prompts, completions, strict=True)], completions)
 
 
+def collate_rows(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """A batch for SFT on completions: the tokens, with those of the prompt not learnt."""
+    rows = [e["input_ids"] for e in examples]
+    completions = [[token for token in e["labels"] if token != -100] for e in examples]
+    made = _tensors(rows, completions)
+    learnt = made.pop("completion_mask").bool()
+    return made | {"labels": made["input_ids"].masked_fill(~learnt, -100)}
+
+
 def collate_labelled(examples: list[dict[str, Any]]) -> dict[str, Tensor]:
     """A batch for KTO, with the completions that its reference point is measured on."""
     batch = {"label": torch.tensor([e["label"] for e in examples])}
@@ -158,45 +169,24 @@ def _dpo_arguments(problem: Problem, folder: Path, method: Method) -> DPOConfig:
     return DPOConfig(**(arguments | method.settings))
 
 
-_TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
-
-
-def _dpo(problem: Problem, folder: Path, method: Method) -> Trainer:
-    model = problem.model()
+def _dpo(problem: Problem, folder: Path, method: Method, labels: str = "sampled") -> Trainer:
+    """DPO on pairs by their labels, on probabilities as labels, or on differences of rewards."""
+    arguments, rows = _dpo_arguments(problem, folder, method), []
     # Every pair is seen once: the loss is the population's, and nothing is learned by heart.
-    rows = [{key: pair[key] for key in _TOKENS} for pair in _pairs(problem, method)]
-    return TokenizedDPOTrainer(
-        model=model,
-        ref_model=frozen_copy(model),  # type: ignore[arg-type]
-        args=_dpo_arguments(problem, folder, method),
-        data_collator=collate_pairs,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=problem.tokenizer,
-    )
-
-
-def _on_rewards(problem: Problem, folder: Path, method: Method) -> Trainer:
-    """DPO on probabilities as labels, or the regression of rewards, by the pipeline's trainer."""
-    model, arguments = problem.model(), _dpo_arguments(problem, folder, method)
-    rows = []
-    for pair in _pairs(problem, method, "soft"):
-        row = {key: pair[key] for key in _TOKENS}
+    for pair in _pairs(problem, method, labels):
+        row = {key: pair[key] for key in TOKENS}
         if arguments.loss_type == [REBEL]:
             row["reward_difference"] = pair["chosen_reward"] - pair["rejected_reward"]
-        else:
+        elif labels == "soft":
             row["probability"] = pair["probability"]
         rows.append(row)
-    policy = PairPolicy(model, arguments, len(PROMPT_IDS) + LENGTH)
-    [pairs] = policy.with_logps(Dataset.from_list(rows))
-    arguments.precompute_ref_log_probs = True
-    return PairTrainer(
-        policy,
-        model=model,
-        args=arguments,
-        data_collator=collate_pairs,
-        train_dataset=pairs,
-        processing_class=problem.tokenizer,
+    pairs = Dataset.from_list(rows)
+    return dpo.make_trainer(
+        problem.model(), problem.tokenizer, arguments, pairs, data_collator=collate_pairs
     )
+
+
+_soft = partial(_dpo, labels="soft")
 
 
 def _kto(problem: Problem, folder: Path, method: Method) -> Trainer:
@@ -205,21 +195,12 @@ def _kto(problem: Problem, folder: Path, method: Method) -> Trainer:
         "max_steps": method.rounds,
         "beta": problem.beta,
     }
-    model = problem.model()
-    rows = [
-        {"prompt_ids": pair["prompt_ids"], "completion_ids": pair[f"{kind}_ids"], "label": label}
-        for pair in _pairs(problem, method)
-        for kind, label in (("chosen", True), ("rejected", False))
-    ]
-    for row, other in zip(rows, rows[-1:] + rows[:-1], strict=True):
-        row["KL_completion_ids"] = other["completion_ids"]
-    return TokenizedKTOTrainer(
-        model=model,
-        ref_model=frozen_copy(model),  # type: ignore[arg-type]
-        args=KTOConfig(**(arguments | method.settings)),
+    return kto.make_trainer(
+        problem.model(),
+        problem.tokenizer,
+        KTOConfig(**(arguments | method.settings)),
+        _pairs(problem, method),
         data_collator=collate_labelled,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=problem.tokenizer,
     )
 
 
@@ -233,21 +214,50 @@ def _group(trainer: Any, config: Any, problem: Problem, folder: Path, method: Me
         "max_steps": EPOCHS * method.rounds,
         "beta": problem.beta,
     }
-
-    def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
-        return problem.pay(prompts, completions)
-
     return trainer(
-        model=problem.saved_model(folder / "reference"),
-        reward_funcs=reward,
+        model=problem.model(),
+        reward=problem.pay,
         args=config(**(arguments | method.settings)),
-        train_dataset=Dataset.from_list([{"prompt": PROMPT}] * 64),
+        prompts=[PROMPT] * 64,
         processing_class=problem.tokenizer,
+        sampled_at_once=method.batch,
     )
 
 
-_rloo = partial(_group, RLOOTrainer, RLOOConfig)
-_grpo = partial(_group, GRPOTrainer, GRPOConfig)
+_rloo = partial(_group, RLOO, RLOOConfig)
+_grpo = partial(_group, GRPO, GRPOConfig)
+
+
+def _selected(
+    choose: Callable[[np.ndarray, Problem], np.ndarray],
+    n: int,
+    problem: Problem,
+    folder: Path,
+    method: Method,
+) -> Trainer:
+    """SFT on what ``choose`` takes of ``n`` samples at a time; every one of them is seen once."""
+    arguments = _common(problem, folder) | {
+        "per_device_train_batch_size": method.batch,
+        "max_steps": method.rounds,
+    }
+    taken = choose(np.zeros((1, n)), problem).shape[1]
+    groups = -(-method.batch * method.rounds // taken)
+    drawn = problem.draw(groups * n, seed=1)
+    rewards = np.array(problem.pay([], [c.text for c in drawn])).reshape(groups, n)
+    samples = [{"prompt_ids": c.prompt_ids, "completion_ids": c.completion_ids} for c in drawn]
+    rows = selected.rows_of(samples, choose(rewards, problem))
+    config = SFTConfig(**(arguments | method.settings))
+    return selected.make_trainer(
+        problem.model(), problem.tokenizer, config, rows, data_collator=collate_rows
+    )
+
+
+def _resampled(rewards: np.ndarray, problem: Problem) -> np.ndarray:
+    return selected.resampled(rewards, problem.beta, rewards.shape[1], problem.seed)
+
+
+_rejection = partial(_selected, lambda rewards, _: selected.best(rewards), BEST_OF)
+_reweighted = partial(_selected, _resampled, ROLLOUT)
 
 _PPO: Settings = {
     "learning_rate": 1e-3,
@@ -279,14 +289,14 @@ METHODS = {
         _on_pairs(
             "dpo-soft",
             "DPO, soft labels",
-            _on_rewards,
+            _soft,
             "π*: pairs from π_ref, each with its probability by Bradley–Terry",
             _PAIRS,
         ),
         _on_pairs(
             "rebel",
             "REBEL",
-            _on_rewards,
+            _soft,
             "π*: β times the difference of log π/π_ref is that of the rewards",
             _PAIRS | {"loss_type": [REBEL]},
         ),
@@ -324,6 +334,23 @@ METHODS = {
             "π = βπ_ref/(c − Q) at each token: k3's gradient is the forward KL's",
             _GRPO | {"use_bias_correction_kl": False},
             partial(optima.grpo, group=ROLLOUT, tilt=optima.forward_tilt),
+        ),
+        Method(
+            "rejection",
+            f"rejection sampling, best of {BEST_OF}",
+            _rejection,
+            f"SFT ends at what it is shown: the best of {BEST_OF}, whatever β is",
+            _PAIRS,
+            partial(optima.best_of_n, n=BEST_OF),
+            rounds=1000,
+        ),
+        Method(
+            "reweighted",
+            "reward-weighted",
+            _reweighted,
+            f"π*: SFT on {ROLLOUT} draws of {ROLLOUT} samples, by exp(r/β)",
+            _PAIRS,
+            rounds=1000,
         ),
     )
 }

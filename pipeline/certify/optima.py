@@ -1,7 +1,8 @@
 r"""Where each method ends, by enumeration: π* for some, another policy for others.
 
-PPO with the KL in the reward, RLOO, and DPO on Bradley–Terry pairs drawn from π_ref have the
-optimum of the KL-regularised problem, π* (`classic_rl.envs.TokenMDP.optimum`). The functions here
+PPO with the KL in the reward, RLOO, DPO on Bradley–Terry pairs drawn from π_ref, and SFT on samples
+drawn again by exp(r/β) have the optimum of the KL-regularised problem, π*
+(`classic_rl.envs.TokenMDP.optimum`). The functions here
 give what the others' losses, read from their code, have as their minimum or as the point where
 their expected gradient vanishes. Each takes any policy as reachable, and infinitely many samples.
 """
@@ -74,6 +75,19 @@ def kto(problem: Problem, beta: float) -> np.ndarray:
     policy = np.zeros(len(wins))
     policy[wins] = problem.reference[wins] * np.exp(log_ratio(_root(excess, -40.0, 40.0)))
     return policy / policy.sum()
+
+
+def best_of_n(problem: Problem, n: int) -> np.ndarray:
+    r"""The best of n samples of π_ref, ``(N,)``: where SFT on them ends.
+
+    Of completions with different rewards, y is the best of n with probability
+    :math:`F(y)^n - F(y^-)^n`, F the chance of a reward of at most, and below, its own.
+    """
+    order = np.argsort(problem.rewards)
+    upto = problem.reference[order].cumsum() / problem.reference.sum()
+    chances = np.empty(len(order))
+    chances[order] = np.diff(upto**n, prepend=0.0)
+    return chances
 
 
 def token_by_token(env: TokenMDP, tilt: Tilt) -> np.ndarray:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -114,13 +113,6 @@ class Problem:
     def model(self) -> GPT2LMHeadModel:
         """A fresh copy of π_ref, to be trained."""
         return prepare(language_model(self.seed), self.tokenizer)  # type: ignore[return-value]
-
-    def saved_model(self, folder: Path) -> GPT2LMHeadModel:
-        """The same loaded from ``folder``: some of TRL's trainers load their reference again from
-        where the policy came from, whatever weights it has in memory."""
-        self.model().save_pretrained(folder)
-        loaded = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32)
-        return prepare(loaded, self.tokenizer)  # type: ignore[return-value]
 
     def text(self, completion: Sequence[int]) -> str:
         """A completion's text."""

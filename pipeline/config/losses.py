@@ -27,6 +27,12 @@ PLAIN: dict[str, Any] = {
 }
 
 
+_BY_DIVERGENCE = {
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft",
+}  # fmt: skip
+"""The losses that TRL has in other divergences than the reverse KL."""
+
+
 class _Pairs(Protocol):
     @property
     def labels(self) -> str: ...
@@ -56,6 +62,7 @@ def loss_problems(
             hint = f"; did you mean {near[0]}?" if near else ""
             expected = f"expected some of {', '.join(known)}, found {name!r}{hint}"
             yield "dpo.loss_type", expected
+    yield from _trl_problems(arguments, names)
     former = {True: "hard", False: "sampled"}.get(pairs.hard_labels, pairs.labels)  # type: ignore
     if former != pairs.labels:
         yield "pairs.hard_labels", f"an older key; pairs.labels says {pairs.labels}: remove it"
@@ -78,3 +85,27 @@ def loss_problems(
             which = "dpo.loss_type=rebel" if rebel else "pairs.labels=soft"
             mend = "remove it" if rebel else "remove it, or set pairs.labels=sampled"
             yield f"dpo.{key}", f"does not go with {which}; {mend}"
+
+
+def _trl_problems(arguments: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str, str]]:
+    """What TRL's trainer would refuse, hours later, of settings that have the right types."""
+    weights = arguments.get("loss_weights")
+    if weights is not None and len(weights) != len(names):
+        yield (
+            "dpo.loss_weights",
+            f"there are {len(weights)} for {len(names)} losses; give each of dpo.loss_type one",
+        )
+    if "exo_pair" in names and not arguments.get("label_smoothing"):
+        yield (
+            "dpo.loss_type",
+            "exo_pair needs dpo.label_smoothing above 0, as its labels are logarithms; set 0.001",
+        )
+    divergence = arguments.get("f_divergence_type") or "reverse_kl"
+    without = sorted(set(names) & set(TRL_LOSSES) - _BY_DIVERGENCE)
+    if divergence != "reverse_kl" and without:
+        yield (
+            "dpo.f_divergence_type",
+            f"{divergence} does not go with dpo.loss_type {', '.join(without)}; remove it",
+        )
+    if arguments.get("use_weighting") and {"aot", "aot_unpaired"} & set(names):
+        yield "dpo.use_weighting", "does not go with dpo.loss_type aot, which sorts the pairs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
@@ -12,17 +13,14 @@ from trl import DPOConfig
 
 from pipeline.config import Experiment
 from pipeline.config.losses import REBEL, loss_names
-from pipeline.data import load_preferences
-from pipeline.data.validation import validation_pairs
 from pipeline.errors import UserError
 from pipeline.lm.hardware import best_device
 from pipeline.lm.models import base_of, frozen_copy
 from pipeline.lm.positions import cut_length
 from pipeline.stages import tracking
 from pipeline.stages.offline import PairPolicy, PairTrainer, longest, splits_weights, why_trl
-from pipeline.stages.preferences import make_pairs
+from pipeline.stages.pair_data import TOKENS, divided, finish, preference_dataset, token_pairs
 from pipeline.stages.training import (
-    evaluates,
     fit,
     load_trainable_sft,
     save_trained,
@@ -30,31 +28,10 @@ from pipeline.stages.training import (
 )
 from pipeline.stages.trl_compat import TokenizedDPOTrainer, fit_tiles_to
 
-_TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
-
-
-def preference_dataset(experiment: Experiment) -> Dataset:
-    """The user's own pairs (text, TRL's format), or pairs sampled from π_ref (tokens).
-
-    Raises:
-        UserError: sampling gave no pair of different completions.
-    """
-    data = experiment.data
-    if data.preferences_name is not None:
-        own = load_preferences(data.preferences_name, data.column_names(), data.train_split)
-        return Dataset.from_list(own)
-    pairs = make_pairs(experiment)
-    if not pairs:
-        raise UserError(
-            "dpo: every sampled pair holds the same completion twice; raise pairs.max_pairs or "
-            "generation.max_new_tokens"
-        )
-    return Dataset.from_list([pair_row(experiment, pair) for pair in pairs])
-
 
 def pair_row(experiment: Experiment, pair: dict[str, Any]) -> dict[str, Any]:
     """What training needs of a pair: tokens, and what the loss reads beside them."""
-    row = {key: pair[key] for key in _TOKENS}
+    row = {key: pair[key] for key in TOKENS}
     if loss_names(experiment.trainer_args("dpo")) == [REBEL]:
         row["reward_difference"] = pair["chosen_reward"] - pair["rejected_reward"]
     elif experiment.pairs.labels == "soft":
@@ -69,47 +46,59 @@ def run(experiment: Experiment) -> None:
     What it is evaluated on, where it is, are the pairs of ``dpo.eval_share`` of the prompts.
     """
     arguments = stage_arguments(
-        experiment, "dpo", DPOConfig, gradient_checkpointing=False, beta=experiment.beta
+        experiment,
+        "dpo",
+        DPOConfig,
+        gradient_checkpointing=False,
+        logging_first_step=True,
+        beta=experiment.beta,
     )
     splitter = splits_weights(arguments)
     if splitter is not None:
         _need_plain_labels(experiment, f"{splitter}, under which TRL's trainer runs")
-    pairs, held = preference_dataset(experiment), None
-    if evaluates(arguments):
-        share, seed = experiment.dpo.eval_share, experiment.seed
-        held, pairs = map(Dataset.from_list, validation_pairs(pairs.to_list(), share, seed))
+    every = preference_dataset(experiment, "dpo", pair_row)
+    pairs, held = divided(experiment, "dpo", every, arguments)
     model, tokenizer = load_trainable_sft(experiment)
     arguments.max_length = cut_length(base_of(model), arguments.max_length, "dpo.max_length")
     fit_tiles_to(best_device().type)
-    trainer = _trainer(experiment, model, arguments, pairs, held, tokenizer)
+    reason = why_trl(arguments, pairs, model)
+    if reason is not None:
+        _need_plain_labels(experiment, reason)
+    whole = experiment.pairs.samples_per_prompt > 2
+    trainer = make_trainer(model, tokenizer, arguments, pairs, held, whole)
     fit(trainer, experiment, "dpo")
     policy = trainer.accelerator.unwrap_model(trainer.model)
     save_trained(trainer, experiment, "dpo", policy)
+    limit = arguments.max_length, "dpo.max_length"
+    sides = [token_pairs(rows, tokenizer, *limit) if rows else None for rows in (pairs, held)]
+    finish(experiment, "dpo", sides[0] or [], sides[1])
 
 
-def _trainer(
-    experiment: Experiment,
+def make_trainer(
     model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
     arguments: DPOConfig,
     pairs: Dataset,
-    held: Dataset | None,
-    tokenizer: PreTrainedTokenizerBase,
+    held: Dataset | None = None,
+    whole_groups: bool = False,
+    data_collator: Callable[..., Any] | None = None,
 ) -> TokenizedDPOTrainer:
     """The trainer of what is frozen runs once, or TRL's own where that does not apply.
 
-    Raises:
-        UserError: only the former knows the labels or the loss.
+    The reference is ``model`` as it is now.
+
+    Args:
+        pairs, held: rows of :func:`pair_row`, or texts.
+        whole_groups: see :class:`PairTrainer`.
     """
     given: dict[str, Any] = dict(model=model, args=arguments, processing_class=tokenizer)
-    reason = why_trl(arguments, pairs, model)
-    if reason is None:
+    given["data_collator"] = data_collator
+    if why_trl(arguments, pairs, model) is None:
         policy = PairPolicy(model, arguments, longest(pairs, held))
         train, test = policy.with_logps(pairs, held, label="dpo: the reference")
         arguments.precompute_ref_log_probs = True
-        whole = experiment.pairs.samples_per_prompt > 2
         given |= {"train_dataset": train, "eval_dataset": test}
-        return PairTrainer(policy, whole, **given)
-    _need_plain_labels(experiment, reason)
+        return PairTrainer(policy, whole_groups, **given)
     # Without a reference TRL loads one from config._name_or_path, whatever the weights in memory.
     reference = None if isinstance(model, PeftModel) else frozen_copy(model)
     given |= {"train_dataset": pairs, "eval_dataset": held, "ref_model": reference}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline.config import Experiment
 from pipeline.data.splits import load_data
 from pipeline.data.validation import validation_prompts
+from pipeline.lm.generation import Completion
 from pipeline.output.metrics_file import read_metrics
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.ppo.upkeep.state import put
 from pipeline.report import figures
 from pipeline.stages import tracking
+from pipeline.stages.cost import Spent, count, spent_by, write_cost
 from pipeline.stages.reward_sources import gold_reward, judge_is_proxy, proxy_reward
 from pipeline.stages.training import (
     evaluates,
@@ -21,7 +24,7 @@ from pipeline.stages.training import (
     save_trained,
     stage_arguments,
 )
-from reward_models import RewardFunction
+from reward_models import RewardCall, RewardFunction, Scores
 
 EVALUATIONS = "evaluations.jsonl"
 # With these the Trainer would look for a loss, which PPO's evaluations do not have.
@@ -33,6 +36,20 @@ def _best_by(experiment: Experiment) -> str | None:
     given = experiment.trainer_args("ppo")
     chooses = given.get("load_best_model_at_end") or given.get("save_strategy") == "best"
     return "objective" if chooses or given.get("lr_scheduler_type") in _BY_METRIC else None
+
+
+class _Counted(PPOTrainer):
+    """The trainer, which counts what it asks for; its judge costs the policy nothing."""
+
+    def _sample(self, *given: Any, **settings: Any) -> list[Completion]:
+        completions = super()._sample(*given, **settings)
+        count(self, sampled=completions)
+        return completions
+
+    def _reward(self, completions: Sequence[Completion], judge: RewardCall | None = None) -> Scores:
+        said = super()._reward(completions, judge)
+        count(self, scored=0 if judge else len(completions))
+        return said
 
 
 @tracking.tracked("ppo")
@@ -87,7 +104,7 @@ def train(
         if step % (8 * arguments.steps_per_rollout) == 0:
             tracking.log_samples(experiment, "ppo", step, rows)
 
-    trainer = PPOTrainer(
+    trainer = _Counted(
         model=model,
         reward_function=reward,
         args=arguments,
@@ -95,6 +112,7 @@ def train(
         train_dataset=prompts,
         eval_dataset=held,
         gold_function=gold,
+        callbacks=[Spent()],
         log_samples=log_samples,
     )
     trainer.journal.folder = experiment.stage_dir("ppo") / "rollouts"
@@ -106,4 +124,5 @@ def train(
         policy, _ = load_trainable_sft(experiment)
         put(weights, policy, "ppo")
     save_trained(trainer, experiment, "ppo", policy)
+    write_cost(experiment, "ppo", **spent_by(trainer))
     return trainer.state.global_step

@@ -6,26 +6,25 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from datetime import timedelta
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 
-from common.files import write_text
+from common.files import read_json, write_json, write_text
 from pipeline.config import Experiment
-from pipeline.data.records import Prompt
 from pipeline.data.splits import load_data
-from pipeline.lm.generation import Completion, encode_prompt, sample
-from pipeline.lm.hardware import best_device
+from pipeline.lm.generation import Completion
 from pipeline.lm.kept import keep_samples, kept_samples
-from pipeline.lm.models import load_checkpoint
-from pipeline.lm.positions import check_prompts
 from pipeline.lm.scored import check_columns, score_completions
+from pipeline.stages.cost import cost_of
 from pipeline.stages.reward_sources import proxy_reward
+from pipeline.stages.samples import draw, made_from, processes, take_over
+
+PAIRS, ABOUT, SAMPLES = "pairs.jsonl", "pairs.json", "samples.jsonl"
+_DECIDE = ("data", "generation", "pairs", "reward", "seed")
+"""Sections that decide pairs, beside the models."""
 
 
 def first_wins_probability(first: float, second: float, hard: bool = False) -> float:
@@ -85,19 +84,24 @@ def label_pairs(
     return pairs
 
 
-def make_pairs(experiment: Experiment) -> list[dict[str, Any]]:
-    """Sample π_ref on the training prompts and label pairs; kept in ``dpo/pairs.jsonl``.
+def make_pairs(experiment: Experiment, stage: str = "dpo") -> list[dict[str, Any]]:
+    """Sample π_ref on the training prompts and label pairs; kept in ``<stage>/pairs.jsonl``.
 
     A finished file is read back instead: an interrupted stage goes on with the same pairs. So are
-    the samples, which are kept until they are labelled. Several processes share the sampling and
-    get the pairs that one would make; the first one labels and writes them.
+    the samples, which are kept until they are labelled, and the pairs that another policy of this
+    experiment has drawn by the same settings. Several processes share the sampling and get the
+    pairs that one would make; the first one labels and writes them.
+
+    What they cost is in ``<stage>/pairs.json``, see :func:`pairs_cost`.
     """
-    folder, settings = experiment.stage_dir("dpo"), experiment.pairs
-    state = _processes(experiment)
-    path, kept = folder / "pairs.jsonl", folder / "samples.jsonl"
+    folder, settings = experiment.stage_dir(stage), experiment.pairs
+    state = processes(experiment, stage)
+    path, kept = folder / PAIRS, folder / SAMPLES
     pairs: list[dict[str, Any]] | None = None
-    if state.is_main_process and path.is_file():
-        pairs = read_pairs(path)
+    if state.is_main_process:
+        take_over(experiment, folder, PAIRS, ABOUT, made_from(experiment, _DECIDE))
+        if path.is_file() and (folder / ABOUT).is_file():
+            pairs = read_pairs(path)
     [made] = broadcast_object_list([pairs is not None])
     if not made:
         samples = settings.samples_per_prompt
@@ -111,63 +115,26 @@ def make_pairs(experiment: Experiment) -> list[dict[str, Any]]:
         completions = kept_samples(kept, rows) if state.is_main_process else None
         [sampled] = broadcast_object_list([completions is not None])
         if not sampled:
-            completions = _sample(experiment, rows, state)
+            group = samples * settings.per_prompt
+            completions = draw(experiment, stage, rows, group, state, "sampling pairs")
         if reward is not None and completions is not None:
             keep_samples(kept, completions)
             rewards = score_completions(reward, completions).total
             pairs = label_pairs(completions, rewards, settings.labels, experiment.seed, samples)
             pairs = pairs[: settings.max_pairs]
             lines = (json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs)
+            about = {"made_from": made_from(experiment, _DECIDE), **cost_of(completions)}
+            write_json(folder / ABOUT, about)
             write_text(path, "".join(lines))
             kept.unlink()
     [pairs] = broadcast_object_list([pairs or []])
     return pairs
 
 
-def _processes(experiment: Experiment) -> PartialState:
-    """The processes of this run, each with a device of its own from now on."""
-    given = experiment.trainer_args("dpo")
-    return PartialState(
-        cpu=best_device().type == "cpu",
-        backend=given.get("ddp_backend"),
-        timeout=timedelta(seconds=given.get("ddp_timeout", 1800)),
-    )
-
-
-def _sample(
-    experiment: Experiment, prompts: Sequence[Prompt], state: PartialState
-) -> list[Completion]:
-    """One completion for each of ``prompts``, on every process all of them.
-
-    Every process takes whole batches of those that one process would make, with the random numbers
-    that it would draw for them, so the result does not depend on how many there are.
-    """
-    model, tokenizer = load_checkpoint(experiment.stage_dir("sft") / "model")
-    settings, seed = experiment.generation, experiment.seed + 1
-    each_once = prompts[:: experiment.pairs.samples_per_prompt * experiment.pairs.per_prompt]
-    check_prompts(model, tokenizer, each_once, settings.max_new_tokens, "training")
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda row: (len(encoded[row]), row))
-    size = settings.batch_size
-    batches = [order[start : start + size] for start in range(0, len(order), size)]
-    draws = torch.empty(len(prompts), settings.max_new_tokens)
-    generator = torch.Generator().manual_seed(seed)
-    for batch in batches:
-        draws[batch] = torch.rand(settings.max_new_tokens, len(batch), generator=generator).T
-    mine = [row for batch in batches[state.process_index :: state.num_processes] for row in batch]
-    completions = sample(
-        model,
-        tokenizer,
-        [prompts[row] for row in mine],
-        max_new_tokens=settings.max_new_tokens,
-        batch_size=size,
-        seed=seed,
-        draws=draws[mine],
-        encoded=[encoded[row] for row in mine],
-        label="dpo: sampling pairs" if state.is_main_process else None,
-    )
-    everyone = gather_object(list(zip(mine, completions, strict=True)))
-    return [completion for _, completion in sorted(everyone, key=lambda made: made[0])]
+def pairs_cost(experiment: Experiment, stage: str) -> dict[str, int]:
+    """What a stage's pairs cost, or would have if they were not another policy's too."""
+    about = read_json(experiment.stage_dir(stage) / ABOUT)
+    return {key: about[key] for key in ("reward_queries", "completions", "tokens")}
 
 
 def read_pairs(path: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.lm.generation import Completion, sample
 from pipeline.lm.kept import keep_samples, kept_samples
 from pipeline.lm.models import load_checkpoint
-from pipeline.stages import preferences
+from pipeline.stages import preferences, samples
 from pipeline.stages.preferences import (
     first_wins_probability,
     label_pairs,
@@ -136,7 +136,7 @@ def test_pairs_are_those_of_one_stream_of_random_numbers(tmp_path: Path) -> None
     assert len(pairs) > 15
     path = made.stage_dir("dpo") / "pairs.jsonl"
     assert read_pairs(path) == pairs == make_pairs(made)
-    assert [file.name for file in path.parent.iterdir()] == ["pairs.jsonl"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["pairs.json", "pairs.jsonl"]
 
 
 def test_a_reward_query_serves_several_pairs(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def pairs_of_a_process(folder: str, output: str, rank: str, port: str) -> int:
         sampled.append(len(prompts))
         return sample(model, tokenizer, prompts, **settings)
 
-    preferences.sample = counted
+    samples.sample = counted
     pairs = make_pairs(experiment(Path(folder), Path(output)))
     result = {"pairs": pairs, "sampled": sampled}
     (Path(output) / f"{rank}.json").write_text(json.dumps(result))
@@ -222,7 +222,7 @@ def test_a_reward_that_fails_costs_no_sampling(
         raise AssertionError("sampled again")
 
     with monkeypatch.context() as again:
-        again.setattr(preferences, "sample", never)
+        again.setattr(samples, "sample", never)
         pairs = make_pairs(made)
     assert pairs == make_pairs(experiment(tmp_path, tmp_path / "undisturbed"))
 

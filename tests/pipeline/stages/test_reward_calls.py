@@ -126,7 +126,7 @@ def test_ppo_takes_the_sections_time_out_and_retries_unless_it_has_its_own(
         made.append(settings["args"])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ppo, "PPOTrainer", stop)
+    monkeypatch.setattr(ppo, "_Counted", stop)
     monkeypatch.setattr(ppo, "load_trainable_sft", lambda experiment: (toy_language_model(0), None))
     for own in ([], ["ppo.reward_timeout=9", "ppo.reward_retries=1"]):
         with pytest.raises(KeyboardInterrupt):
