@@ -61,6 +61,12 @@ class Spent(TrainerCallback, ExportableState):
         """See `transformers.trainer_callback.ExportableState`."""
         return {"args": {}, "attributes": dict(vars(self))}
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Go on from what the checkpoint says, where there is one."""
+        kept = state.stateful_callbacks.get(type(self).__name__, {})
+        if state.global_step > 0:
+            vars(self).update(kept.get("attributes", {}))
+
 
 def count(trainer: Trainer, *, sampled: Sequence[Completion] = (), scored: int = 0) -> None:
     """Add what this process has just sampled and had scored; every process must call it."""
@@ -84,5 +90,5 @@ def spent_by(trainer: Trainer) -> dict[str, int]:
 
 
 def _callback(trainer: Trainer) -> Spent:
-    """The counter; a checkpoint that is loaded puts another in its place."""
+    """The counter; where callbacks' states are restored, a checkpoint puts another in its place."""
     return next(c for c in trainer.callback_handler.callbacks if isinstance(c, Spent))

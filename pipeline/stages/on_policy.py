@@ -137,7 +137,9 @@ class OnPolicy:
         }
         super().__init__(**given)
         self.args.beta = self.beta = beta
-        if peft:  # TRL's copy of the new adapters, which add nothing yet: without any is the same
+        if (
+            peft and "ref" in model.peft_config
+        ):  # TRL's copy of the new adapters, which add nothing yet: without any is the same
             model.delete_adapter("ref")  # type: ignore[operator]
         _own_positions(self.model)
         if reference is not None:
