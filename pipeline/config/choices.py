@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.config.experiment import Experiment
+from pipeline.config.methods import ON_POLICY
 
 
 def trains(experiment: Experiment, stage: str) -> bool:
@@ -13,11 +14,11 @@ def trains(experiment: Experiment, stage: str) -> bool:
 
 
 def ppo_evaluates(experiment: Experiment) -> bool:
-    """True where a PPO is evaluated on the validation prompts while it trains."""
+    """True where PPO, RLOO or GRPO is evaluated on the validation prompts while it trains."""
     for name, method in experiment.methods().items():
-        given = experiment.of(name).trainer_args("ppo")
+        given = experiment.of(name).trainer_args(method)
         evaluates = given.get("eval_strategy", "no") != "no" or bool(given.get("eval_on_start"))
-        if method == "ppo" and evaluates:
+        if method in ("ppo", *ON_POLICY) and evaluates:
             return True
     return False
 

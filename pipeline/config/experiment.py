@@ -33,6 +33,7 @@ from pipeline.config.arguments import (
 )
 from pipeline.config.base import Name, Section, TrainerSection
 from pipeline.config.losses import loss_problems
+from pipeline.config.methods import ON_POLICY, missing, rollout_problems
 from pipeline.config.overrides import apply
 from pipeline.config.policies import (
     Policies,
@@ -49,15 +50,23 @@ from pipeline.config.rewards import PARTS, RewardPart, reward_problems
 from pipeline.config.sections import (
     TRAINED_LENGTH,
     CompareSection,
+    CPOSection,
     DataSection,
     DPOSection,
     GenerationSection,
+    GRPOSection,
+    KTOSection,
     ModelSection,
+    ORPOSection,
     OveroptimiseSection,
     PairsSection,
     PPOSection,
+    RejectionSection,
     RewardSection,
+    ReweightedSection,
+    RLOOSection,
     SFTSection,
+    SimPOSection,
     TrackingSection,
 )
 from pipeline.config.stages import DEFAULT_POLICIES, Stage, find_stage, stages_with, trained
@@ -85,6 +94,14 @@ class Experiment(Section):
     ppo: PPOSection = PPOSection()
     pairs: PairsSection = PairsSection()
     dpo: DPOSection = DPOSection()
+    kto: KTOSection = KTOSection()
+    rloo: RLOOSection = RLOOSection()
+    grpo: GRPOSection = GRPOSection()
+    rejection: RejectionSection = RejectionSection()
+    reweighted: ReweightedSection = ReweightedSection()
+    orpo: ORPOSection = ORPOSection()
+    cpo: CPOSection = CPOSection()
+    simpo: SimPOSection = SimPOSection()
     compare: CompareSection = CompareSection()
     overoptimise: OveroptimiseSection = OveroptimiseSection()
     tracking: TrackingSection = TrackingSection()
@@ -300,6 +317,9 @@ def _method_contradictions(experiment: Experiment, method: str) -> Iterator[tupl
     if method == "dpo":
         own_pairs = experiment.data.preferences_name is not None
         yield from loss_problems(given, experiment.pairs, own_pairs)
+    if method in ON_POLICY:
+        yield from rollout_problems(method, given, experiment.generation.temperature)
+    yield from missing(method)
 
 
 def _reward_contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:

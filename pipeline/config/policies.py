@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pipeline.config.base import Name, Section, TrainerSection, Unsaid
-from pipeline.config.stages import METHODS, STAGES, find_stage
+from pipeline.config.stages import METHODS, NO_METHODS, STAGES, find_stage
 
 # What a policy's folder, command or row in the comparison would be taken for.
 _TAKEN = {
@@ -77,6 +77,9 @@ def name_problems(policies: Mapping[str, PolicySection]) -> Iterator[tuple[str, 
         lower[name.lower()] = name
         method = method_of(name, policy)
         if method not in known:
+            if method in NO_METHODS:
+                yield f"{key}.method", f"{method} is no method here: {NO_METHODS[method]}"
+                continue
             near = difflib.get_close_matches(method, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             expected = f"expected one of {', '.join(known)}"

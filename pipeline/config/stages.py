@@ -57,6 +57,7 @@ class Stage:
         from_pairs: whether a method learns from preference pairs: drawn here, or the user's own.
         at_zero: what a method does at β = 0, where that is nothing: why it is left out then.
         lengths: of its section, what says how long it trains.
+        package: what of TRL it is made with that not every release has.
     """
 
     name: str
@@ -76,12 +77,51 @@ class Stage:
     from_pairs: bool = False
     at_zero: str = ""
     lengths: tuple[str, ...] = ()
+    package: str = ""
 
     @property
     def section(self) -> str:
         """The config's section that it reads."""
         return self.method or self.name
 
+
+# Of TRL's on-policy trainers: what stands elsewhere in the config, or would be another problem.
+_OWN_DISTRIBUTION = "nothing: completions are drawn from the policy's own distribution"
+_ROLLOUTS_OWNED = {
+    "beta": _BETA,
+    "max_completion_length": "generation.max_new_tokens",
+    "temperature": "generation.temperature",
+    "chat_template_kwargs": "nothing: conversations are written as everywhere, by the template",
+    "reward_weights": "the weights of reward.source's parts",
+    **dict.fromkeys(
+        ("top_p", "top_k", "min_p", "repetition_penalty", "generation_kwargs"), _OWN_DISTRIBUTION
+    ),
+    "cache_implementation": "nothing: the pipeline's own sampler has a cache of its own",
+}
+_SAMPLER = "completions are drawn by the pipeline's own sampler"
+_REFERENCE = "the reference is the SFT model, from the first step to the last"
+_ROLLOUTS_REFUSED = {
+    "use_vllm": _SAMPLER,
+    "use_transformers_continuous_batching": _SAMPLER,
+    "use_transformers_paged": _SAMPLER,
+    "sync_ref_model": _REFERENCE,
+    "mask_truncated_completions": "the reward is for every completion, whether it ended or not",
+}
+_ROLLOUTS_METRICS = {"reward": True, "reward_std": None, "kl": None, "entropy": None}
+_ROLLOUTS_METRICS["completions/mean_length"] = None
+_SELECTED_REFUSED = {
+    "packing": "a completion is learnt as it was sampled, behind its own prompt",
+    "padding_free": "a completion is learnt as it was sampled, behind its own prompt",
+    "assistant_only_loss": "the loss is on the sampled completions",
+    "eval_strategy": "nothing is held out: that the chosen grow likelier says little of the reward",
+    "eval_on_start": "nothing is held out: that the chosen grow likelier says little of the reward",
+}
+_SELECTED_OWNED = {"completion_only_loss": "nothing: the loss is on the sampled completions"}
+_PAIRS_METRICS = {
+    **{"loss": False, "rewards/accuracies": True, "rewards/margins": True, "nll_loss": False},
+    **{"rewards/chosen": None, "rewards/rejected": None},
+    **{"logps/chosen": None, "logps/rejected": None},
+}
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -158,8 +198,134 @@ METHODS: tuple[Stage, ...] = (
         from_pairs=True,
         at_zero="DPO learns nothing at 0, where no preference tells",
     ),
+    Stage(
+        name="kto",
+        title="KTO",
+        module="pipeline.stages.kto",
+        does="train KTO on the completions of the pairs, each labelled alone",
+        needs=("sft", "reward"),
+        reads=(_POLICY_MODULES, "data", "generation", "beta", "pairs", "kto", "seed"),
+        unread=("data.validation_prompts",),
+        arguments="trl:KTOConfig",
+        owned={"beta": _BETA},
+        refused={"sync_ref_model": _REFERENCE},
+        metrics={
+            **{"loss": False, "kl": None, "rewards/margins": True},
+            **{"rewards/chosen": None, "rewards/rejected": None},
+            **{"logps/chosen": None, "logps/rejected": None},
+        },
+        lengths=_LENGTHS,
+        from_pairs=True,
+        at_zero="KTO learns nothing at 0, where no label tells",
+    ),
+    Stage(
+        name="rloo",
+        title="RLOO",
+        module="pipeline.stages.rloo",
+        does="optimise the reward by RLOO with the KL in the reward",
+        needs=("sft", "reward"),
+        reads=(_POLICY_MODULES, "data", "generation", "beta", "rloo", "seed"),
+        unread=OWN_PAIRS,
+        arguments="trl:RLOOConfig",
+        owned=_ROLLOUTS_OWNED,
+        refused=_ROLLOUTS_REFUSED,
+        metrics=_ROLLOUTS_METRICS,
+        lengths=_LENGTHS,
+    ),
+    Stage(
+        name="grpo",
+        title="GRPO",
+        module="pipeline.stages.grpo",
+        does="optimise the reward by GRPO with the KL in the loss",
+        needs=("sft", "reward"),
+        reads=(_POLICY_MODULES, "data", "generation", "beta", "grpo", "seed"),
+        unread=OWN_PAIRS,
+        arguments="trl:GRPOConfig",
+        owned=_ROLLOUTS_OWNED,
+        refused=_ROLLOUTS_REFUSED,
+        metrics=_ROLLOUTS_METRICS,
+        lengths=_LENGTHS,
+    ),
+    Stage(
+        name="rejection",
+        title="rejection sampling",
+        module="pipeline.stages.rejection",
+        does="fine-tune on the best of n samples of the SFT model for each prompt",
+        needs=("sft", "reward"),
+        reads=(_POLICY_MODULES, "data", "generation", "rejection", "seed"),
+        unread=(*OWN_PAIRS, "data.validation_prompts"),
+        arguments="trl:SFTConfig",
+        owned=_SELECTED_OWNED,
+        refused=_SELECTED_REFUSED,
+        metrics=_SFT_METRICS,
+        lengths=_LENGTHS,
+    ),
+    Stage(
+        name="reweighted",
+        title="reward-weighted",
+        module="pipeline.stages.reweighted",
+        does="fine-tune on samples of the SFT model, drawn again by exp(reward/β)",
+        needs=("sft", "reward"),
+        reads=(_POLICY_MODULES, "data", "generation", "beta", "reweighted", "seed"),
+        unread=(*OWN_PAIRS, "data.validation_prompts"),
+        arguments="trl:SFTConfig",
+        owned=_SELECTED_OWNED,
+        refused=_SELECTED_REFUSED,
+        metrics=_SFT_METRICS,
+        lengths=_LENGTHS,
+        at_zero="reweighting at 0 takes the best alone, which is rejection",
+    ),
+    Stage(
+        name="orpo",
+        title="ORPO",
+        module="pipeline.stages.orpo",
+        does="train ORPO on the pairs, without a reference",
+        needs=("sft", "reward"),
+        reads=(_POLICY_MODULES, "data", "generation", "pairs", "orpo", "seed"),
+        unread=("data.validation_prompts",),
+        arguments="trl.experimental.orpo:ORPOConfig",
+        metrics=_PAIRS_METRICS,
+        lengths=_LENGTHS,
+        from_pairs=True,
+        package="trl.experimental.orpo",
+    ),
+    Stage(
+        name="cpo",
+        title="CPO",
+        module="pipeline.stages.cpo",
+        does="train CPO on the pairs, without a reference",
+        needs=("sft", "reward"),
+        reads=(_POLICY_MODULES, "data", "generation", "pairs", "cpo", "seed"),
+        unread=("data.validation_prompts",),
+        arguments="trl.experimental.cpo:CPOConfig",
+        metrics=_PAIRS_METRICS,
+        lengths=_LENGTHS,
+        from_pairs=True,
+        package="trl.experimental.cpo",
+    ),
+    Stage(
+        name="simpo",
+        title="SimPO",
+        module="pipeline.stages.simpo",
+        does="train SimPO on the pairs, without a reference",
+        needs=("sft", "reward"),
+        reads=(_POLICY_MODULES, "data", "generation", "pairs", "simpo", "seed"),
+        unread=("data.validation_prompts",),
+        arguments="pipeline.stages.simpo:SimPOConfig",
+        owned={"loss_type": "nothing: SimPO is one loss; the others are the method cpo"},
+        metrics=_PAIRS_METRICS,
+        lengths=_LENGTHS,
+        from_pairs=True,
+        package="trl.experimental.cpo",
+    ),
 )
 """How a policy can be trained. A policy's stage is one of these under the policy's name."""
+
+NO_METHODS = {
+    "online_dpo": "TRL's trainer asks a judge or a reward model for pairs, and not this project's"
+    " reward: DPO on pairs drawn again is `dpo`, and learning from own samples `rloo` or `ppo`",
+}
+"""What one may look for in TRL, and why it is no method here."""
 
 DEFAULT_POLICIES = {"ppo": "ppo", "dpo": "dpo"}
 

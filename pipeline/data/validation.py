@@ -21,9 +21,9 @@ Pair = dict[str, Any]
 
 
 def validation_prompts(
-    experiment: Experiment, data: ExperimentData
+    experiment: Experiment, data: ExperimentData, stage: str = "ppo"
 ) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts for PPO to be evaluated on, and those to train on; no prompt is in both.
+    """Prompts for an on-policy method to be evaluated on, and to train on; no prompt is in both.
 
     The first are ``data.validation_prompts``, so that training is the same with and without
     evaluation. Where own prompts leave too few of them, or other data none at all, the last
@@ -32,20 +32,23 @@ def validation_prompts(
     Raises:
         UserError: there is but one training prompt to divide.
     """
+    title = stage.upper()
     wanted, held, train = experiment.data.validation_prompts, data.validation_prompts, []
     if not held or experiment.data.prompts_name:
         given_up, train = _give_up(data.train_prompts, wanted - len(held))
         held = [*held, *given_up]
         if not held:
             raise UserError(
-                "ppo.eval_strategy: a single training prompt leaves none to evaluate on"
+                f"{stage}.eval_strategy: a single training prompt leaves none to evaluate on"
             )
         if given_up:
-            tell(f"PPO is evaluated, and not trained, on {len(given_up)} of the training prompts")
+            tell(
+                f"{title} is evaluated, and not trained, on {len(given_up)} of the training prompts"
+            )
     if len(held) < wanted:
         more = "data.prompts_name" if experiment.data.prompts_name else "data.heldout"
         tell(
-            f"PPO is evaluated on {len(held)} prompts, not {wanted} (data.validation_prompts): "
+            f"{title} is evaluated on {len(held)} prompts, not {wanted} (data.validation_prompts): "
             f"there are no more in {more}"
         )
     return held, train or data.train_prompts
@@ -60,16 +63,18 @@ def _give_up(prompts: list[Prompt], count: int) -> tuple[list[Prompt], list[Prom
 
 
 def validation_pairs(
-    pairs: Sequence[Pair], share: float, seed: int
+    pairs: Sequence[Pair], share: float, seed: int, stage: str = "dpo"
 ) -> tuple[list[Pair], list[Pair]]:
-    """Pairs to evaluate DPO on and pairs to train on, in order; all of a prompt on one side.
+    """Pairs to evaluate a method on and pairs to train on, in order; all of a prompt on one side.
 
     Raises:
         UserError: all pairs are of one prompt.
     """
     prompts = list(dict.fromkeys(_key(_prompt(pair)) for pair in pairs))
     if len(prompts) < 2:
-        raise UserError("dpo.eval_strategy: pairs of a single prompt leave none to evaluate on")
+        raise UserError(
+            f"{stage}.eval_strategy: pairs of a single prompt leave none to evaluate on"
+        )
     count = min(len(prompts) - 1, max(1, round(share * len(prompts))))
     held = set(random.Random(seed).sample(prompts, count))
     sides: tuple[list[Pair], list[Pair]] = ([], [])

@@ -32,6 +32,7 @@ from pipeline.config import Experiment
 from pipeline.data.records import Prompt
 from pipeline.data.splits import load_data
 from pipeline.data.validation import validation_prompts
+from pipeline.errors import UserError
 from pipeline.lm.generation import Completion, encode_prompt, sample
 from pipeline.lm.hardware import best_device
 from pipeline.lm.models import base_of, frozen_copy
@@ -116,7 +117,7 @@ class OnPolicy:
             tell: given the step and samples with their scores, after each rollout.
 
         Raises:
-            UserError: the prompts have not the columns that the reward asks for.
+            UserError: the prompts have not the columns that the reward asks for, or are too few.
         """
         self._prompts = [*prompts, *(held or ())]
         check_columns(reward, self._prompts)
@@ -124,6 +125,12 @@ class OnPolicy:
         self._asked: list[Prompt] = []
         self._drawn: list[Completion] = []
         whole_rollouts(args)
+        asked = args.generation_batch_size // args.num_generations
+        if len(prompts) < asked:
+            raise UserError(
+                f"data.train_prompts: {len(prompts)} prompts do not fill one rollout of {asked}; "
+                f"raise num_generations, or lower per_device_train_batch_size"
+            )
         beta, peft = args.beta, isinstance(model, PeftModel)
         reference = None if peft or beta == 0 else frozen_copy(model)
         args.beta = 0.0  # so that TRL loads none
@@ -277,7 +284,7 @@ def learn(
     )
     held, prompts = None, data.train_prompts
     if evaluates(arguments):
-        held, prompts = validation_prompts(experiment, data)
+        held, prompts = validation_prompts(experiment, data, stage)
     model, tokenizer = load_trainable_sft(experiment)
     fit_tiles_to(best_device().type)
 

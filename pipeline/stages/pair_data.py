@@ -56,7 +56,7 @@ def preference_dataset(
     pairs = make_pairs(experiment, stage)
     if not pairs:
         raise UserError(
-            f"{experiment.stage_dir(stage).name}: every sampled pair holds the same completion "
+            f"{experiment.called(stage)}: every sampled pair holds the same completion "
             "twice; raise pairs.max_pairs or generation.max_new_tokens"
         )
     of = row or (lambda _, pair: {key: pair[key] for key in TOKENS})
@@ -70,7 +70,7 @@ def divided(
     if not evaluates(arguments):
         return pairs, None
     share = getattr(experiment, stage).eval_share
-    held, rest = validation_pairs(pairs.to_list(), share, experiment.seed)
+    held, rest = validation_pairs(pairs.to_list(), share, experiment.seed, stage)
     return Dataset.from_list(rest), Dataset.from_list(held)
 
 

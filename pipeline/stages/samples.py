@@ -129,7 +129,7 @@ def draw(
         seed=seed,
         draws=draws[mine],
         encoded=[encoded[row] for row in mine],
-        label=f"{experiment.stage_dir(stage).name}: {label}" if state.is_main_process else None,
+        label=f"{experiment.called(stage)}: {label}" if state.is_main_process else None,
     )
     everyone = gather_object(list(zip(mine, completions, strict=True)))
     return [completion for _, completion in sorted(everyone, key=lambda made: made[0])]

@@ -1,0 +1,72 @@
+"""What does not go together among the settings of TRL's methods, and what TRL has not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pipeline.config.stages import find_stage
+
+ON_POLICY = ("rloo", "grpo")
+"""TRL's methods that learn from completions of the policy in training."""
+# What TRL's configs have where nothing is set.
+_GENERATIONS = {"rloo": 2, "grpo": 8}
+_BATCH = 8
+
+
+def missing(method: str) -> Iterator[tuple[str, str]]:
+    """A method that the installed TRL has not, as a key and what is wrong there."""
+    package = find_stage(method).package
+    try:
+        there = not package or importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        there = False
+    if not there:
+        version = importlib.metadata.version("trl")
+        yield (
+            "policies",
+            f"the method {method} needs {package}, which the installed TRL {version} has not; "
+            "leave the policy out, or install a release that has it",
+        )
+
+
+def rollout_problems(
+    method: str, arguments: Mapping[str, Any], temperature: float
+) -> Iterator[tuple[str, str]]:
+    """Pairs of a key and what is wrong there, of RLOO's and GRPO's rollouts.
+
+    Args:
+        arguments: the method's section as given.
+    """
+    if temperature != 1:
+        yield (
+            "generation.temperature",
+            f"{temperature:g} does not go with {method}, which would charge the KL between both "
+            "policies at that temperature: its optimum would be another; set 1",
+        )
+    size, steps = arguments.get("generation_batch_size"), arguments.get("steps_per_generation")
+    if size is not None and steps is not None:
+        yield f"{method}.generation_batch_size", f"says what {method}.steps_per_generation says"
+        return
+    group = int(arguments.get("num_generations") or _GENERATIONS[method])
+    if group < 2:
+        yield f"{method}.num_generations", "expected 2 at least: the others are the baseline"
+        return
+    batch = int(arguments.get("per_device_train_batch_size") or _BATCH)
+    batch *= int(os.environ.get("WORLD_SIZE", "1"))
+    if size is None:
+        size = batch * int(steps or arguments.get("gradient_accumulation_steps") or 1)
+    if size % batch:
+        yield (
+            f"{method}.generation_batch_size",
+            f"{size} is no multiple of {method}.per_device_train_batch_size ({batch})",
+        )
+    elif size % group:
+        yield (
+            f"{method}.num_generations",
+            f"a rollout has {size} completions (per_device_train_batch_size times "
+            f"steps_per_generation), which are no whole groups of {group}",
+        )
