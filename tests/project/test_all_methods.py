@@ -1,0 +1,73 @@
+"""configs/methods.yaml: every method as a policy of one experiment, and gone on with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.files import read_json, write_json
+from pipeline.config.stages import METHODS
+from pipeline.output.metrics_file import read_metrics
+from tests.checkout import ROOT
+
+CONFIG = ROOT / "configs" / "methods.yaml"
+ON_PAIRS = ("dpo", "ipo", "rebel", "kto", "orpo", "cpo", "simpo")
+
+
+def run(output: Path) -> str:
+    """What the command prints."""
+    command = [sys.executable, "-m", "pipeline", "run", "--config", str(CONFIG)]
+    done = subprocess.run(
+        [*command, f"output_dir={output}"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_all_methods_are_trained_compared_and_gone_on_with(tmp_path: Path) -> None:
+    policies = list(yaml.safe_load(CONFIG.read_text())["policies"])
+    assert set(policies) >= {method.name for method in METHODS}
+    said = run(tmp_path)
+    for name in policies:
+        folder = tmp_path / name
+        assert read_json(folder / "stage.json")["status"] == "finished"
+        assert (folder / "model" / "model.safetensors").is_file()
+        assert len(read_metrics(folder / "metrics.jsonl")) > 2
+        assert read_json(folder / "cost.json")["reward_queries"] > 0
+        assert (folder / "preference.json").is_file() == (name in ON_PAIRS)
+    first, *others = ((tmp_path / name / "pairs.jsonl").read_bytes() for name in ON_PAIRS)
+    assert all(pairs == first for pairs in others)
+    assert said.count("made from the same") == len(ON_PAIRS)  # and reweighted rejection's
+    costs = [read_json(tmp_path / name / "cost.json") for name in ON_PAIRS]
+    assert all(cost == costs[0] for cost in costs)
+    measured = read_json(tmp_path / "compare" / "results.json")["methods"]
+    assert set(policies) <= measured.keys()
+    # Two of them lose their end, one its middle too: they go on, the others are not made again.
+    before = {
+        name: (tmp_path / name / "model" / "model.safetensors").read_bytes() for name in policies
+    }
+    for name in ("rloo", "kto"):
+        record = read_json(tmp_path / name / "stage.json")
+        write_json(tmp_path / name / "stage.json", record | {"status": "started"})
+        shutil.rmtree(tmp_path / name / "model")
+    last = max(
+        (tmp_path / "rloo" / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name[11:])
+    )
+    shutil.rmtree(last)
+    again = run(tmp_path)
+    started = {line.split(":")[0] for line in again.splitlines() if line.endswith(": starting")}
+    assert started <= {"rloo", "kto", "compare"} and {"rloo", "kto"} <= started
+    for name, weights in before.items():
+        assert (tmp_path / name / "model" / "model.safetensors").read_bytes() == weights, name
