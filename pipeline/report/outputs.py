@@ -9,8 +9,10 @@ from typing import Any
 
 from common import files
 from pipeline.config import Experiment
+from pipeline.config.stages import stage_names
 from pipeline.errors import UserError
 from pipeline.output.metrics_file import read_metrics
+from pipeline.report.local_shown import shown
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Outputs:
     """Everything but ``results`` may be empty.
 
     Attributes:
-        results, details, samples: of the comparison: what its files hold.
+        results, details, samples, examples: of the comparison: what its files hold.
+        answers: rows of samples_all.jsonl, an answer each.
         reward: reward/metrics.json.
         histories: metrics.jsonl of each stage. stages: its stage.json.
     """
@@ -27,6 +30,8 @@ class Outputs:
     details: dict[str, Any] = field(default_factory=dict)
     reward: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    examples: list[dict[str, Any]] = field(default_factory=list)
     histories: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -40,12 +45,14 @@ def load(experiment: Experiment) -> Outputs:
     if not isinstance(results.get("methods"), dict) or "beta" not in results:
         raise UserError(f"{path}: not a comparison's results; run the compare stage again")
     compare = experiment.stage_dir("compare")
-    names = [stage.name for stage in experiment.stages()]
+    names = list(dict.fromkeys([*stage_names(), *trained(results)]))
     return Outputs(
         results=results,
         details=_json(compare / "details.json"),
         reward=_json(experiment.stage_dir("reward") / "metrics.json"),
         samples=_jsonl(compare / "samples.jsonl"),
+        answers=_jsonl(compare / "samples_all.jsonl"),
+        examples=_list(compare / "examples.json"),
         histories={
             stage: read_metrics(experiment.stage_dir(stage) / "metrics.jsonl") for stage in names
         },
@@ -53,15 +60,30 @@ def load(experiment: Experiment) -> Outputs:
     )
 
 
+def trained(results: dict[str, Any]) -> list[str]:
+    """Return the policies that have a stage of their own, by the results' own account."""
+    return [m.name for m in shown(results) if m.kind in ("trained", "reference")]
+
+
 def _json(path: Path) -> dict[str, Any]:
     """A file's object; empty where there is no such file."""
+    value = _read(path)
+    return value if isinstance(value, dict) else {}
+
+
+def _list(path: Path) -> list[dict[str, Any]]:
+    """A file's list; empty where there is no such file."""
+    value = _read(path)
+    return value if isinstance(value, list) else []
+
+
+def _read(path: Path) -> Any:
     if not path.is_file():
-        return {}
+        return None
     try:
-        value = files.read_json(path)
+        return files.read_json(path)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not JSON ({error}); run its stage again") from None
-    return value if isinstance(value, dict) else {}
 
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The report: index.html (self-contained), report.md, the pictures as PNG, and results.json.
+"""The report: index.html (self-contained), report.md, the pictures as PNG, results.json and .csv.
 
 Everything in it is computed from what the stages wrote; training time files may be missing (an
 own reward has no reward/metrics.json, a checkpoint from elsewhere no training curves), and then
@@ -7,23 +7,33 @@ that part of the report is left out. Only compare/results.json must be there.
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import itertools
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from common import files
 from common.words import clock
 from pipeline.compare import columns
-from pipeline.compare.methods import present
 from pipeline.compare.wording import beta_text, number, percent
 from pipeline.config import Experiment
-from pipeline.report import verdict
+from pipeline.report import interactive, plotting, rules, verdict
+from pipeline.report.local_shown import Method, shown
 from pipeline.report.outputs import Outputs, load
-from pipeline.report.pictures import TRAINING, pictures
+from pipeline.report.pictures import pictures
 from pipeline.report.templating import template
 
-SAMPLES = 12
+SAMPLES = 12  # prompts in the page without its script, and in report.md
+CARDS = 6
+COPIED = ("results.json", "results.csv")
+
+Described = tuple[Method, Mapping[str, Any]]
 
 
 def run(experiment: Experiment) -> None:
@@ -33,34 +43,51 @@ def run(experiment: Experiment) -> None:
         UserError: compare/results.json is missing or is not what the compare stage writes.
     """
     context = build(load(experiment), experiment.name)
+    compare = experiment.stage_dir("compare")
+    context["copied"] = [name for name in COPIED if (compare / name).is_file()]
     with files.new_folder(experiment.stage_dir("report")) as folder:
         for name in ("index.html", "report.md"):
             files.write_text(folder / name, template(name).render(context))
         for picture in context["pictures"].values():
             (folder / f"{picture.name}.png").write_bytes(picture.png)
-        shutil.copyfile(experiment.stage_dir("compare") / "results.json", folder / "results.json")
+        for name in context["copied"]:
+            shutil.copyfile(compare / name, folder / name)
 
 
 def build(outputs: Outputs, name: str) -> dict[str, Any]:
     """Return the templates' context: the verdict, tables of text, pictures and samples."""
     results, details = outputs.results, outputs.details
-    methods = [(method, results["methods"][method.name]) for method in present(results["methods"])]
+    policies = shown(results)
+    methods = [(method, results["methods"][method.name]) for method in policies]
     seconds = {s: r["seconds"] for s, r in outputs.stages.items() if r.get("seconds")}
     drawn = pictures(outputs)
+    found = verdict.judge(results, details, seconds)
+    columns_ = columns.shown(row for _, row in methods)
+    script = source("report.js")
     return {
         "name": name,
+        "question": question(policies),
+        "colour": plotting.variables(policies),
+        "reference": next((m.title for m in policies if m.kind == "reference"), "the reference"),
+        "cards": cards(methods, found),
+        "trusted": rules.trusted(results, details),
+        "points": interactive.points(results),
+        "answers": interactive.explorer(outputs),
+        "script": Markup(script),
+        "script_hash": script_hash(script),
         "beta": beta_text(results["beta"]),
         "methods": methods,
         "prompts": results.get("prompts"),
         "samples_per_prompt": results.get("samples_per_prompt"),
         "best_of_n": details.get("best_of_n"),
-        "verdict": verdict.judge(results, details, seconds),
-        "columns": columns.shown(row for _, row in methods),
+        "verdict": found,
+        "columns": columns_,
+        "groups": groups(columns_),
         "pictures": drawn,
-        "training": [key for m, *_ in TRAINING if (key := f"training_{m.name}") in drawn],
-        "samples": samples(outputs.samples),
+        "training": [key for key in drawn if key.startswith(("training_", "gold_kl"))],
+        "samples": samples(outputs.samples, policies),
         "optimum": details.get("optimum") or [],
-        "efficiency": efficiency(results["methods"]),
+        "efficiency": efficiency(results),
         "j_star": details.get("j_star"),
         "j_star_ci": details.get("j_star_ci"),
         "kl_cap": details.get("kl_cap"),
@@ -71,8 +98,45 @@ def build(outputs: Outputs, name: str) -> dict[str, Any]:
     }
 
 
-def samples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the first `SAMPLES` prompts with every method's completion.
+def question(policies: Sequence[Method]) -> str:
+    """Return what the report answers: ``PPO or DPO?``, or ``Which of 7 policies?``."""
+    titles = [m.title for m in policies if m.kind in ("trained", "checkpoint")]
+    if len(titles) < 2:
+        return f"Is {titles[0]} better?" if titles else "Compared"
+    if len(titles) > 4:
+        return f"Which of {len(titles)} policies?"
+    return f"{', '.join(titles[:-1])} or {titles[-1]}?"
+
+
+def cards(methods: Sequence[Described], found: verdict.Verdict) -> list[Described]:
+    """Return the policies to show large: all of a few; of many the reference and the best."""
+    if len(methods) <= CARDS:
+        return list(methods)
+    best = {name: place for place, name in enumerate([found.ship, *found.order])}
+    first = [(m, row) for m, row in methods if m.kind == "reference"]
+    others = [(m, row) for m, row in methods if m.kind != "reference"]
+    others.sort(key=lambda item: (best.get(item[0].name, CARDS), -(item[1].get("optimality") or 0)))
+    return first + others[: CARDS - len(first)]
+
+
+def groups(shown_columns: Sequence[columns.Column]) -> list[tuple[str, int]]:
+    """Return the names of the table's groups of columns, and how many columns each spans."""
+    found = itertools.groupby(shown_columns, key=lambda column: getattr(column, "group", ""))
+    return [(name, len(list(members))) for name, members in found]
+
+
+def source(name: str) -> str:
+    """Return one of the templates' files as it stands."""
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+def script_hash(script: str) -> str:
+    """Return what the page's Content-Security-Policy knows its own script by."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def samples(rows: Sequence[Mapping[str, Any]], policies: Sequence[Method]) -> list[dict[str, Any]]:
+    """Return the first `SAMPLES` prompts with every policy's completion.
 
     ``shade`` is a completion's reward on a scale from −100 (lowest shown) to 100 (highest).
     """
@@ -82,7 +146,9 @@ def samples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     shown = []
     for row in rows:
         lines = []
-        for method in present(row.get("completions") or {}):
+        for method in policies:
+            if method.name not in (row.get("completions") or {}):
+                continue
             reward = (row.get("rewards") or {}).get(method.name)
             lines.append(
                 {
@@ -93,20 +159,20 @@ def samples(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "shade": 0 if reward is None else round(100 * reward / largest),
                 }
             )
-        shown.append({"prompt": _prompt(row.get("prompt", "")), "lines": lines})
+        shown.append({"prompt": interactive.prompt_text(row.get("prompt", "")), "lines": lines})
     return shown
 
 
-def efficiency(methods: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each method's KL efficiency: the least KL that buys its reward, over the KL it spent.
+def efficiency(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each policy's KL efficiency: the least KL that buys its reward, over the KL it spent.
 
     None where no reweighting of the reference's samples has that reward.
     """
     rows = []
-    for method in present(methods):
-        numbers = methods[method.name]
+    for method in shown(results):
+        numbers = results["methods"][method.name]
         share, kl = numbers.get("kl_efficiency"), numbers.get("kl")
-        if "kl_efficiency" in numbers and kl is not None and not method.reference:
+        if "kl_efficiency" in numbers and kl is not None and method.kind != "reference":
             least = None if share is None else share * kl
             row = {"method": method, "reward": numbers.get("reward"), "kl": kl, "least": least}
             rows.append(row | {"share": share})
@@ -191,9 +257,3 @@ def _config(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         else:
             rows.append((key, json.dumps(value, ensure_ascii=False)))
     return rows
-
-
-def _prompt(prompt: Any) -> str:
-    if isinstance(prompt, list):
-        return "\n".join(f"{m.get('role')}: {m.get('content')}" for m in prompt)
-    return str(prompt)

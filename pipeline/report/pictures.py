@@ -2,65 +2,103 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pipeline.compare.methods import BEST_OF_N, DPO, PPO, SFT
+from pipeline.compare.wording import beta_text
 from pipeline.report import figures, plotting
+from pipeline.report.local_shown import shown
 from pipeline.report.outputs import Outputs
 from pipeline.report.plotting import Picture
 
-# Title → metric. What each means: docs/ppo-metrics.md, and TRL's pages on its trainers.
-PPO_PANELS = {
-    "score: mean reward of the rollout": "objective/scores",
-    "KL from the reference (nats)": "objective/kl_exact",
-    "entropy (nats)": "objective/entropy",
-    "clip fraction": "policy/clipfrac_avg",
-    "explained variance of the value": "val/explained_variance",
-}
-SFT_PANELS = {"SFT loss (nats a token)": "loss"}
-DPO_PANELS = {
-    "DPO loss": "loss",
-    "pairs ordered right": "rewards/accuracies",
-    "reward margin, chosen − rejected": "rewards/margins",
-}
-# Method, caption, panels.
-TRAINING = (
-    (PPO, "Measured on training prompts, one point a log event.", PPO_PANELS),
-    (DPO, "Measured on training pairs.", DPO_PANELS),
-    (SFT, "Measured on demonstrations.", SFT_PANELS),
+
+@dataclass(frozen=True)
+class Family:
+    """Trainers that log alike.
+
+    Attributes:
+        name: of the picture. title, caption: its words.
+        key: a policy that logged one of these belongs to it.
+        panels: title → names of the metric, of which the first that is there is drawn. What each
+            means: docs/ppo-metrics.md, and TRL's pages on its trainers.
+    """
+
+    name: str
+    title: str
+    caption: str
+    key: Sequence[str]
+    panels: Mapping[str, Sequence[str]]
+
+
+FAMILIES = (
+    Family(
+        "training_rollouts",
+        "On-policy training",
+        "Measured on training prompts, one point a log event.",
+        ("objective/scores",),
+        {
+            "score: mean reward of the rollout": ("objective/scores",),
+            "KL from the reference (nats)": ("objective/kl_exact", "objective/kl"),
+            "entropy (nats)": ("objective/entropy",),
+            "clip fraction": ("policy/clipfrac_avg",),
+            "explained variance of the value": ("val/explained_variance",),
+        },
+    ),
+    Family(
+        "training_pairs",
+        "Training on pairs",
+        "Measured on training pairs. A chosen answer whose log-probability falls while pairs are"
+        " ordered better is pushed down less than the rejected one, not up.",
+        ("rewards/margins", "rewards/accuracies"),
+        {
+            "loss": ("loss",),
+            "pairs ordered right": ("rewards/accuracies",),
+            "reward margin, chosen − rejected": ("rewards/margins",),
+            "log-probability of the chosen (nats)": ("logps/chosen",),
+        },
+    ),
+    Family(
+        "training_texts",
+        "Training on texts",
+        "Measured on demonstrations, or on chosen samples.",
+        ("loss",),
+        {"loss (nats a token)": ("loss",)},
+    ),
 )
-
-
-def _optimum(beta: float) -> str:
-    """What the frontier tells about this β."""
-    if beta == 0:
-        return "At β = 0 right costs nothing, so no point of it is the best."
-    return (
-        "All points on one dashed line are worth the same at this β; the one that touches the"
-        f" frontier is the best that {PPO.title} and {DPO.title} could reach."
-    )
+"""A policy belongs to the first whose key it logged."""
 
 
 def pictures(outputs: Outputs) -> dict[str, Picture]:
     """Draw every picture whose numbers are there."""
     results, details, history = outputs.results, outputs.details, outputs.histories
+    policies = shown(results)
+    seconds = {s: r["seconds"] for s, r in outputs.stages.items() if r.get("seconds")}
     same = bool(details.get("judge_is_proxy"))
+    reference = next((m.title for m in policies if m.kind == "reference"), "the reference")
     drawn: list[tuple[str, str, str, Figure | None]] = [
         (
             "reward_kl",
             "Reward against KL",
-            "Up is better, right is dearer. No method can be above the optimal frontier, which is"
-            f" estimated from the reference's own samples. {_optimum(results['beta'])} Of"
-            f" {BEST_OF_N.title} only an upper bound of its KL is known (arrow).",
-            figures.reward_kl(results, details, history.get(PPO.name, [])),
+            _plane_words(outputs),
+            figures.reward_kl(results, details, history),
         ),
         (
             "optimality",
             "How much of the possible gain",
-            f"The objective of each method on a scale from {SFT.title} (0\u00a0%) to the optimum"
-            " (100\u00a0%), with its 95\u00a0% interval over prompts.",
-            figures.optimality(results["methods"]),
+            f"The objective of each policy on a scale from {reference} (0\u00a0%) to the optimum"
+            " (100\u00a0%), with its 95\u00a0% interval.",
+            figures.optimality(results),
+        ),
+        (
+            "cost",
+            "What it cost",
+            "Up is better, left is cheaper. Rewards are counted as training asked for them, pairs"
+            " included; time is that of the policy's own stage.",
+            figures.cost(results, seconds),
         ),
         (
             "proxy_gold",
@@ -69,14 +107,7 @@ def pictures(outputs: Outputs) -> dict[str, Picture]:
             " as right; a line that goes right but not up is reward hacking.",
             figures.proxy_gold(results, outputs.samples, same),
         ),
-        (
-            "gold_kl",
-            "Reward and judge as PPO trained",
-            "At evaluations on validation prompts, with the judge's 95\u00a0% interval. A judge"
-            " that falls while the reward rises is over-optimisation. It is an audit after the"
-            " fact, with errors of its own, and no early warning.",
-            figures.gold_kl(history.get(PPO.name, [])),
-        ),
+        *_gold_kl(outputs),
         (
             "calibration",
             "Calibration of the classifiers",
@@ -90,20 +121,94 @@ def pictures(outputs: Outputs) -> dict[str, Picture]:
             "The optimum as N doubles",
             "The estimate of the best possible objective is low when N is small; it can be trusted"
             " where it has settled.",
-            figures.optimum(details, results["methods"]),
+            figures.optimum(details, results),
         ),
-        *(
-            (
-                f"training_{method.name}",
-                f"{method.title} while it trained",
-                words,
-                figures.curves(history.get(method.name, []), panels, method.colour),
-            )
-            for method, words, panels in TRAINING
-        ),
+        *_training(outputs),
     ]
+    own = own_colours(results)
     return {
-        name: Picture(name, title, words, Markup(plotting.svg(figure, name)), plotting.png(figure))
+        name: Picture(
+            name, title, words, Markup(plotting.svg(figure, name, own)), plotting.png(figure)
+        )
         for name, title, words, figure in drawn
         if figure is not None
     }
+
+
+def own_colours(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the policies' CSS variables and their light colours."""
+    policies = shown(results)
+    names = plotting.variables(policies)
+    return {names[method.name]: method.colour for method in policies}
+
+
+def _plane_words(outputs: Outputs) -> str:
+    results = outputs.results
+    policies = shown(results)
+    words = [
+        "Up is better, right is dearer. No policy can be above the optimal frontier, which is"
+        " estimated from the reference's own samples."
+    ]
+    rows = results.get("frontier") or []
+    if any(row.get("reward_ci") for row in rows):
+        words.append("Its band is the 95\u00a0% interval.")
+    if any(row.get("second") for row in rows):
+        words.append("Dashed beside it is a second estimate, made in another way.")
+    if any(row.get("trusted") is False for row in rows):
+        words.append("It ends where too few samples carry the weight to tell.")
+    if results["beta"] == 0:
+        words.append("At β = 0 right costs nothing, so no point of it is the best.")
+    elif rows:
+        words.append(
+            "All points on one dashed line are worth the same at"
+            f" β = {beta_text(results['beta'])}; the one that touches the frontier is the best that"
+            " any method can reach."
+        )
+    for method in policies:
+        if method.kind == "choice":
+            words.append(f"Of {method.title} only an upper bound of its KL is known (arrow).")
+    missing = [m.title for m in policies if results["methods"][m.name].get("kl") is None]
+    if missing:
+        words.append(f"Without a KL, and so without a place: {', '.join(missing)}.")
+    return " ".join(words)
+
+
+def _gold_kl(outputs: Outputs) -> list[tuple[str, str, str, Figure | None]]:
+    """Of each policy that was evaluated with the judge while it trained."""
+    drawn = []
+    for method in shown(outputs.results):
+        figure = figures.gold_kl(outputs.histories.get(method.name, []))
+        if figure is not None:
+            drawn.append(
+                (
+                    f"gold_kl_{method.name}" if drawn else "gold_kl",
+                    f"Reward and judge as {method.title} trained",
+                    "At evaluations on validation prompts, with the judge's 95\u00a0% interval. A"
+                    " judge that falls while the reward rises is over-optimisation. It is an audit"
+                    " after the fact, with errors of its own, and no early warning.",
+                    figure,
+                )
+            )
+    return drawn
+
+
+def _training(outputs: Outputs) -> list[tuple[str, str, str, Figure | None]]:
+    """A picture a family of trainers, its policies beside each other."""
+    members: dict[str, dict[str, Any]] = {family.name: {} for family in FAMILIES}
+    for method in shown(outputs.results):
+        rows = outputs.histories.get(method.name) or []
+        logged = {name for row in rows for name in row}
+        for family in FAMILIES:
+            if logged & set(family.key):
+                members[family.name][method.title] = (rows, method.colour)
+                break
+    return [
+        (
+            family.name,
+            f"{family.title}: {', '.join(members[family.name])}",
+            family.caption,
+            figures.curves(members[family.name], family.panels),
+        )
+        for family in FAMILIES
+        if members[family.name]
+    ]
