@@ -99,9 +99,7 @@ def explorer(outputs: Outputs) -> dict[str, Any] | None:
         "prompts": list(prompts),
         "answers": answers,
         "examples": examples,
-        "kinds": {
-            kind: words for kind, words in KINDS.items() if any(e[1] == kind for e in examples)
-        },
+        "kinds": [[kind, KINDS[kind]] for kind in KINDS if kind in {row[1] for row in examples}],
         "judged": not outputs.details.get("judge_is_proxy"),
     }
 

@@ -2,7 +2,8 @@
 
 `plane` places `Spot`s; a page of another command may use it by itself, inside a `styled` function.
 Marks, names, paths and joining lines have ids (``mark-<key>``, ``name-<key>``, ``path-<key>``,
-``line-<key>-<key>…``), by which the report's page hides them. The comparison's own pictures are in `pipeline.report.figures.reward`.
+``line-<key>-<key>…``), by which the report's page hides them. The comparison's own pictures are in
+`pipeline.report.figures.reward`.
 """
 
 from __future__ import annotations
@@ -184,8 +185,8 @@ def _frontier(
     if len(known) < len(rows) and float(x[-1]) < right:
         axes.plot([x[-1]], [y[-1]], marker="|", ms=12, mew=2, color=PALETTE["frontier"], lw=0)
         axes.annotate(
-            "not known beyond", (x[-1], y[-1]), xytext=(-3, -9), ha="right", va="top",
-            textcoords="offset points",
+            "not known beyond", (x[-1], band[-1][1] if band else y[-1]), xytext=(-2, -5),
+            textcoords="offset points", ha="right", va="top",
             color=PALETTE["soft"], fontsize=8.5,
         )  # fmt: skip
     return curve, [ceiling]

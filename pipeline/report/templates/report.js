@@ -110,6 +110,7 @@
 
   function explorer(found, place) {
     const { policies, prompts, answers, examples, kinds, judged } = found;
+    const kindWords = new Map(kinds);
     const scale = Math.max(1e-9, ...policies.map((_, p) => {
       const sizes = answers.filter((a) => a[1] === p && a[REWARD] !== null)
         .map((a) => Math.abs(a[REWARD])).sort((a, b) => a - b);
@@ -132,7 +133,7 @@
     };
     const [policyBox, policy] = choose("policy", [["", "all"],
       ...policies.map(([title], at) => [String(at), title])]);
-    const [kindBox, kind] = choose("show", [["", "all answers"], ...Object.entries(kinds)]);
+    const [kindBox, kind] = choose("show", [["", "all answers"], ...kinds]);
     const [orderBox, order] = choose("order", ORDERS.map(([text, field], at) => [String(at), text, field])
       .filter(([, , field]) => judged || field !== GOLD));
     const search = make("input", { type: "search", placeholder: "text" });
@@ -163,7 +164,7 @@
       const box = make("article", {}, prompt);
       if (kind.value) {
         const about = row[2] < 0 ? "" : `: ${policies[row[2]][0]}`;
-        box.prepend(make("p", { className: "note", textContent: kinds[row[1]] + about }));
+        box.prepend(make("p", { className: "note", textContent: kindWords.get(row[1]) + about }));
         row[3].forEach((answer) => box.append(line(...answer)));
       } else box.append(line(row[1], row[2], row[REWARD], row[GOLD], row[KL]));
       return box;
