@@ -17,13 +17,13 @@ import pytest
 from pipeline.compare import methods, wording
 from pipeline.config.stages import stage_names
 from pipeline.errors import UserError
-from pipeline.report import figures, page, plotting, verdict
+from pipeline.report import figures, page, pictures, plotting, verdict
 
 EVIL = '<script>alert(1)</script> | a | "b" & *c* `d`\n# e \x1b[2J'
 
 DRAWN = {
-    "reward_kl", "optimality", "proxy_gold", "gold_kl", "calibration", "optimum",
-    "training_ppo", "training_dpo", "training_sft",
+    "reward_kl", "optimality", "cost", "proxy_gold", "gold_kl", "calibration", "optimum",
+    "training_rollouts", "training_pairs", "training_texts",
 }  # fmt: skip
 RESULTS: dict[str, Any] = {
     "beta": 1.0,
@@ -170,7 +170,7 @@ def filled(tmp_path: Path) -> Path:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made but not turned into SVG and PNG, which takes seconds."""
-    monkeypatch.setattr(plotting, "svg", lambda figure, name: f'<svg id="{name}"></svg>')
+    monkeypatch.setattr(plotting, "svg", lambda figure, name, own: f'<svg id="{name}"></svg>')
     monkeypatch.setattr(plotting, "png", lambda figure: b"")
 
 
@@ -216,13 +216,16 @@ def test_everything_is_written_and_nothing_is_fetched(filled: Path) -> None:
     tags = Tags(html)
     assert tags.open == []
     assert len(tags.ids) == len(set(tags.ids)), "ids of inline pictures must not collide"
-    assert not tags.names & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    assert not tags.names & {"link", "iframe", "object", "embed", "base", "form"}
+    script = re.findall(r"<script>(.*?)</script>", html, re.S)
+    assert script == [page.source("report.js")] and html.count("<script") == 3
+    assert f"script-src '{page.script_hash(script[0])}'" in html and "default-src 'none'" in html
     for tag, key, value in tags.links:
         # Links may lead away when a reader follows them; nothing else may leave the file.
         assert tag == "a" or value.startswith("#"), (tag, key, value)
     assert "@import" not in html and not re.search(r"url\((?!#)", html)
     assert 'name="viewport"' in html and "prefers-color-scheme: dark" in html
-    assert html.count("<svg") == len(DRAWN)
+    assert len(re.findall(r"<svg ", html)) == len(DRAWN)
     used = set(re.findall(r"var\(--([\w-]+)\)", html))
     assert used <= set(re.findall(r"--([\w-]+):", html)), "a colour that is not defined is black"
     assert (folder / "reward_kl.png").read_bytes().startswith(b"\x89PNG")
@@ -241,8 +244,10 @@ def test_generated_text_stays_text(filled: Path, undrawn: None) -> None:
     write(filled / "compare" / "stage.json", stage)
     page.run(experiment(filled, name=EVIL))
     html = (filled / "report" / "index.html").read_text(encoding="utf-8")
-    assert "script" not in Tags(html).names
-    assert "&lt;script&gt;alert(1)" in html
+    assert html.count("<script") == html.count("</script>") == 3, "points, answers, the page's own"
+    assert "&lt;script&gt;alert(1)" in html and "\\u003cscript\\u003ealert(1)" in html
+    answers = re.search(r'id="answers">(.*?)</script>', html, re.S)
+    assert answers and json.loads(answers.group(1))["answers"][0][2].startswith(EVIL.split("\n")[0])
     text = (filled / "report" / "report.md").read_text(encoding="utf-8")
     assert "<script" not in text and "</td>" not in text
 
@@ -356,7 +361,7 @@ def test_verdict_when_the_intervals_overlap() -> None:
     assert (quick.ship, quick.level) == ("dpo", True)
     assert "are level at β = 1" in quick.headline and "intervals overlap" in quick.headline
     assert "Ship DPO: PPO took 2.0 times as long to train." in quick.headline
-    results["methods"]["dpo"]["distinct_2"] = 0.3
+    results["methods"]["dpo"]["distinct_2"] = 0.6
     marred = judged(results, seconds={"ppo": 400.0, "dpo": 200.0})
     assert marred.ship == "ppo" and "Ship PPO: DPO comes with a caution." in marred.headline
     results["methods"]["dpo"]["distinct_2"] = 0.83
@@ -411,7 +416,7 @@ def test_verdict_when_nothing_is_gained() -> None:
             {"perplexity": 150.0},
             "PPO forgets: perplexity of held-out human text is 150.0",
         ),
-        ({"length": 4.0}, "PPO changed its length: 4.0 tokens, after 18.6"),
+        ({"length": 9.0}, "PPO changed its length: 9.0 tokens, after 18.6"),
         ({"ended": 0.02}, "PPO stops less often by itself: 2 % of completions, after 21 %"),
         ({"kl": 14.0}, "PPO is far from the reference: 14.0 nats"),
     ],
@@ -439,16 +444,16 @@ def test_numbers_as_they_are_written() -> None:
 
 
 def test_kl_efficiency_gives_the_least_kl() -> None:
-    rows = {row["method"].name: row for row in page.efficiency(RESULTS["methods"])}
+    rows = {row["method"].name: row for row in page.efficiency(RESULTS)}
     assert rows["ppo"]["least"] == pytest.approx(0.62 * 1.05)
     assert rows["best_of_n"]["least"] is None and rows["best_of_n"]["share"] is None
 
 
 def test_pictures_take_the_pages_colours() -> None:
-    figure = figures.reward_kl(RESULTS, {}, [])
+    figure = figures.reward_kl(RESULTS)
     assert figure is not None
-    text = plotting.svg(figure, "one")
-    assert "var(--ppo)" in text and methods.PPO.colour not in text
+    text = plotting.svg(figure, "one", pictures.own_colours(RESULTS))
+    assert "var(--c1)" in text and methods.PPO.colour not in text
     assert not re.search(r'id="(?!one-)', text)
 
 
