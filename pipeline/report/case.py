@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipeline.compare.methods import Method
 from pipeline.compare.wording import beta_text
 from pipeline.report.apart import Difference, above, between
-from pipeline.report.local_shown import Method
 from pipeline.report.rules import cautions, collapsed, gain, hacks
 
 Numbers = Mapping[str, Any]
@@ -73,7 +73,7 @@ def build(
     rows: Mapping[str, Numbers] = results["methods"]
     reference = next((m for m in policies if m.kind == "reference"), None)
     if reference is None:  # nothing to gain over: every gain below is then unknown
-        reference = Method("", "the reference", "reference", "o", "", "")
+        reference = Method("", "the reference", "o", "", "", None, kind="reference")
     base = rows.get(reference.name, {})
     contenders = [m.name for m in policies if m.kind in ("trained", "checkpoint")]
     over = {name: above(rows[name], base) for name in contenders}

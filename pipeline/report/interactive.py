@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.compare.methods import shown
 from pipeline.compare.wording import interval, number, percent
-from pipeline.report.local_shown import shown
 from pipeline.report.outputs import Outputs
 from pipeline.report.plotting import variables
 

@@ -9,10 +9,8 @@ from typing import Any
 
 from common import files
 from pipeline.config import Experiment
-from pipeline.config.stages import stage_names
 from pipeline.errors import UserError
 from pipeline.output.metrics_file import read_metrics
-from pipeline.report.local_shown import shown
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def load(experiment: Experiment) -> Outputs:
     if not isinstance(results.get("methods"), dict) or "beta" not in results:
         raise UserError(f"{path}: not a comparison's results; run the compare stage again")
     compare = experiment.stage_dir("compare")
-    names = list(dict.fromkeys([*stage_names(), *trained(results)]))
+    names = [stage.name for stage in experiment.stages()]
     return Outputs(
         results=results,
         details=_json(compare / "details.json"),
@@ -58,11 +56,6 @@ def load(experiment: Experiment) -> Outputs:
         },
         stages={stage: _json(experiment.stage_dir(stage) / "stage.json") for stage in names},
     )
-
-
-def trained(results: dict[str, Any]) -> list[str]:
-    """Return the policies that have a stage of their own, by the results' own account."""
-    return [m.name for m in shown(results) if m.kind in ("trained", "reference")]
 
 
 def _json(path: Path) -> dict[str, Any]:

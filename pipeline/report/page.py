@@ -21,10 +21,10 @@ from markupsafe import Markup
 from common import files
 from common.words import clock
 from pipeline.compare import columns
+from pipeline.compare.methods import Method, shown
 from pipeline.compare.wording import beta_text, number, percent
 from pipeline.config import Experiment
 from pipeline.report import interactive, plotting, rules, verdict
-from pipeline.report.local_shown import Method, shown
 from pipeline.report.outputs import Outputs, load
 from pipeline.report.pictures import pictures
 from pipeline.report.templating import template

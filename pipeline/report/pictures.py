@@ -9,9 +9,9 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from pipeline.compare.methods import shown
 from pipeline.compare.wording import beta_text
 from pipeline.report import figures, plotting
-from pipeline.report.local_shown import shown
 from pipeline.report.outputs import Outputs
 from pipeline.report.plotting import Picture
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.compare.methods import shown
 from pipeline.report.case import Case, Seeds, build
-from pipeline.report.local_shown import shown
 from pipeline.report.phrases import (
     agreeing,
     amount,

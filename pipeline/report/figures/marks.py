@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.report.local_shown import shown
+from pipeline.compare.methods import shown
 from pipeline.report.plotting import PALETTE, figure, label_ends, label_points, styled
 
 Rows = Sequence[Mapping[str, Any]]

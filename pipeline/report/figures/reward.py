@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from pipeline.compare.methods import Method, shown
 from pipeline.report.figures.plane import Ends, Point, Rows, Spot, plane
-from pipeline.report.local_shown import Method, shown
 from pipeline.report.plotting import styled
 
 # What training logged of KL and reward, the first pair that is there: ours, or at evaluations.
@@ -140,7 +140,7 @@ def _spots(results: Mapping[str, Any], policies: Sequence[Method]) -> list[Spot]
     """Every policy that has both numbers; those of one method at several β make a line."""
     several: dict[str, set[float | None]] = {}
     for method in policies:
-        if method.kind == "trained" and method.method:
+        if _by_beta(method):
             several.setdefault(method.method, set()).add(method.beta)
     spots = []
     for place, method in enumerate(policies):
@@ -148,7 +148,7 @@ def _spots(results: Mapping[str, Any], policies: Sequence[Method]) -> list[Spot]
         if row.get("kl") is None or row.get("reward") is None:
             continue
         kl, reward = float(row["kl"]), float(row["reward"])
-        joined = method.kind == "trained" and len(several.get(method.method or "", ())) > 1
+        joined = _by_beta(method) and len(several[method.method]) > 1
         spots.append(
             Spot(
                 key=str(place),
@@ -164,6 +164,14 @@ def _spots(results: Mapping[str, Any], policies: Sequence[Method]) -> list[Spot]
             )
         )
     return spots
+
+
+def _by_beta(method: Method) -> bool:
+    """True for a policy that may differ from others of its method by β alone, going by its name:
+    ``dpo``, ``dpo-low``; ``ipo``, which DPO trains too, is something else."""
+    rest = method.name.removeprefix(method.method)
+    named = method.name.startswith(method.method) and not rest[:1].isalpha()
+    return method.kind == "trained" and bool(method.method) and named
 
 
 def _ends(value: float, error: float | None) -> Ends | None:

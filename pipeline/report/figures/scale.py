@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.report.local_shown import Method, shown
+from pipeline.compare.methods import Method, shown
 from pipeline.report.plotting import PALETTE, WIDTH, figure, label_ends, label_points, styled
 
 Numbers = Mapping[str, Any]

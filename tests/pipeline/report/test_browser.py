@@ -33,8 +33,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("many")
     many.fill(folder, ANSWERS)
     experiment: Any = SimpleNamespace(
-        name="many", output_dir=folder, stage_dir=lambda stage: folder / stage
-    )
+        name="many", output_dir=folder, stage_dir=lambda stage: folder / stage,
+        stages=lambda: [SimpleNamespace(name=row[0]) for row in many.ROWS],
+    )  # fmt: skip
     page.run(experiment)
     return folder / "report" / "index.html"
 

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 
 from pipeline.compare import methods, wording
-from pipeline.config.stages import stage_names
+from pipeline.config.stages import stages_with
 from pipeline.errors import UserError
 from pipeline.report import figures, page, pictures, plotting, verdict
 
 EVIL = '<script>alert(1)</script> | a | "b" & *c* `d`\n# e \x1b[2J'
 
+STAGES = ("sft", "reward", "ppo", "dpo", "compare")
 DRAWN = {
     "reward_kl", "optimality", "cost", "proxy_gold", "gold_kl", "calibration", "optimum",
     "training_rollouts", "training_pairs", "training_texts",
@@ -142,7 +143,7 @@ def fill(folder: Path) -> None:
     write(folder / "compare" / "samples.jsonl", rows)
     for stage, history in histories(rng).items():
         write(folder / stage / "metrics.jsonl", history)
-    for stage, seconds in zip(stage_names(), (141.2, 96, 402.7, 188, 77), strict=True):
+    for stage, seconds in zip(STAGES, (141.2, 96, 402.7, 188, 77), strict=True):
         write(folder / stage / "stage.json", {
             "stage": stage, "status": "finished", "seconds": seconds, "peak_memory_gib": 3.4,
             "seed": 0, "finished": "2026-01-02T03:04:05+00:00", "cores": 2, "accelerator": None,
@@ -158,7 +159,10 @@ def fill(folder: Path) -> None:
 
 def experiment(folder: Path, name: str = "quickstart") -> Any:
     """The part of an experiment that the report reads."""
-    return SimpleNamespace(name=name, output_dir=folder, stage_dir=lambda stage: folder / stage)
+    return SimpleNamespace(
+        name=name, output_dir=folder, stage_dir=lambda stage: folder / stage,
+        stages=lambda: stages_with({"ppo": "ppo", "dpo": "dpo"}),
+    )  # fmt: skip
 
 
 @pytest.fixture

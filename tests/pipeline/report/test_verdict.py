@@ -33,7 +33,7 @@ def made(prompts: int = 64, beta: float = 0.5, **rows: dict[str, Any]) -> dict[s
         {
             "name": name, "title": name.upper(), "kind": KINDS.get(name, "trained"),
             "method": "ppo", "marker": "o", "colour": f"#00000{i}", "dark": f"#ffff0{i}",
-            "beta": beta, "seed": 0,
+            "beta": beta, "seed": 0, "stage": None,
         }
         for i, name in enumerate(["sft", *rows])
     ]  # fmt: skip
