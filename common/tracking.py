@@ -11,9 +11,12 @@ import json
 import math
 import netrc
 import os
+import re
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -31,6 +34,20 @@ Say = Callable[[str], None]
 Rows = Sequence[Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class Source:
+    """What something was made from.
+
+    Attributes:
+        name: of it among the tracker's. kind: such as ``policy``. metadata: what tells it from
+            others of its name, such as a fingerprint.
+    """
+
+    name: str
+    kind: str
+    metadata: Mapping[str, Any]
+
+
 class Backend(Protocol):
     """What a tracker can take; a step is an optimizer's or an environment's."""
 
@@ -42,6 +59,9 @@ class Backend(Protocol):
 
     def picture(self, name: str, figure: Figure, step: int) -> None:
         """Take a matplotlib figure."""
+
+    def artifact(self, made: Source, files: Sequence[Path], made_from: Sequence[Source]) -> None:
+        """Take files that the run made, and what they were made from."""
 
     def finish(self, failed: bool) -> None:
         """Write what is left; a run that failed is shown as failed."""
@@ -94,6 +114,11 @@ class Tracker:
 
         if self.backend is not None and not self._failed:
             self.guard(send)
+
+    def artifact(self, made: Source, files: Sequence[Path], made_from: Sequence[Source]) -> None:
+        """See `Backend`."""
+        if self.backend is not None and not self._failed:
+            self.guard(self.backend.artifact, made, files, made_from)
 
     def finish(self, failed: bool = False) -> None:
         """See `Backend`."""
@@ -169,6 +194,29 @@ class WeightsAndBiases:
         figure.savefig(png, format="png", dpi=150)
         self.run.log({name: self._wandb.Image(Image.open(png)), self._axis: step})
 
+    def artifact(self, made: Source, files: Sequence[Path], made_from: Sequence[Source]) -> None:
+        """See `Backend`; the sources stand in the metadata, and with an account in the lineage.
+
+        A source is an artifact of its own: its metadata as a file, as no weights are sent.
+        """
+        sources = {source.name: dict(source.metadata) for source in made_from}
+        artifact = self._artifact(made, {"made_from": sources})
+        for path in files:
+            artifact.add_file(str(path))
+        if not self.run.offline:  # offline there is nobody to ask which version a source is
+            drafts = []
+            for source in made_from:
+                drafts.append(self._artifact(source))
+                with drafts[-1].new_file("source.json") as file:
+                    json.dump(json_able(dict(source.metadata)), file)
+            _within(ONLINE_TIMEOUT, lambda: [self.run.use_artifact(draft) for draft in drafts])
+        self.run.log_artifact(artifact)
+
+    def _artifact(self, what: Source, more: Mapping[str, Any] | None = None) -> Any:
+        name = re.sub(r"[^\w.-]", "-", what.name)
+        metadata = json_able({**what.metadata, **(more or {})})
+        return self._wandb.Artifact(name, type=what.kind, metadata=metadata)
+
     def finish(self, failed: bool) -> None:
         """See `Backend`."""
         self.run.finish(exit_code=1 if failed else 0)
@@ -211,6 +259,19 @@ class TensorBoard:
         """See `Backend`."""
         self.writer.add_figure(name, figure, step, close=False)
 
+    def artifact(self, made: Source, files: Sequence[Path], made_from: Sequence[Source]) -> None:
+        """See `Backend`; TensorBoard keeps no files, so that they are named in a text."""
+        rows = [{"what": path.name, "fingerprint": "", "where": str(path)} for path in files]
+        rows += [
+            {
+                "what": f"made from {source.name}",
+                "fingerprint": source.metadata.get("fingerprint"),
+                "where": source.metadata.get("folder"),
+            }
+            for source in made_from
+        ]
+        self.table(f"{made.kind}/files", rows, 0)
+
     def finish(self, failed: bool) -> None:
         """See `Backend`; TensorBoard knows no failed runs."""
         self.writer.close()
@@ -241,6 +302,25 @@ def run_id(path: Path, resume: bool = True) -> str:
     new = secrets.token_hex(4)
     files.write_json(path, {"id": new})
     return new
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> None:
+    """Do ``work`` in a thread and wait no longer than this for it; its error is raised here."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # raised below, where somebody listens
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if thread.is_alive():
+        raise TimeoutError(f"no answer in {seconds:g} s")
 
 
 def _start(wandb: Any, mode: str, arguments: Mapping[str, Any]) -> Any:

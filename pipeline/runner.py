@@ -37,7 +37,7 @@ from pipeline.provenance import downstream, origin
 
 StageFunction = Callable[[Experiment], None]
 
-REPORT = "pipeline.report.page"
+REPORT = "pipeline.stages.report"
 AHEAD = "pipeline.stages.ahead"
 BUDGET = "pipeline.stages.budget"
 # What flock answers where there are no locks (some network mounts).

@@ -15,8 +15,8 @@ from pipeline.output import quiet
 def warm() -> None:
     """Import what every child needs; torch gets one thread, by the environment."""
     quiet.before_imports()
-    stages = (f"stages.{name}" for name in ("sft", "reward", "ppo", "dpo", "compare"))
-    for name in ("runner", "report.page", *stages):
+    names = ("sft", "reward", "ppo", "dpo", "compare", "report", "tracking")
+    for name in ("runner", *(f"stages.{name}" for name in names)):
         __import__(f"pipeline.{name}")
 
 

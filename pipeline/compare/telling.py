@@ -14,6 +14,12 @@ from pipeline.compare.wording import number, signed
 
 # Characters in a line where the output is no terminal: more than the table needs.
 WIDE = 240
+# More policies than this are a row each, of the numbers that tell the most; the report has all.
+COLUMNS = 6
+FEW = (
+    *("gold_positive", "gold", "reward", "kl", "objective", "optimality", "distinct_2", "length"),
+    *("train_reward_queries", "train_seconds"),
+)
 
 
 def show(results: dict[str, Any], details: dict[str, Any]) -> None:
@@ -27,17 +33,30 @@ def show(results: dict[str, Any], details: dict[str, Any]) -> None:
 
 
 def table(results: dict[str, Any]) -> Table:
-    """The report's numbers with a method a column, which a narrow terminal has room for."""
+    """The report's numbers: a policy a column, which a narrow terminal has room for; or a row each
+    where they are more than `COLUMNS`."""
     measured = shown(results)
     rows = [results["methods"][method.name] for method in measured]
+    titles = [method.title for method in measured]
+    heads, cells = titles, columns.shown(rows)
+    if len(measured) > COLUMNS:
+        cells = [column for column in cells if column.key in FEW]
+        heads = [column.heading for column in cells]
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     drawn.add_column("", no_wrap=True)
-    for method in measured:
-        drawn.add_column(method.title, justify="right")
-    for column in columns.shown(rows):
-        cells = (f"{column.value(row)} {column.range(row)}".rstrip() for row in rows)
-        drawn.add_row(column.heading, *cells)
+    for head in heads:
+        drawn.add_column(head, justify="right")
+    if heads is titles:
+        for column in cells:
+            drawn.add_row(column.heading, *(_cell(column, row) for row in rows))
+    else:
+        for title, row in zip(titles, rows, strict=True):
+            drawn.add_row(title, *(_cell(column, row) for column in cells))
     return drawn
+
+
+def _cell(column: columns.Column, row: dict[str, Any]) -> str:
+    return f"{column.value(row)} {column.range(row)}".rstrip()
 
 
 def summary(results: dict[str, Any], details: dict[str, Any]) -> str:

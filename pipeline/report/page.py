@@ -36,8 +36,11 @@ COPIED = ("results.json", "results.csv")
 Described = tuple[Method, Mapping[str, Any]]
 
 
-def run(experiment: Experiment) -> None:
+def run(experiment: Experiment) -> verdict.Verdict:
     """Write the report of ``experiment`` to ``output_dir/report``, replacing an older one.
+
+    Returns:
+        what it says first.
 
     Raises:
         UserError: compare/results.json is missing or is not what the compare stage writes.
@@ -52,6 +55,7 @@ def run(experiment: Experiment) -> None:
             (folder / f"{picture.name}.png").write_bytes(picture.png)
         for name in context["copied"]:
             shutil.copyfile(compare / name, folder / name)
+    return context["verdict"]
 
 
 def build(outputs: Outputs, name: str) -> dict[str, Any]:

@@ -67,19 +67,14 @@ def run(experiment: Experiment) -> None:
     write_json(folder / "results.json", results)
     texts = [{"prompt": row["prompt"], **row["completions"]} for row in rows]
     tracking.log_samples(experiment, "compare", 0, texts)
-    history = _history(experiment, shown)
+    trained = [method.name for method in shown if method.kind == "trained"]
+    history = {name: read_metrics(experiment.stage_dir(name) / "metrics.jsonl") for name in trained}
     tracking.log_comparison(results, lambda: figures.reward_kl(results, details, history))
     show(results, details)
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-
-
-def _history(experiment: Experiment, measured: list[Method]) -> list[dict[str, Any]]:
-    """What the first PPO among the policies logged while it trained."""
-    paths = [experiment.stage_dir(m.name) / "metrics.jsonl" for m in measured if m.method == "ppo"]
-    return read_metrics(paths[0]) if paths else []
 
 
 # --- Measuring ----------------------------------------------------------------------------------

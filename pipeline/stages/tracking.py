@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial, wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -28,7 +30,8 @@ from transformers.integrations.integration_utils import (
     is_tensorboard_available,
 )
 
-from common.tracking import TensorBoard, Tracker, WeightsAndBiases, run_id
+from common import files
+from common.tracking import Source, TensorBoard, Tracker, WeightsAndBiases, run_id
 from common.words import flatten, json_able
 from pipeline.errors import UserError
 from pipeline.output.console import is_main_process, say
@@ -66,14 +69,14 @@ def tracked(stage: str) -> Callable[[Stage], Stage]:
     return decorate
 
 
-def setup(experiment: Experiment, stage: str) -> None:
+def setup(experiment: Experiment, stage: str, keep: Path | None = None) -> None:
     """Start ``stage``'s run with each tracker that ``tracking.report_to`` asks for.
 
     W&B's files are in ``output_dir/wandb``, its run's id is kept in the stage's folder, so that a
     resumed stage goes on in the same run. TensorBoard's settings, samples and comparison are in
     ``<stage>/tensorboard``, its curves where the Trainer puts them (``<stage>/checkpoints``);
     ``tensorboard --logdir output_dir`` shows all. Never asks: on any trouble one warning line is
-    printed and the run goes on untracked.
+    printed and the run goes on untracked. ``keep`` is another folder than the stage's for that.
 
     Raises:
         UserError: another tracker than these is asked for and not installed.
@@ -85,25 +88,25 @@ def setup(experiment: Experiment, stage: str) -> None:
     if not is_main_process():
         return
     config = experiment.model_dump(mode="json")
-    asked = _asked(experiment)
+    asked, keep = _asked(experiment), keep or experiment.stage_dir(stage)
     if "wandb" in asked:
-        start = partial(_weights_and_biases, experiment, stage, config)
+        start = partial(_weights_and_biases, experiment, stage, config, keep)
         _trackers["wandb"] = Tracker("Weights & Biases", start, say)
     if "tensorboard" in asked:
-        folder, called = experiment.stage_dir(stage) / "tensorboard", experiment.called(stage)
+        folder, called = keep / "tensorboard", experiment.called(stage)
         start = partial(TensorBoard, folder, f"{called}/config", flatten(config), resume=True)
         _trackers["tensorboard"] = Tracker("TensorBoard", start, say)
 
 
 def _weights_and_biases(
-    experiment: Experiment, stage: str, config: dict[str, Any]
+    experiment: Experiment, stage: str, config: dict[str, Any], keep: Path
 ) -> WeightsAndBiases:
     run = {
         "project": experiment.tracking.project,
         "group": experiment.name,
         "job_type": stage,
         "name": f"{experiment.name}-{experiment.called(stage)}",
-        "id": run_id(experiment.stage_dir(stage) / "wandb.json"),
+        "id": run_id(keep / "wandb.json"),
     }
     settings = {"experiment": config}
     folder = experiment.output_dir
@@ -175,6 +178,47 @@ def log_comparison(results: dict[str, Any], draw: Callable[[], Figure | None]) -
         tracker.table("compare/methods", [{"method": n, **row} for n, row in methods.items()], 0)
         tracker.log(0, numbers)
     log_picture("compare/reward_kl", draw, 0)
+
+
+def log_report(experiment: Experiment, made: Sequence[Path], verdict: Sequence[str]) -> None:
+    """Log the report as a run of its own: its verdict, its files, and what they were made from.
+
+    Does nothing where no tracker is asked for; whatever goes wrong costs a warning line.
+
+    Args:
+        made: files that are there. verdict: its sentences.
+    """
+    if not is_main_process() or not _asked(experiment):
+        return
+    setup(experiment, "report", keep=experiment.stage_dir("compare") / "report")
+    artifact = Source(f"{experiment.name}-report", "comparison", {"verdict": verdict[0]})
+    for tracker in _trackers.values():
+        tracker.table("report/verdict", [{"verdict": line} for line in verdict], 0)
+        tracker.artifact(artifact, made, sources(experiment))
+    finish()
+
+
+def sources(experiment: Experiment) -> list[Source]:
+    """Return what the comparison was made from: every stage's output, by its fingerprint."""
+    found = []
+    for stage in experiment.stages():
+        folder = experiment.stage_dir(stage.name)
+        record: dict[str, Any] = {}
+        with suppress(OSError, ValueError):  # a record that cannot be read has no fingerprint
+            record = files.read_json(folder / "stage.json")
+        if record:
+            kind = "policy" if stage.method or stage.name == "sft" else stage.name
+            metadata = {
+                "folder": str(folder),
+                "fingerprint": record.get("fingerprint"),
+                "method": stage.method or None,
+                "finished": record.get("finished"),
+            }
+            found.append(Source(f"{experiment.name}-{stage.name}", kind, metadata))
+    for name, place in experiment.compare.policies.items():
+        metadata = {"folder": str(place), "fingerprint": None}
+        found.append(Source(f"{experiment.name}-{name}", "policy", metadata))
+    return found
 
 
 def log_picture(name: str, draw: Callable[[], Figure | None], step: int) -> None:

@@ -51,7 +51,8 @@ def results() -> dict[str, Any]:
         policies.append(
             {
                 "name": name, "title": title, "kind": kind, "method": method or "", "beta": beta,
-                "seed": 0, "stage": name if kind in ("trained", "reference") else None, "marker": looks[0], "colour": looks[1], "dark": looks[2],
+                "seed": 0, "stage": name if kind in ("trained", "reference") else None,
+                "marker": looks[0], "colour": looks[1], "dark": looks[2],
             }
         )  # fmt: skip
         objective = None if kl is None else reward - BETA * kl
