@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -24,6 +25,13 @@ def signed(value: Any, digits: int = 2) -> str:
 def percent(value: Any) -> str:
     """Return a share as whole percent (with a no-break space), or – where there is none."""
     return "–" if value is None else number(100 * value, 0) + "\u00a0%"
+
+
+def share(row: Mapping[str, Any]) -> str:
+    """Return a policy's optimality in percent, as the bound that it may be: ``at most 71 %``."""
+    bound = row.get("optimality_bound")
+    words = f"{bound} " if bound in ("at most", "at least") else ""
+    return words + percent(row.get("optimality"))
 
 
 def interval(ci: Any) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.compare.methods import shown
-from pipeline.compare.wording import interval, number, percent
+from pipeline.compare.wording import interval, number, share
 from pipeline.report.outputs import Outputs
 from pipeline.report.plotting import variables
 
@@ -42,7 +42,7 @@ def points(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             facts.append(("KL", f"{most}{number(row['kl'])} nats"))
         if row.get("optimality") is not None and method.kind != "reference":
             ends = interval(row.get("optimality_ci"))
-            facts.append(("optimality", f"{percent(row['optimality'])} {ends}".rstrip()))
+            facts.append(("optimality", f"{share(row)} {ends}".rstrip()))
         if row.get("train_reward_queries") is not None and method.kind == "trained":
             facts.append(("rewards asked for", f"{row['train_reward_queries']:,}"))
         found.append({"title": method.title, "colour": names[method.name], "facts": facts})

@@ -24,7 +24,7 @@ from pipeline.compare import columns
 from pipeline.compare.methods import Method, shown
 from pipeline.compare.wording import beta_text, number, percent
 from pipeline.config import Experiment
-from pipeline.report import interactive, plotting, rules, verdict
+from pipeline.report import interactive, plotting, verdict
 from pipeline.report.outputs import Outputs, load
 from pipeline.report.pictures import pictures
 from pipeline.report.templating import template
@@ -74,7 +74,6 @@ def build(outputs: Outputs, name: str) -> dict[str, Any]:
         "colour": plotting.variables(policies),
         "reference": next((m.title for m in policies if m.kind == "reference"), "the reference"),
         "cards": cards(methods, found),
-        "trusted": rules.trusted(results, details),
         "points": interactive.points(results),
         "answers": interactive.explorer(outputs),
         "script": Markup(script),
@@ -179,7 +178,8 @@ def efficiency(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         if "kl_efficiency" in numbers and kl is not None and method.kind != "reference":
             least = None if share is None else share * kl
             row = {"method": method, "reward": numbers.get("reward"), "kl": kl, "least": least}
-            rows.append(row | {"share": share})
+            floor = numbers.get("kl_efficiency_at_least") if share is None else None
+            rows.append(row | {"share": share, "at_least": floor})
     return rows
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.words import clock
 from pipeline.compare.wording import beta_text, interval, number, percent
+from pipeline.compare.wording import share as written
 from pipeline.report.apart import Difference
 from pipeline.report.case import Case
 from pipeline.report.rules import collapsed
@@ -26,7 +27,7 @@ def amount(row: Numbers) -> str:
     """Return the policy's optimality, or its objective where it has none."""
     if row.get("optimality") is None:
         return number(row.get("objective"))
-    return percent(row["optimality"])
+    return written(row)
 
 
 def share(row: Numbers) -> str:
@@ -129,8 +130,9 @@ def choice(title: str, row: Numbers) -> list[str]:
     """Return what a choice among the reference's samples is worth, if it is known."""
     if row.get("optimality") is None:
         return []
+    least = "about" if row.get("optimality_bound") == "unclear" else "at least"
     return [
-        f"{title} needs no training and reaches at least {percent(row['optimality'])},"
+        f"{title} needs no training and reaches {least} {percent(row['optimality'])},"
         " but draws N completions for each one it answers with."
     ]
 

@@ -152,7 +152,7 @@ def _plane_words(outputs: Outputs) -> str:
     rows = results.get("frontier") or []
     if any(row.get("reward_ci") for row in rows):
         words.append("Its band is the 95\u00a0% interval.")
-    if any(row.get("second") for row in rows):
+    if any(row.get("reward_2") is not None for row in rows):
         words.append("Dashed beside it is a second estimate, made in another way.")
     if any(row.get("trusted") is False for row in rows):
         words.append("It ends where too few samples carry the weight to tell.")

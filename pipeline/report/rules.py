@@ -227,10 +227,10 @@ def trusted(results: Numbers, details: Numbers) -> bool:
 def _untrusted(results: Numbers, details: Numbers) -> str | None:
     if results["beta"] == 0 or trusted(results, details):
         return None
+    why = details.get("untrusted_because") or "too few samples carry its weight"
     return (
-        f"The optimum at β = {beta_text(results['beta'])} cannot be trusted: too few of the"
-        " reference's samples carry its weight. Its estimate is too low, so every optimality here"
-        " is an upper bound."
+        f"The optimum at β = {beta_text(results['beta'])} cannot be trusted: {why}. Its estimate"
+        " is low, so every optimality here is an upper bound."
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from pipeline.compare.wording import interval, number, percent, signed
+from pipeline.compare.wording import interval, number, percent, share, signed
 
 
 def template(name: str, **filters: Any) -> Template:
@@ -28,6 +28,7 @@ def template(name: str, **filters: Any) -> Template:
         "signed": signed,
         "percent": percent,
         "interval": interval,
+        "share": share,
         **filters,
     }
     return environment.get_template(f"{name}.j2")

@@ -64,7 +64,7 @@ def plane(
 
     Args:
         frontier: points of results.json's ``frontier``: beta, kl, reward; where they are there,
-            ``reward_ci`` (a band), ``second`` (another estimate's kl and reward) and ``trusted``.
+            ``reward_ci`` (a band), ``kl_2`` and ``reward_2`` (a second estimate) and ``trusted``.
         start: the reference's reward, at KL 0, where the frontier begins.
         beta, best: β and J*, for the line of equal objective and the star. cap: log N.
         paths: a key's (KL, reward) while it trained. colours: of paths, by key.
@@ -167,7 +167,8 @@ def _frontier(
     band = [(r["kl"], *r["reward_ci"]) for r in known if r.get("reward_ci")]
     if len(band) > 1:
         axes.fill_between(*np.array(band).T, color=PALETTE["frontier"], alpha=0.18, linewidth=0)
-    second = [(s["kl"], s["reward"]) for r in known if (s := r.get("second"))]
+    both = [r for r in known if r.get("kl_2") is not None and r.get("reward_2") is not None]
+    second = [(r["kl_2"], r["reward_2"]) for r in both]
     if len(second) > 1:
         axes.plot(
             *np.array(second).T, color=PALETTE["frontier"], lw=1.2, ls=(0, (4, 2)), zorder=3,

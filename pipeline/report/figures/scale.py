@@ -42,7 +42,8 @@ def optimality(results: Numbers) -> Figure | None:
     lowest, highest = min([0.0, *(low for low, _ in ends)]), max([1.0, *(high for _, high in ends)])
     axes.set_xlim(lowest - (0.03 if lowest < 0 else 0), max(1.08, 1.03 * highest))
     axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
-    axes.set_xlabel("share of the possible gain")
+    bounds = {row.get("optimality_bound") for m, row in placed.items() if m.kind != "choice"}
+    axes.set_xlabel(f"share of the possible gain{', at most' if 'at most' in bounds else ''}")
     return drawn
 
 

@@ -198,7 +198,7 @@ def test_the_process_ends_and_leaves_no_service_behind(tmp_path: Path) -> None:
         import sys; from types import SimpleNamespace as N; from pathlib import Path
         from pipeline.stages import tracking
         folder = Path({str(tmp_path)!r})
-        tracking.setup(N(name="n", output_dir=folder, stage_dir=lambda s: folder / s,
+        tracking.setup(N(name="n", output_dir=folder, stage_dir=lambda s: folder / s, called=str,
             tracking=N(report_to=["wandb"], project="p", log_samples=1),
             model_dump=lambda mode: {{}}), "sft")
         import wandb; assert wandb.run is not None
