@@ -95,13 +95,13 @@ def plane(
     large = [s for s in spots if not s.small]
     labels = {s.label: ((s.kl, s.reward), s.colour) for s in large}
     gids = {s.label: f"name-{s.key}" for s in large}
-    axes.legend(loc="lower right", handlelength=1.6, labelcolor=PALETTE["soft"], fontsize=8.5)
-    drawn.draw_without_rendering()
-    legend = axes.get_legend()
-    boxes: list[Any] = [] if legend is None else [legend.get_window_extent()]
-    if legend is not None and not legend.legend_handles:
-        legend.remove()
-        boxes = []
+    boxes: list[Any] = []
+    if axes.get_legend_handles_labels()[0]:
+        legend = axes.legend(
+            loc="lower right", handlelength=1.6, labelcolor=PALETTE["soft"], fontsize=8.5
+        )
+        drawn.draw_without_rendering()
+        boxes.append(legend.get_window_extent())
     label_points(axes, labels, boxes, curve, gids)
     return drawn
 
