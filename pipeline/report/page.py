@@ -66,7 +66,8 @@ def build(outputs: Outputs, name: str) -> dict[str, Any]:
     seconds = {s: r["seconds"] for s, r in outputs.stages.items() if r.get("seconds")}
     drawn = pictures(outputs)
     found = verdict.judge(results, details, seconds)
-    columns_ = columns.shown(row for _, row in methods)
+    main = columns.shown([row for _, row in methods])
+    every = columns.shown([row for _, row in methods], main=False)
     script = source("report.js")
     return {
         "name": name,
@@ -84,8 +85,10 @@ def build(outputs: Outputs, name: str) -> dict[str, Any]:
         "samples_per_prompt": results.get("samples_per_prompt"),
         "best_of_n": details.get("best_of_n"),
         "verdict": found,
-        "columns": columns_,
-        "groups": groups(columns_),
+        "columns": main,
+        "groups": groups(main),
+        "all_columns": every if len(every) > len(main) else [],
+        "all_groups": groups(every),
         "pictures": drawn,
         "training": [key for key in drawn if key.startswith(("training_", "gold_kl"))],
         "samples": samples(outputs.samples, policies),
@@ -124,7 +127,7 @@ def cards(methods: Sequence[Described], found: verdict.Verdict) -> list[Describe
 
 def groups(shown_columns: Sequence[columns.Column]) -> list[tuple[str, int]]:
     """Return the names of the table's groups of columns, and how many columns each spans."""
-    found = itertools.groupby(shown_columns, key=lambda column: getattr(column, "group", ""))
+    found = itertools.groupby(shown_columns, key=lambda column: column.group)
     return [(name, len(list(members))) for name, members in found]
 
 
