@@ -77,7 +77,7 @@ def explorer(outputs: Outputs) -> dict[str, Any] | None:
         [
             prompt(row.get("prompt", "")),
             row["kind"],
-            places.get(row.get("policy"), -1),
+            places.get(row.get("policy") or "", -1),
             [
                 [
                     places[name],

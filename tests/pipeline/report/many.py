@@ -151,7 +151,7 @@ def examples() -> list[dict[str, Any]]:
 def history(name: str, steps: int = 48) -> list[dict[str, Any]]:
     """metrics.jsonl of an on-policy or of a DPO-like policy."""
     rng = np.random.default_rng(len(name))
-    final = {row[0]: row for row in ROWS}[name]
+    final: Any = {row[0]: row for row in ROWS}[name]
     rows = []
     for step in range(1, steps + 1):
         t = 1 - math.exp(-step / 15)

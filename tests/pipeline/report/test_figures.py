@@ -115,9 +115,9 @@ def test_without_a_price_of_kl_nothing_is_starred() -> None:
 
 
 def test_several_comparisons_are_one_picture() -> None:
-    trials = []
+    trials: list[dict[str, Any]] = []
     for seed, beta in itertools.product((0, 1, 2), (0.5, 2.0)):
-        trial = copy.deepcopy(many.results()) | {"beta": beta}
+        trial: dict[str, Any] = copy.deepcopy(many.results()) | {"beta": beta}
         keep = ("sft", "ppo")
         trial["policies"] = [p | {"beta": None} for p in trial["policies"] if p["name"] in keep]
         trial["methods"] = {n: trial["methods"][n] for n in keep}
@@ -128,7 +128,7 @@ def test_several_comparisons_are_one_picture() -> None:
     figure = drawn(figures.reward_kl_over(trials))
     found = gids(figure)
     assert {"mark-0", "mark-1", "mark-1-0.5", "line-1-1-0.5"} <= found
-    at = {a.get_gid(): a for a in figure.findobj() if a.get_gid()}  # pyright: ignore
+    at: dict[Any, Any] = {a.get_gid(): a for a in figure.findobj() if a.get_gid()}  # pyright: ignore
     assert at["mark-1"].get_offsets().tolist() == [[pytest.approx(0.6), pytest.approx(2.5)]]
     assert at["mark-1-0.5-y"].get_ydata().tolist() == [6.0, 8.0], "from seed to seed"
     mean = {row["beta"]: row for row in figures.mean_frontier(trials)}

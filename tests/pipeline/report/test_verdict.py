@@ -27,7 +27,7 @@ def row(optimality: float, half: float = 0.05, **numbers: Any) -> dict[str, Any]
     } | numbers  # fmt: skip
 
 
-def made(prompts: int = 64, beta: float = 0.5, **rows: dict[str, Any]) -> dict[str, Any]:
+def made(prompts: Any = 64, beta: Any = 0.5, **rows: Any) -> dict[str, Any]:
     """A results.json with π_ref and ``rows``, in the order given."""
     policies = [
         {
