@@ -28,10 +28,13 @@ def percent(value: Any) -> str:
 
 
 def share(row: Mapping[str, Any]) -> str:
-    """Return a policy's optimality in percent, as the bound that it may be: ``at most 71 %``."""
-    bound = row.get("optimality_bound")
-    words = f"{bound} " if bound in ("at most", "at least") else ""
-    return words + percent(row.get("optimality"))
+    """Return a policy's optimality in percent, as the bound that it may be: ``at most 71 %``.
+
+    A loss is only said to be one: how large it is at most helps nobody.
+    """
+    bound, value = row.get("optimality_bound"), row.get("optimality")
+    words = f"{bound} " if bound in ("at most", "at least") and value and value > 0 else ""
+    return words + percent(value)
 
 
 def interval(ci: Any) -> str:

@@ -39,10 +39,10 @@ FAMILIES = (
         "training_rollouts",
         "On-policy training",
         "Measured on training prompts, one point a log event.",
-        ("objective/scores",),
+        ("objective/scores", "rewards/proxy/mean"),
         {
-            "score: mean reward of the rollout": ("objective/scores",),
-            "KL from the reference (nats)": ("objective/kl_exact", "objective/kl"),
+            "score: mean reward of the rollout": ("objective/scores", "rewards/proxy/mean"),
+            "KL from the reference (nats)": ("objective/kl_exact",),
             "entropy (nats)": ("objective/entropy",),
             "clip fraction": ("policy/clipfrac_avg",),
             "explained variance of the value": ("val/explained_variance",),
@@ -149,12 +149,24 @@ def _plane_words(outputs: Outputs) -> str:
         "Up is better, right is dearer. No policy can be above the optimal frontier, which is"
         " estimated from the reference's own samples."
     ]
+    choice = "".join(
+        f" Of {method.title} only an upper bound of its KL is known (arrow)."
+        for method in policies
+        if method.kind == "choice"
+    )
+    missing = [m.title for m in policies if results["methods"][m.name].get("kl") is None]
+    if missing:
+        choice += f" Without a KL, and so without a place: {', '.join(missing)}."
     rows = results.get("frontier") or []
     if any(row.get("reward_ci") for row in rows):
         words.append("Its band is the 95\u00a0% interval.")
     if any(row.get("reward_2") is not None for row in rows):
         words.append("Dashed beside it is a second estimate, made in another way.")
-    if any(row.get("trusted") is False for row in rows):
+    known = [row for row in rows if row.get("trusted") is not False]
+    if rows and not known:
+        why = rows[0].get("untrusted_because") or "too few samples carry its weight"
+        return f"Up is better, right is dearer. The optimal frontier is not drawn: {why}.{choice}"
+    if len(known) < len(rows):
         words.append("It ends where too few samples carry the weight to tell.")
     if results["beta"] == 0:
         words.append("At β = 0 right costs nothing, so no point of it is the best.")
@@ -164,13 +176,7 @@ def _plane_words(outputs: Outputs) -> str:
             f" β = {beta_text(results['beta'])}; the one that touches the frontier is the best that"
             " any method can reach."
         )
-    for method in policies:
-        if method.kind == "choice":
-            words.append(f"Of {method.title} only an upper bound of its KL is known (arrow).")
-    missing = [m.title for m in policies if results["methods"][m.name].get("kl") is None]
-    if missing:
-        words.append(f"Without a KL, and so without a place: {', '.join(missing)}.")
-    return " ".join(words)
+    return " ".join(words) + choice
 
 
 def _gold_kl(outputs: Outputs) -> list[tuple[str, str, str, Figure | None]]:

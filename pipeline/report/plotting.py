@@ -29,6 +29,7 @@ __all__ = [
     "figure",
     "label_ends",
     "label_points",
+    "mark",
     "png",
     "styled",
     "svg",
@@ -85,6 +86,20 @@ def variables(policies: Sequence[Any]) -> dict[str, str]:
     A policy's own name may be anything, ``ink`` too, so that the variables go by place.
     """
     return {policy.name: f"c{place}" for place, policy in enumerate(policies)}
+
+
+def mark(
+    axes: Axes, x: float, y: float, looks: Any, area: float = 80.0, gid: str | None = None
+) -> None:
+    """Draw a policy's mark with its ``looks.marker`` and ``looks.colour``.
+
+    ``area`` is in points²; a marker that is mostly gaps gets more, to look as large.
+    """
+    more = {"*": 2.2, "P": 1.3, "X": 1.2, "d": 1.2, "p": 1.2, "h": 1.2}.get(looks.marker, 1.0)
+    axes.scatter(
+        [x], [y], s=more * area, marker=looks.marker, color=looks.colour, zorder=5, gid=gid,
+        edgecolors=PALETTE["paper"], linewidths=1.4, clip_on=False,
+    )  # fmt: skip
 
 
 def png(figure: Figure) -> bytes:

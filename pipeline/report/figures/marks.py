@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.compare.methods import shown
-from pipeline.report.plotting import PALETTE, figure, label_ends, label_points, styled
+from pipeline.report.plotting import PALETTE, figure, label_ends, label_points, mark, styled
 
 Rows = Sequence[Mapping[str, Any]]
 DOTS = 300  # single completions of a policy: more are one blot
@@ -53,10 +53,7 @@ def proxy_gold(results: Mapping[str, Any], samples: Rows, same: bool = False) ->
                 "", (x, y), xytext=start,
                 arrowprops={"arrowstyle": "-", "color": method.colour, "lw": 1.2, "alpha": 0.7},
             )  # fmt: skip
-        axes.scatter(
-            [x], [y], s=80, marker=method.marker, color=method.colour, zorder=5,
-            edgecolors=PALETTE["paper"], linewidths=1.4,
-        )  # fmt: skip
+        mark(axes, x, y, method)
     axes.set_xlabel("reward (what was optimised)")
     axes.set_ylabel("the same reward" if same else "judge (never optimised)")
     label_points(axes, {m.title: (p, m.colour) for m, p in placed.items()}, [], [])

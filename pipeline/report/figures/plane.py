@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.report.plotting import PALETTE, figure, label_points
+from pipeline.report.plotting import PALETTE, figure, label_points, mark
 
 Rows = Sequence[Mapping[str, Any]]
 Point = tuple[float, float]
@@ -120,10 +120,7 @@ def _mark(axes: Axes, spot: Spot, right: float) -> None:
                 zorder=3,
                 gid=f"mark-{spot.key}-{along}",
             )
-    axes.scatter(
-        [spot.kl], [spot.reward], s=28 if spot.small else 80, marker=spot.marker, zorder=5,
-        color=spot.colour, edgecolors=PALETTE["paper"], linewidths=1.4, gid=f"mark-{spot.key}",
-    )  # fmt: skip
+    mark(axes, spot.kl, spot.reward, spot, 28 if spot.small else 80, f"mark-{spot.key}")
     if spot.bound:
         note = axes.annotate(
             "", (max(0.0, spot.kl - 0.09 * right), spot.reward), xytext=(spot.kl, spot.reward),

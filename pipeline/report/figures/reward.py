@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,13 @@ from pipeline.compare.methods import Method, shown
 from pipeline.report.figures.plane import Ends, Point, Rows, Spot, plane
 from pipeline.report.plotting import styled
 
-# What training logged of KL and reward, the first pair that is there: ours, or at evaluations.
-PATHS = (("objective/kl_exact", "objective/scores"), ("eval_kl", "eval_scores"))
+# What training logged of KL and reward, the first pair that is there: PPO's own; TRL's trainers';
+# at evaluations. TRL logs the mean KL of a token; times the mean length it is a completion's.
+PATHS = (
+    (("objective/kl_exact",), "objective/scores"),
+    (("kl", "completions/mean_length"), "rewards/proxy/mean"),
+    (("eval_kl",), "eval_scores"),
+)
 
 
 @styled
@@ -121,15 +127,13 @@ def mean_frontier(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def path(rows: Rows) -> list[Point]:
-    """Return a policy's (KL, reward) while it trained; empty where it logged neither pair.
-
-    Both in the units of the picture, so that a trainer's KL a token is no path.
-    """
+    """Return a policy's (KL in nats a completion, reward) while it trained; empty where it logged
+    no pair of them."""
     for kl, reward in PATHS:
         points = [
-            (float(row[kl]), float(row[reward]))
+            (math.prod(float(row[name]) for name in kl), float(row[reward]))
             for row in rows
-            if row.get(kl) is not None and row.get(reward) is not None
+            if None not in [row.get(name) for name in (*kl, reward)]
         ]
         if len(points) > 1:
             return points

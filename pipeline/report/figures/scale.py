@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.compare.methods import Method, shown
-from pipeline.report.plotting import PALETTE, WIDTH, figure, label_ends, label_points, styled
+from pipeline.compare.wording import percent
+from pipeline.report.plotting import PALETTE, WIDTH, figure, label_ends, label_points, mark, styled
 
 Numbers = Mapping[str, Any]
 DECADES = 20.0  # costs further apart than this are drawn on a logarithmic axis
@@ -41,7 +42,7 @@ def optimality(results: Numbers) -> Figure | None:
     ends = [row.get("optimality_ci") or (row["optimality"],) * 2 for row in placed.values()]
     lowest, highest = min([0.0, *(low for low, _ in ends)]), max([1.0, *(high for _, high in ends)])
     axes.set_xlim(lowest - (0.03 if lowest < 0 else 0), max(1.08, 1.03 * highest))
-    axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.0f} %")
+    axes.xaxis.set_major_formatter(lambda x, _: percent(x))
     bounds = {row.get("optimality_bound") for m, row in placed.items() if m.kind != "choice"}
     axes.set_xlabel(f"share of the possible gain{', at most' if 'at most' in bounds else ''}")
     return drawn
@@ -73,7 +74,7 @@ def cost(results: Numbers, seconds: Mapping[str, float] | None = None) -> Figure
     for axes, (label, known, ticks) in zip(column, panels, strict=True):
         for method, x in known.items():
             _place(axes, method, x, placed[method])
-        axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f} %")
+        axes.yaxis.set_major_formatter(lambda y, _: percent(y))
         axes.set_ylabel("of the possible gain")
         _along(axes, list(known.values()), ticks)
         axes.set_xlabel(label)
@@ -131,10 +132,7 @@ def _known(costs: Mapping[Method, float | None]) -> dict[Method, float]:
 def _place(axes: Axes, method: Method, x: float, row: Numbers) -> None:
     if row.get("optimality_ci"):
         axes.plot([x, x], row["optimality_ci"], color=method.colour, lw=1.1, alpha=0.5)
-    axes.scatter(
-        [x], [row["optimality"]], s=64, marker=method.marker, color=method.colour, zorder=5,
-        clip_on=False, edgecolors=PALETTE["paper"], linewidths=1.2,
-    )  # fmt: skip
+    mark(axes, x, row["optimality"], method, 64)
 
 
 def _along(axes: Axes, costs: list[float], ticks: Callable[[float], list[float]]) -> None:

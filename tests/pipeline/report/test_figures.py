@@ -101,6 +101,8 @@ def test_paths_are_of_policies_that_logged_kl_a_completion() -> None:
     ours = many.history("ppo")
     assert len(path(ours)) == len(ours)
     assert path([{"step": 1, "kl": 0.01, "reward": 2.0}] * 9) == [], "a KL a token is no path"
+    trl = {"kl": 0.01, "rewards/proxy/mean": 2.0, "completions/mean_length": 50.0}
+    assert path([trl] * 9) == [(0.5, 2.0)] * 9, "times its tokens it is one a completion"
     evaluated = [{"eval_kl": 1.0, "eval_scores": 2.0}, {"eval_kl": 2.0, "eval_scores": 3.0}]
     assert path(evaluated) == [(1.0, 2.0), (2.0, 3.0)]
     histories = {name: many.history(name) for name in ("ppo", "rloo", "dpo")}

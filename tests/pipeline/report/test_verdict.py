@@ -234,6 +234,26 @@ def test_without_a_price_of_kl_the_objective_decides() -> None:
     assert level.outcome == "too few" and "−0.10 to 3.70 in the objective" in level.headline
 
 
+def test_a_reward_that_rose_by_noise_is_not_hacked() -> None:
+    noise = {"reward": 1.2, "gold": 0.9, "reward_gain_ci": [-0.1, 0.5]}
+    found = judged(made(ppo=row(0.05, 0.1, **noise), dpo=row(0.5, reward_gain_ci=[1.8, 2.2])))
+    assert found.ship == "dpo" and found.cautions == []
+    assert "PPO is not above SFT by more than the noise" in found.headline
+    certain = judged(made(ppo=row(0.05, 0.1, **noise | {"reward_gain_ci": [0.1, 0.3]})))
+    assert certain.outcome == "hacking"
+
+
+def test_what_is_a_bound_is_said_to_be_one() -> None:
+    rows = {
+        "ppo": row(0.9, optimality_bound="at most"),
+        "dpo": row(-0.4, optimality_bound="at least"),
+    }
+    found = judged(made(**rows), {"trusted": False, "untrusted_because": "fewer than 30 prompts"})
+    assert "it reaches at most 90 % of the possible gain" in found.headline
+    assert "reaches −40" in found.reasons[1]
+    assert any("cannot be trusted: fewer than 30 prompts." in line for line in found.cautions)
+
+
 def test_length_and_likelihood_are_cautions() -> None:
     found = judged(
         made(ppo=row(0.9, length_controlled_reward=1.4), dpo=row(0.5, chosen_logp_change=-20.0))
