@@ -99,12 +99,23 @@ def more(case: Case, over: Difference) -> str:
 
 def unplaced(case: Case, name: str) -> str:
     """Return why a policy has no place in the order."""
-    why = case.rows[name].get("kl_missing")
-    because = f": {why.rstrip('.')}" if isinstance(why, str) and why else ""
+    why = (case.rows[name].get("note") or "").removeprefix("no KL").lstrip(": ").rstrip(".")
+    because = f": {why}" if why else ""
     return (
         f"{case.titles[name]} has no KL{because}. Its reward and its texts are measured, its"
         " objective and optimality are not."
     )
+
+
+def notes(case: Case) -> list[str]:
+    """Return why policies have no place, and what else the comparison noted of one."""
+    lines = []
+    for name, state in case.states.items():
+        if state == "unplaced":
+            lines.append(unplaced(case, name))
+        elif note := case.rows[name].get("note"):
+            lines.append(f"{case.titles[name]}: {note.rstrip('.')}.")
+    return lines
 
 
 def progress(name: str, case: Case) -> str:

@@ -26,10 +26,10 @@ from pipeline.report.phrases import (
     joined,
     keep,
     more,
+    notes,
     progress,
     share,
     span,
-    unplaced,
 )
 from pipeline.report.rules import general
 
@@ -82,7 +82,7 @@ def judge(
         headline += " Read the caution first."
     measured = [m for m in policies if m.kind in ("trained", "checkpoint")]
     lines = [line for m in measured for line in case.cautions(m.name)]
-    lines += [unplaced(case, n) for n, state in case.states.items() if state == "unplaced"]
+    lines += notes(case)
     reasons = [progress(m.name, case) for m in measured]
     reasons += [
         line for m in policies if m.kind == "choice" for line in choice(m.title, case.rows[m.name])

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from pipeline.output.terminal import KEY_NUMBERS
-from pipeline.report.pictures import TRAINING
+from pipeline.report.pictures import FAMILIES
 from tests.checkout import ROOT
 from tests.nursery import Nursery
 
@@ -85,8 +85,10 @@ def test_what_is_shown_while_training_is_logged(whole: Path, tmp_path: Path) -> 
         ]
         names = {name for line in lines for name in json.loads(line)}
         logged[folder.name] = logged.get(folder.name, set()) | names
-    for method, _, panels in TRAINING:
-        assert set(panels.values()) <= logged[method.name]
+    for family, member in zip(FAMILIES, ("ppo", "dpo", "sft"), strict=True):
+        assert logged[member] & set(family.key)
+        for title, names in family.panels.items():
+            assert logged[member] & set(names), title
     assert set(KEY_NUMBERS) <= set().union(*logged.values())
 
 

@@ -208,7 +208,7 @@ def test_nobody_gains() -> None:
 
 def test_a_policy_without_kl_is_described_and_not_ranked() -> None:
     none = dict.fromkeys(("kl", "objective", "optimality", "optimality_ci"))
-    theirs = row(0.9) | none | {"kl_missing": "its tokenizer is another"}
+    theirs = row(0.9) | none | {"note": "no KL: its tokenizer is another"}
     found = judged(made(theirs=theirs, dpo=row(0.5)))
     assert (
         found.ship == "dpo" and "THEIRS cannot be placed, as the KL is not known" in found.headline
@@ -217,6 +217,8 @@ def test_a_policy_without_kl_is_described_and_not_ranked() -> None:
         line.startswith("THEIRS has no KL: its tokenizer is another. Its reward")
         for line in found.cautions
     )
+    noted = judged(made(theirs=row(0.9, note="bfloat16 in the file")))
+    assert "THEIRS: bfloat16 in the file." in noted.cautions
     alone = judged(made(theirs=theirs))
     assert alone.ship is None and "THEIRS cannot be placed" in alone.headline
 
