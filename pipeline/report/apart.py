@@ -75,7 +75,7 @@ def between(
     there is none, the two intervals are compared, which tells fewer apart.
     """
     a, b = rows[first], rows[second]
-    pair, turn = _pair(first, second, details)
+    pair, turn = paired(first, second, details)
     middle = gain(a, b, "optimality")
     if pair.get("optimality_ci") and middle is not None:
         return _made(middle, pair["optimality_ci"], turn, points=True)
@@ -109,8 +109,8 @@ def above(row: Numbers, base: Numbers) -> Difference | None:
     return Difference(middle, middle - reach, middle + reach, False, points=False, scale=scale)
 
 
-def _pair(first: str, second: str, details: Numbers) -> tuple[Numbers, int]:
-    """The measured difference of two policies, and −1 where it is the other way round."""
+def paired(first: str, second: str, details: Numbers) -> tuple[Numbers, int]:
+    """Return the measured difference of two policies, and −1 where it is the other way round."""
     pairs = list(details.get("differences") or [])
     if details.get("ppo_minus_dpo"):
         pairs.append({"first": "ppo", "second": "dpo", **details["ppo_minus_dpo"]})

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.compare.methods import Method
 from pipeline.compare.wording import beta_text
-from pipeline.report.apart import Difference, above, between
+from pipeline.report.apart import Difference, above, between, paired
 from pipeline.report.rules import cautions, collapsed, gain, hacks
 
 Numbers = Mapping[str, Any]
@@ -97,7 +97,7 @@ def build(
     apart = {n: between(first, n, rows, details, scale) for n in ranked[1:]}
     top = [first, *(n for n, d in apart.items() if d is None or d.level)]
     following = apart[ranked[1]] if len(ranked) > 1 else None
-    flips = _flips(seeds, *ranked[:2]) if len(ranked) > 1 else None
+    flips = _flips(seeds, details, *ranked[:2]) if len(ranked) > 1 else None
     return replace(case, ranked=ranked, top=top, next=following, flips=flips)
 
 
@@ -115,7 +115,15 @@ def _state(row: Numbers, base: Numbers, over: Difference | None) -> str:
     return "few" if over.middle > 0 and promising else "flat"
 
 
-def _flips(seeds: Seeds, first: str, second: str) -> tuple[int, int] | None:
+def _flips(seeds: Seeds, details: Numbers, first: str, second: str) -> tuple[int, int] | None:
+    """In how many of how many seeds the first is above the second; None for a single seed.
+
+    From each seed's optimality, or as the differences of a sweep's pooled comparison count it:
+    ``agree`` of ``seeds`` have the order of the mean.
+    """
+    pair, _ = paired(first, second, details)
+    if pair.get("agree") is not None and pair.get("seeds", 0) > 1:
+        return pair["agree"], pair["seeds"]
     a, b = seeds.get(first) or {}, seeds.get(second) or {}
     both = sorted(a.keys() & b.keys())
     if len(both) < 2:

@@ -69,8 +69,9 @@ def judge(
 
     Args:
         seconds: training times by policy, where the metrics have none; used only between equals.
-        seeds: of a sweep: each policy's optimality by seed. The intervals in ``results`` should
-            then be those over seeds.
+        seeds: of a sweep: each policy's optimality by seed, where the differences in ``details``
+            do not count them (``agree`` of ``seeds``). The intervals in ``results`` should then be
+            those over seeds; a sweep's pooled comparison is its results and its details in one.
     """
     details = details or {}
     policies = shown(results)

@@ -170,6 +170,11 @@ def test_seeds_that_disagree() -> None:
         "Seeds disagree at β = 0.5: PPO is above DPO in 2 of 3 seeds, and in 1 the ranking flips;"
         " over all seeds they reach 62 % and 60 % of the possible gain."
     )
+    pooled = {**pair("dpo", "ppo", -0.02, 0.03), "agree": 2, "seeds": 3}
+    counted = judged(results, {"differences": [pooled]})
+    assert counted.headline == found.headline
+    alone = {"differences": [{**pooled, "agree": 1, "seeds": 1}]}
+    assert judged(results, alone).outcome == "tie"
     # A difference that looks clear within one seed is not, where seeds flip it.
     clear = judged(results, {"differences": [pair("ppo", "dpo", 0.02, 0.01)]}, seeds=seeds)
     assert clear.outcome == "seeds disagree"
