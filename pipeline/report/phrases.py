@@ -149,11 +149,12 @@ def choice(title: str, row: Numbers) -> list[str]:
 
 
 def agreeing(case: Case) -> list[str]:
-    """Return what the seeds say of the first two, where they agree."""
-    if case.flips is None or case.flips[0] != case.flips[1]:
+    """Return what the seeds say of the first two."""
+    if case.flips is None:
         return []
     first, second = (case.titles[name] for name in case.ranked[:2])
-    return [f"{first} is above {second} in all {case.flips[1]} seeds."]
+    how = "all" if case.flips[0] == case.flips[1] else f"{case.flips[0]} of"
+    return [f"{first} is above {second} in {how} {case.flips[1]} seeds."]
 
 
 def how_collapsed(case: Case) -> str:

@@ -178,6 +178,9 @@ def test_seeds_that_disagree() -> None:
     # A difference that looks clear within one seed is not, where seeds flip it.
     clear = judged(results, {"differences": [pair("ppo", "dpo", 0.02, 0.01)]}, seeds=seeds)
     assert clear.outcome == "seeds disagree"
+    most = {**pair("ppo", "dpo", 0.02, 0.01), "agree": 4, "seeds": 5}
+    nearly = judged(results, {"differences": [most]})
+    assert nearly.outcome == "clear" and "PPO is above DPO in 4 of 5 seeds." in nearly.reasons
     agree = judged(
         made(ppo=row(0.9), dpo=row(0.5)), seeds={"ppo": {0: 1, 1: 1}, "dpo": {0: 0, 1: 0}}
     )
