@@ -100,6 +100,7 @@ def explorer(outputs: Outputs) -> dict[str, Any] | None:
         "answers": answers,
         "examples": examples,
         "kinds": [[kind, KINDS[kind]] for kind in KINDS if kind in {row[1] for row in examples}],
+        "reference": next((places[m.name] for m in policies if m.kind == "reference"), -1),
         "judged": not outputs.details.get("judge_is_proxy"),
     }
 

@@ -109,7 +109,7 @@
     value.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
 
   function explorer(found, place) {
-    const { policies, prompts, answers, examples, kinds, judged } = found;
+    const { policies, prompts, answers, examples, kinds, judged, reference } = found;
     const kindWords = new Map(kinds);
     const scale = Math.max(1e-9, ...policies.map((_, p) => {
       const sizes = answers.filter((a) => a[1] === p && a[REWARD] !== null)
@@ -163,9 +163,15 @@
       const prompt = make("p", { className: "prompt", dir: "auto", textContent: `${prompts[row[0]]} …` });
       const box = make("article", {}, prompt);
       if (kind.value) {
-        const about = row[2] < 0 ? "" : `: ${policies[row[2]][0]}`;
-        box.prepend(make("p", { className: "note", textContent: kindWords.get(row[1]) + about }));
-        row[3].forEach((answer) => box.append(line(...answer)));
+        const whom = row[2] < 0 ? "" : `: ${policies[row[2]][0]}`;
+        box.prepend(make("p", { className: "note", textContent: kindWords.get(row[1]) + whom }));
+        // Those that the example is about; the others' answers are there for who asks.
+        const subject = (answer) => row[2] < 0 || answer[0] === row[2] || answer[0] === reference;
+        row[3].filter(subject).forEach((answer) => box.append(line(...answer)));
+        const others = row[3].filter((answer) => !subject(answer));
+        if (others.length) box.append(make("details", {},
+          make("summary", { textContent: `${others.length} other policies` }),
+          ...others.map((answer) => line(...answer))));
       } else box.append(line(row[1], row[2], row[REWARD], row[GOLD], row[KL]));
       return box;
     };

