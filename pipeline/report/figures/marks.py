@@ -13,7 +13,7 @@ from pipeline.compare.methods import shown
 from pipeline.report.plotting import PALETTE, figure, label_ends, label_points, mark, styled
 
 Rows = Sequence[Mapping[str, Any]]
-DOTS = 300  # single completions of a policy: more are one blot
+DOTS = 600  # single completions in all: more are one blot
 
 
 @styled
@@ -36,7 +36,7 @@ def proxy_gold(results: Mapping[str, Any], samples: Rows, same: bool = False) ->
     for method in placed:
         pairs = [
             (row["rewards"][method.name], row["gold"][method.name])
-            for row in samples[:DOTS]
+            for row in samples[: max(1, DOTS // len(placed))]
             if method.name in (row.get("rewards") or {}) and method.name in (row.get("gold") or {})
         ]
         if pairs:
