@@ -101,7 +101,7 @@ def bootstrap_interval(
 def skewed_mean_interval(values: Array, level: float = 0.95) -> Interval | None:
     """Interval of the mean of ``values`` ``(P,)`` by Hall's transformation of t; None from one.
 
-    Hall (1992, J. R. Stat. Soc. B 54, eq. 2.5): the cubic g(t) = t + γt²/3 + γ²t³/27 + γ/6P with
+    Hall (1992, J. R. Stat. Soc. B 54, eq. 2.5): the cubic g(t) = t + γt²/3 + γ²t³/27 + γ/6 with
     γ = skewness/√P takes the skew out of Student's t. Right to the same order as the bootstrap,
     and without draws: the hundreds of intervals behind a frontier are exact numbers.
     """
