@@ -12,7 +12,7 @@ from pipeline.compare.evaluate import Evaluation, Metrics
 from pipeline.compare.gains import Bootstrap, Slopes
 from pipeline.compare.intervals import Array
 from pipeline.compare.methods import Method, named, reference, to_json
-from pipeline.compare.yardstick import Yardstick
+from pipeline.compare.yardstick import Yardstick, helpers
 from pipeline.config import Experiment
 
 
@@ -64,7 +64,12 @@ def _scale(experiment: Experiment, evaluations: Mapping[str, Evaluation]) -> row
     return rows.Scale(
         sft=sft,
         beta=experiment.beta,
-        yardstick=Yardstick.of(rewards, experiment.beta, section.frontier_betas),
+        yardstick=Yardstick.of(
+            rewards,
+            experiment.beta,
+            section.frontier_betas,
+            helpers(evaluations, reference().name),
+        ),
         best_of_n=section.best_of_n,
         text_samples=min(section.samples_per_prompt, section.reference_samples),
         bootstrap=Bootstrap(section.bootstrap, experiment.seed),

@@ -6,11 +6,14 @@ room up to it is then a bound: of a gain its share is at most so much, of a loss
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.compare.estimates import Array
+from pipeline.compare.evaluate import Evaluation
 from pipeline.compare.frontier import (
     Best,
     curve,
@@ -24,6 +27,29 @@ from pipeline.compare.intervals import ratio, ratio_interval, skewed_mean_interv
 from pipeline.compare.refine import PolicySamples
 
 Numbers = dict[str, Any]
+
+
+def helpers(evaluations: Mapping[str, Evaluation], reference: str) -> list[PolicySamples]:
+    """The policies whose samples can refine the optimum.
+
+    Those whose log-ratio to π_ref is known of each of their own samples and of each of π_ref's
+    (``compare.reverse_kl_samples`` as large as ``compare.reference_samples``).
+
+    Args:
+        reference: the name of π_ref.
+    """
+    every = evaluations[reference].samples_per_prompt
+    made = []
+    for name, found in evaluations.items():
+        if name == reference or found.ref_samples != every:
+            continue
+        if found.logratio is None or found.ref_logratio is None:
+            continue
+        theirs = np.asarray(found.ref_logratio, dtype=np.float64).reshape(-1, every)
+        own = found.grid(found.logratio)
+        if np.isfinite(own).all() and not np.isnan(theirs).any():
+            made.append(PolicySamples(name, found.grid(found.proxy), own, theirs))
+    return made
 
 
 @dataclass(frozen=True)
