@@ -1,7 +1,7 @@
 """Does the frontier's interval hold the truth, and is what it distrusts untrustworthy?
 
     OMP_NUM_THREADS=1 python benchmarks/frontier_coverage.py
-    OMP_NUM_THREADS=1 python benchmarks/frontier_coverage.py --picture docs/images/frontier.png
+    … --picture docs/images/frontier-trust.png
 
 100 random problems whose completions can be enumerated, so that the optimum is known. A problem is
 a population of 300 prompts with 16 to 1,000 completions each; 32 or 64 prompts are drawn from it,
@@ -29,12 +29,13 @@ import argparse
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline.compare import estimates, refine
 from pipeline.compare.estimates import Array, Index, Samples
-from pipeline.compare.trust import JudgedOptimum, judged_optimum
+from pipeline.compare.trust import Judged, JudgedOptimum, judged_optimum
 
 KINDS = ("gauss", "wide", "heavy", "rare", "pass", "alike", "tokens")
 POPULATION = 300
@@ -274,6 +275,61 @@ def table(points: list[Point]) -> list[str]:
     return lines
 
 
+def picture(points: list[Point], path: Path) -> None:
+    """The frontiers of the first normal, rare and heavy problem, true and estimated."""
+    import matplotlib.pyplot as plt
+
+    from classic_rl.pictures.plots import SOFT, STYLE
+
+    with plt.rc_context(STYLE):
+        drawn, panels = plt.subplots(1, 3, figsize=(9.6, 3.2), layout="constrained")
+        for axes, kind in zip(panels, ("gauss", "rare", "heavy"), strict=True):
+            first = next(p.problem for p in points if p.kind == kind)
+            _panel(axes, [p for p in points if p.problem == first], SOFT)
+            axes.set_title(kind)
+            axes.set_xlabel("KL (nats)")
+        panels[0].set_ylabel("mean reward")
+        panels[0].legend(loc="lower right", fontsize=7.5)
+        drawn.savefig(path, dpi=150)
+
+
+def _panel(axes: Any, points: list[Point], soft: str) -> None:
+    """One problem: the truth, both estimates where they are trusted, and the refined rest."""
+    truth = np.array([(p.truth["kl"], p.truth["reward"]) for p in points]).T
+    axes.plot(*truth, color="#2f3b4a", lw=1.6, label="truth", zorder=1)
+
+    def marked(
+        found: list[JudgedOptimum], marker: str, colour: str, label: str, fill: bool = True
+    ) -> None:
+        at = np.array([(j.kl.value, j.reward.value) for j in found]).reshape(-1, 2).T
+        axes.errorbar(
+            *at, xerr=_ends([j.kl for j in found]), yerr=_ends([j.reward for j in found]),
+            fmt=marker, color=colour, mfc=colour if fill else "white", ms=4, lw=0.8, label=label,
+            zorder=3,
+        )  # fmt: skip
+
+    known = [p.found for p in points if _both(p.found)]
+    rest = [p for p in points if not _both(p.found)]
+    marked(known, "o", "#1a69b5", "first estimate, 95 %")
+    second = np.array([(j.kl.second, j.reward.second) for j in known]).reshape(-1, 2).T
+    hollow = {"ls": "", "mfc": "none"}
+    axes.plot(*second, **hollow, marker="^", color="#1a69b5", ms=6, label="second estimate")
+    refined = [p.refined for p in rest if _both(p.refined)]
+    marked(refined, "D", "#bf5600", "… with a policy's samples", fill=False)
+    lost = np.array([(p.plain["kl"], p.plain["reward"]) for p in rest]).reshape(-1, 2).T
+    axes.plot(*lost, ls="", marker="x", color=soft, ms=5, label="π_ref's alone: not trusted")
+
+
+def _ends(found: list[Judged]) -> Array:
+    """How far the interval reaches below and above each value, ``(2, n)``."""
+    ends = [np.abs(np.subtract(each.interval or each.value, each.value)) for each in found]
+    return np.array(ends).reshape(-1, 2).T
+
+
+def _both(found: JudgedOptimum) -> bool:
+    return found.reward.trusted and found.kl.trusted
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--problems", type=int, default=100)
@@ -287,6 +343,8 @@ def main() -> None:
     print(f"{arguments.problems} problems, {len(points)} points, seed {arguments.seed}")
     print("\n".join(table(points)))
     print(f"{time.perf_counter() - start:.0f} s")
+    if arguments.picture:
+        picture(points, arguments.picture)
 
 
 if __name__ == "__main__":

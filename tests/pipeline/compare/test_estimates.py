@@ -37,7 +37,7 @@ def test_plain_estimates_by_hand_and_with_large_rewards() -> None:
 
 def without(samples: Samples, left_out: int | None, beta: float) -> tuple[Array, Array]:
     """log Z and R* from the weighted means, without one column; each part keeps its share."""
-    mean, gain, start = 0.0, 0.0, 0
+    mean, gain, start = np.zeros(5), np.zeros(5), 0
     top = samples.log_weights(beta).max()
     weights = np.exp(samples.log_weights(beta) - top)
     for size in samples.parts:

@@ -135,14 +135,17 @@ def crossed(
 
 @pytest.mark.parametrize("spread", [0.0, 0.05, 0.3])
 def test_an_interval_over_three_seeds_covers(spread: float) -> None:
-    """Whatever share of the luck is the seeds'; drawing three seeds again would hold 60 to 80."""
+    """Whatever share of the luck is the seeds'; three seeds drawn again would hold it in 51 to 69.
+
+    Seeds 0–4: 92 to 97 of 100.
+    """
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(400):
         gain, room = crossed(rng, 3, 40, spread)
         _, (low, high) = over_seeds(gain, room, 100, 0)  # type: ignore[misc]
         hits += low <= 0.6 <= high
-    assert 0.92 <= hits / 400 <= 0.995
+    assert 0.88 <= hits / 400 <= 0.99
 
 
 def test_seeds_that_agree_cost_little_and_seeds_that_differ_much() -> None:
