@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 
 from pipeline.compare import frontier
+from pipeline.compare.evaluate import Evaluation
 from pipeline.compare.intervals import ratio
-from pipeline.compare.yardstick import Yardstick
+from pipeline.compare.yardstick import Yardstick, helpers
 from tests.pipeline.compare.enumerated import enumerate_language_model
 
 MODEL = enumerate_language_model(prompts=40)
@@ -70,3 +74,33 @@ def test_the_details_tell_how_far_the_optimum_is_trusted() -> None:
         assert details["j_star"] == pytest.approx(
             details["optimum"][-1]["corrected" if trusted else "j_star"]
         )
+
+
+def evaluation(m: int, **fields: object) -> Evaluation:
+    """Two prompts, ``m`` samples each, rewards 0, 1, 2, …"""
+    count = 2 * m
+    scores, ones = [float(i) for i in range(count)], [1] * count
+    made = Evaluation(
+        ["p", "q"], m, [""] * count, ones, [True] * count, scores, scores, [0.0] * count, 1.0, 1
+    )
+    return dataclasses.replace(made, **fields)  # type: ignore[arg-type]
+
+
+def test_policies_that_read_all_of_the_references_samples_help() -> None:
+    """In the order of the prompts; not one of another tokenizer, or that read a few of them."""
+    own, theirs = [0.1 * i for i in range(8)], [-0.1 * i for i in range(12)]
+    read = evaluation(4, logratio=own, ref_samples=6, ref_logratio=theirs)
+    (found,) = helpers(
+        {
+            "sft": evaluation(6, logratio=theirs, ref_samples=6, ref_logratio=theirs),
+            "ppo": read,
+            "few": dataclasses.replace(read, ref_samples=3, ref_logratio=theirs[:6]),
+            "other": evaluation(4),
+            "never": dataclasses.replace(read, logratio=[math.inf, *own[1:]]),
+        },
+        "sft",
+    )
+    assert found.name == "ppo"
+    np.testing.assert_allclose(found.rewards, [[0, 1, 2, 3], [4, 5, 6, 7]])
+    np.testing.assert_allclose(found.logratio, [own[:4], own[4:]])
+    np.testing.assert_allclose(found.reference_logratio, [theirs[:6], theirs[6:]])

@@ -120,7 +120,9 @@ def test_the_files_of_a_comparison(
     assert all(set(row) >= KEYS for row in results["methods"].values())
     betas = [point["beta"] for point in results["frontier"]]
     assert betas == sorted({*exp.compare.frontier_betas, 1.0})
-    assert set(results["frontier"][0]) == {"beta", "reward", "kl", "ess"}
+    assert set(results["frontier"][0]) >= {"beta", "reward", "kl", "ess", "reward_ci", "reward_2"}
+    # 12 prompts are too few to trust an interval of.
+    assert not any(point["trusted"] for point in results["frontier"]) and not details["trusted"]
 
     sft, ppo, best = (results["methods"][name] for name in ("sft", "ppo", "best_of_n"))
     assert (sft["optimality"], sft["optimality_ci"], sft["kl"]) == (0.0, [0.0, 0.0], 0.0)
@@ -334,7 +336,7 @@ def test_a_comparison_of_real_models(tmp_path: Path, monkeypatch: pytest.MonkeyP
     sft = Evaluation(**read_json(exp.stage_dir("compare") / "measured" / "sft.json"))
     rewards = sft.grid(sft.proxy)
     point = next(row for row in results["frontier"] if row["beta"] == exp.beta)
-    assert point["reward"] == frontier.frontier_point(rewards, exp.beta).reward
+    assert point["reward"] == frontier.frontier(rewards, [exp.beta])[0].reward
 
 
 def test_a_new_policy_is_a_line_of_the_config(
