@@ -9,10 +9,10 @@ the estimate still depends on how many they are. A quantity (R*, K* or J*) is tr
 
 Both estimates have an interval, of a mean over prompts (:mod:`pipeline.compare.intervals`), and a
 quantity's interval holds both: their biases have different signs, so the truth lies between what
-they tend to. The end of the first
-towards which the last doubling moved is moved by as much again, for what the correction has left.
-docs/frontier.md has the measurements behind the rule: a floor on the effective sample size and
-Pareto's k of the weights found nothing that 2 and 3 had not found.
+they tend to. The end of the first towards which the last doubling moved is moved by as much again,
+for what the correction has left.
+docs/frontier.md says how well it tells: a floor on the effective sample size and Pareto's k of the
+weights, which were tried beside it, found hardly a bad point that 2 and 3 had not.
 """
 
 from __future__ import annotations

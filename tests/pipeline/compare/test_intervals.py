@@ -135,10 +135,7 @@ def crossed(
 
 @pytest.mark.parametrize("spread", [0.0, 0.05, 0.3])
 def test_an_interval_over_three_seeds_covers(spread: float) -> None:
-    """Whatever share of the luck is the seeds'; three seeds drawn again would hold it in 51 to 69.
-
-    Seeds 0–4: 92 to 97 of 100.
-    """
+    """Whatever share of the luck is the seeds'. Seeds 0–4: 92 to 97 of 100."""
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(400):
