@@ -45,6 +45,7 @@ def _plain(value: Any) -> Any:
 def named_files(experiment: Experiment) -> dict[str, str | None]:
     """The config keys that may name something on this machine, and what they name."""
     model, data, reward = experiment.model, experiment.data, experiment.reward
+    fluency = experiment.compare.fluency_model
     return {
         "model.model_name_or_path": model.model_name_or_path,
         "data.dataset_name": data.dataset_name,
@@ -53,6 +54,7 @@ def named_files(experiment: Experiment) -> dict[str, str | None]:
         **_sources("reward.source", reward.source),
         **_sources("reward.gold", reward.gold),
         "reward.encoder": None if reward.encoder == OVER_SFT else reward.encoder,
+        "compare.fluency_model": None if fluency == "base" else fluency,
     }
 
 

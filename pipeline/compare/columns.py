@@ -12,6 +12,9 @@ Group = Literal["quality", "KL", "text", "preferences", "cost"]
 GROUPS: tuple[Group, ...] = ("quality", "KL", "text", "preferences", "cost")
 
 
+_SIGNS = {"at most": "≤\u00a0", "at least": "≥\u00a0", "unclear": "?\u00a0"}
+
+
 def _one_digit(value: Any) -> str:
     return number(value, 1)
 
@@ -32,6 +35,7 @@ class Column:
         main: in every table; else only where all are shown.
         write: a value as text; None is – there.
         interval: key of its 95 % interval, where it has one.
+        bound: key of the words that say which bound the number is, where it may be one.
         part: the part of the reward that it is about: then key and interval are that part's.
     """
 
@@ -42,6 +46,7 @@ class Column:
     main: bool = True
     write: Callable[[Any], str] = number
     interval: str | None = None
+    bound: str | None = None
     part: str | None = None
 
     def of(self, row: Mapping[str, Any], key: str | None = None) -> Any:
@@ -52,7 +57,8 @@ class Column:
 
     def value(self, row: Mapping[str, Any]) -> str:
         """Return the number in a policy's metrics as text; – where there is none."""
-        return self.write(self.of(row))
+        sign = _SIGNS.get(self.of(row, self.bound), "") if self.bound else ""
+        return sign + self.write(self.of(row))
 
     def range(self, row: Mapping[str, Any]) -> str:
         """Return its interval as text; empty where there is none, or where it is a point."""
@@ -107,7 +113,8 @@ COLUMNS = (
     ),
     Column(
         "optimality", "optimality", "share of the possible gain in the objective, and its 95\u00a0%"
-        " interval over prompts", write=percent, interval="optimality_ci",
+        " interval over prompts; ≤ where the optimum is not trusted", write=percent,
+        interval="optimality_ci", bound="optimality_bound",
     ),
     Column("kl", "KL", "distance from the SFT model, nats a completion", "KL"),
     _more("kl_sampled", "KL, sampled", "the same from sampled log-ratios: noisier, a check", "KL"),
@@ -115,6 +122,10 @@ COLUMNS = (
     _more(
         "kl_efficiency", "KL efficiency", "the least KL that this reward costs, over the KL paid",
         "KL", write=percent,
+    ),
+    _more(
+        "kl_efficiency_at_least", "KL efficiency, at least", "a floor of it, where the frontier is"
+        " not trusted up to this reward", "KL", write=percent,
     ),
     Column(
         "perplexity", "perplexity", "on held-out human texts; lower remembers more", "text",

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from common.words import first_line
 from pipeline.config import Experiment
 from pipeline.errors import UserError
 from pipeline.lm.generation import Completion
 from pipeline.lm.hardware import best_device
-from pipeline.lm.models import base_of, load_base
+from pipeline.lm.models import EMBEDDED_MODEL, base_of, load_base
 from pipeline.lm.paths import completion_nll
 from pipeline.lm.positions import tokens_taken
 
@@ -60,19 +61,46 @@ class Judge:
         return tuple(ids)
 
 
-def judge(experiment: Experiment) -> Judge | None:
-    """The model that `compare.fluency_model` names; None where none is wanted.
+def named(experiment: Experiment) -> str | None:
+    """The model that `compare.fluency_model` names; None where nothing judges.
 
     ``base`` is what SFT started from: a relative of every policy, but trained on none of what they
     were. Where SFT was left out it would be π_ref itself, so there is none.
+    """
+    name = experiment.compare.fluency_model
+    if name != "base":
+        return name
+    return None if experiment.sft.skip else experiment.model.model_name_or_path
+
+
+def check(experiment: Experiment) -> None:
+    """See, before any work, that a model named in the config is there.
 
     Raises:
-        UserError: there is no such model.
+        UserError: it is not, or is no model.
     """
-    section, name = experiment.model, experiment.compare.fluency_model
-    if name is None or (name == "base" and experiment.sft.skip):
+    name = experiment.compare.fluency_model
+    if name in (None, "base", "toy", EMBEDDED_MODEL):
+        return
+    try:
+        AutoConfig.from_pretrained(name, trust_remote_code=experiment.model.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"compare.fluency_model: {name!r} is no model here or on the hub"
+            f" ({first_line(error)}); give a folder, a hub id, base or null"
+        ) from error
+
+
+def judge(experiment: Experiment) -> Judge | None:
+    """Load the model that :func:`named` names.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    section, name = experiment.model, named(experiment)
+    if name is None:
         return None
-    if name != "base":
+    if experiment.compare.fluency_model != "base":
         section = section.model_copy(update=_OTHER | {"model_name_or_path": name})
     try:
         model, tokenizer = load_base(section, experiment.seed)

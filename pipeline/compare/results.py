@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from common.words import json_able
-from pipeline.compare import best_of_n, rows
+from pipeline.compare import best_of_n, fluency, rows
 from pipeline.compare.evaluate import Evaluation, Metrics
 from pipeline.compare.gains import Bootstrap, Slopes
 from pipeline.compare.intervals import Array
@@ -80,10 +80,8 @@ def _scale(experiment: Experiment, evaluations: Mapping[str, Evaluation]) -> row
 
 def _fluency_model(experiment: Experiment, evaluations: Mapping[str, Evaluation]) -> str | None:
     """What judged the fluency of any policy; None where nothing did."""
-    if all(evaluation.fluency_nll is None for evaluation in evaluations.values()):
-        return None
-    name = experiment.compare.fluency_model
-    return experiment.model.model_name_or_path if name == "base" else name
+    judged = any(evaluation.fluency_nll is not None for evaluation in evaluations.values())
+    return fluency.named(experiment) if judged else None
 
 
 def _differences(

@@ -22,6 +22,8 @@ _PREFERENCE = {
     "chosen_logp_end": "chosen_logp_end",
     "rejected_logp_start": "rejected_logp_start",
     "rejected_logp_end": "rejected_logp_end",
+    "preference_pairs": "pairs",
+    "preference_held_out": "held_out",
 }
 
 

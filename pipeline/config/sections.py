@@ -372,7 +372,7 @@ class CompareSection(Section):
     policies: dict[Name, Name] = Field(default={}, exclude_if=_is_unset)
     """Checkpoints from elsewhere that are measured too, by name: a folder, an adapter's folder, or
     a hub id."""
-    reverse_kl_samples: Annotated[int, Field(ge=0)] = 4
+    reverse_kl_samples: Annotated[int, Field(ge=0)] = 2
     """Of the reference samples of a prompt so many are given to each policy, for KL(π_ref‖π)."""
     fluency_model: Name | None = "base"
     """What finds the answers fluent or not: a folder or a hub id; ``base``, the model that SFT

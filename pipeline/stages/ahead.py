@@ -8,6 +8,7 @@ from dataclasses import fields
 from transformers import PreTrainedTokenizerBase
 
 from common.words import first_line
+from pipeline.compare import fluency
 from pipeline.config import PAIRWISE, Experiment
 from pipeline.config.arguments import target
 from pipeline.config.choices import ppo_evaluates
@@ -48,6 +49,8 @@ def check(experiment: Experiment, stages: Sequence[str]) -> None:
     if learnt and section.preferences_name:
         learns = read_pairs(section.preferences_name, section.column_names(), section.train_split)
         divided(learns, experiment.data_seed, section.preferences_name)
+    if "compare" in todo:
+        fluency.check(experiment)
     for view in on_own:
         data_of = view.data
         assert data_of.preferences_name is not None

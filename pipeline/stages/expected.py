@@ -16,6 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from pipeline.compare import fluency
 from pipeline.config import PAIRWISE, Experiment, is_trained_here
 from pipeline.config.choices import left_out, ppo_evaluates
 from pipeline.data.comparisons import Comparison, load_comparisons
@@ -272,10 +273,14 @@ class Counter:
         against = texts.evaluated * section.samples_per_prompt * policies
         made = texts.evaluated * section.reference_samples + against
         whole = texts.prompt + texts.response
-        kl = 2 * (self._forward(whole) + texts.response * speed.head)
+        read = self._forward(whole) + texts.response * speed.head
+        kl = self._forward(whole, self._upper()) + texts.response * speed.head + read
+        against += texts.evaluated * section.reverse_kl_samples * policies
+        judged = texts.evaluated * fluency.SAMPLES * (policies + 1)
+        judged = judged if fluency.named(self.experiment) else 0
         held = (policies + 1) * texts.heldout * fmean(texts.demonstrations)
         total = self._draw(made) + self._judge(made) + self._judge(made, 1) + against * kl
-        return total + self._forward(held) + held * speed.head
+        return total + judged * read + self._forward(held) + held * speed.head
 
 
 _KNOWN = {

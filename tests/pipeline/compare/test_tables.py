@@ -38,6 +38,14 @@ def test_cells() -> None:
     assert cell("train_seconds", row) == ("–", "")
 
 
+@pytest.mark.parametrize(
+    "bound, sign", [("at most", "≤\u00a0"), ("at least", "≥\u00a0"), (None, "")]
+)
+def test_a_bound_is_told_as_one(bound: str | None, sign: str) -> None:
+    row = {"optimality": 0.5, "optimality_bound": bound}
+    assert cell("optimality", row) == (f"{sign}50\u00a0%", "")
+
+
 def test_columns_with_no_number_are_not_shown() -> None:
     rows = [{"kl": None, "reward": 1.0, "gold_gain": 2.0}, {"kl": 0.5, "train_seconds": 3.0}]
     assert [c.key for c in shown(rows)] == ["reward", "kl", "train_seconds"]
@@ -94,7 +102,8 @@ def test_what_training_left(tmp_path: Path) -> None:
         "cost.json": {"reward_queries": 100, "completions": 100, "tokens": 1500},
         "preference.json": {
             "accuracy": 0.7, "margin": 0.2, "chosen_logp_start": -20.0, "chosen_logp_end": -25.0,
-            "rejected_logp_start": -21.0, "rejected_logp_end": -30.0,
+            "rejected_logp_start": -21.0, "rejected_logp_end": -30.0, "pairs": 64,
+            "held_out": True,
         },
     }  # fmt: skip
     for name, content in files.items():
@@ -107,6 +116,7 @@ def test_what_training_left(tmp_path: Path) -> None:
         0.7,
         0.2,
     )
+    assert (row["preference_pairs"], row["preference_held_out"]) == (64, True)
     assert (row["chosen_logp_change"], row["rejected_logp_change"]) == pytest.approx((-5.0, -9.0))
 
 

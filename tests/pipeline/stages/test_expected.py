@@ -104,9 +104,14 @@ def test_dpo_and_the_comparison(tiny: Path) -> None:
     groups = counter(tiny, "pairs.samples_per_prompt=3").seconds("dpo")
     assert groups == pytest.approx(AROUND + 14 * 3 * (drawn + reference + policy) + 5 * 0.5)
     made, against = 5 * 16 + 2 * 5 * 4, 2 * 5 * 4
-    expected = made * (DRAW + 2 * 20 * 0.1) + against * 2 * (20 * 30 * 0.002 + 16 * 0.005)
+    expected = made * (DRAW + 2 * 20 * 0.1)
+    # KL along their own samples and two of the reference's: of the layers the upper ten twice.
+    expected += (against + 2 * 5 * 2) * (20 * (20 + 2 * 10) * 0.002 + 2 * 16 * 0.005)
+    expected += 3 * 5 * 2 * (20 * 30 * 0.002 + 16 * 0.005)  # fluency
     expected += 3 * 10 * 20 * (30 * 0.002 + 0.005)
     assert counter(tiny).seconds("compare") == pytest.approx(AROUND + expected)
+    without = counter(tiny, "compare.fluency_model=null").seconds("compare")
+    assert without == pytest.approx(AROUND + expected - 30 * (20 * 30 * 0.002 + 16 * 0.005))
 
 
 def test_lengths_are_the_texts(tiny: Path) -> None:
