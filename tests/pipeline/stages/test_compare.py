@@ -379,6 +379,21 @@ def test_a_policy_without_kl_is_measured_in_all_else(
     assert rows[0]["kl"] == {"sft": 0.0, "ppo": None, "dpo": None, "best_of_n": None}
 
 
+def test_every_metric_is_documented_and_no_other(tmp_path: Path, models: Models) -> None:
+    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
+    compare.run(exp)
+    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    tables = page[page.index("## Quality") : page.index("## Examples")]
+    rows = [line for line in tables.splitlines() if line.startswith("| `")]
+    told = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    intervals = {name for row in rows for name in re.findall(r"`(\w+_(?:se|ci))`", row)}
+    for row in read(exp)[0]["methods"].values():
+        assert set(row) - intervals == told
+        assert {name for name in row if name.endswith(("_se", "_ci"))} <= intervals
+    shown = {column.key for column in columns.COLUMNS}
+    assert shown <= told
+
+
 def test_training_records_are_columns(tmp_path: Path, models: Models) -> None:
     exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
     cost = {"reward_queries": 7, "completions": 8, "tokens": 9}
