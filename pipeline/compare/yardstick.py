@@ -110,8 +110,8 @@ class Yardstick:
         bound = None
         if value is not None and lower_bound:
             bound = "at least" if self.trusted else "unclear"
-        elif value is not None and not self.trusted:
-            bound = "at most" if value >= 0 else "at least"
+        elif value and not self.trusted:  # 0 is 0 of any room
+            bound = "at most" if value > 0 else "at least"
         interval = ratio_interval(gain, room, resamples, seed)
         return {"optimality": value, "optimality_ci": interval, "optimality_bound": bound}
 

@@ -120,9 +120,7 @@ def test_the_files_of_a_comparison(
     assert all(set(row) >= KEYS for row in results["methods"].values())
     betas = [point["beta"] for point in results["frontier"]]
     assert betas == sorted({*exp.compare.frontier_betas, 1.0})
-    assert set(results["frontier"][0]) >= {"beta", "reward", "kl", "ess", "reward_ci", "reward_2"}
-    # 12 prompts are too few to trust an interval of.
-    assert not any(point["trusted"] for point in results["frontier"]) and not details["trusted"]
+    assert set(results["frontier"][0]) >= {"beta", "reward", "kl", "ess", "trusted"}
 
     sft, ppo, best = (results["methods"][name] for name in ("sft", "ppo", "best_of_n"))
     assert (sft["optimality"], sft["optimality_ci"], sft["kl"]) == (0.0, [0.0, 0.0], 0.0)
