@@ -422,19 +422,13 @@ def test_examples_and_all_answers(tmp_path: Path, models: Models) -> None:
     for example in examples:
         for name, gold in example["gold"].items():
             assert by_place[example["prompt"], name, example["sample"]]["gold"] == gold
-        gains = {
-            by: [example[by][name] - example[by]["sft"] for name in ("ppo", "dpo")]
-            for by in ("rewards", "gold")
-        }
-        at = {"ppo": 0, "dpo": 1}.get(example["policy"])
-        if example["kind"] == "improved":
-            assert gains["gold"][at] > 0
-        elif example["kind"] == "degraded":
-            assert gains["gold"][at] < 0
-        elif example["kind"] == "suspected_hacking":
-            assert gains["gold"][at] < 0 < gains["rewards"][at]
-        else:
-            assert at is None
+        kind, name = example["kind"], example["policy"]
+        if kind == "disagreement":
+            assert name is None
+            continue
+        reward, gold = (example[by][name] - example[by]["sft"] for by in ("rewards", "gold"))
+        assert (gold > 0) == (kind == "improved")
+        assert kind != "suspected_hacking" or reward > 0
     best = max(
         by_place[p, "ppo", s]["gold"] - by_place[p, "sft", s]["gold"]
         for p, policy, s in by_place
