@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import json
 import math
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,100 +11,31 @@ import pytest
 from common.files import read_json
 from pipeline.compare import best_of_n, columns, frontier
 from pipeline.compare.evaluate import Evaluation
-from pipeline.config import CompareSection, Experiment, RewardSection, TrackingSection
+from pipeline.config import Experiment, RewardSection
 from pipeline.data.toy import toy_language_model, toy_texts, toy_tokenizer
 from pipeline.errors import UserError
 from pipeline.lm.models import prepare
 from pipeline.report import page
 from pipeline.stages import compare
 from pipeline.stages.reward_sources import judge_is_proxy
+from tests.pipeline.stages.compared import (
+    PROMPTS,
+    Models,
+    checkpoints,
+    evaluation,
+    experiment,
+    read,
+)
 
 KEYS = {
     "reward", "gold", "gold_positive", "kl", "objective", "optimality", "optimality_ci",
     "perplexity", "distinct_2", "length", "ended",
 }  # fmt: skip
-PROMPTS = 12
-
-
-def experiment(folder: Path, **compare_section: Any) -> Experiment:
-    section: dict[str, Any] = {
-        "samples_per_prompt": 4,
-        "reference_samples": 16,
-        "best_of_n": 4,
-        "bootstrap": 60,
-    }
-    return Experiment(
-        output_dir=folder,
-        reward=RewardSection(source="rules.py:length"),
-        compare=CompareSection(**(section | compare_section)),
-        tracking=TrackingSection(report_to=[], log_samples=0),
-    )
-
-
-def evaluation(method: str, m: int, shift: float, kl: float) -> Evaluation:
-    rng = np.random.default_rng(len(method) + m)
-    count = PROMPTS * m
-    rewards = rng.normal(shift, 2.0, count)
-    return Evaluation(
-        prompts=[f"prompt {i}" for i in range(PROMPTS)],
-        samples_per_prompt=m,
-        texts=[f"{method} text {i} {i % 3}" for i in range(count)],
-        lengths=[3 + i % 4 for i in range(count)],
-        ended=[i % 5 > 0 for i in range(count)],
-        proxy=rewards.tolist(),
-        gold=(rewards / 2 + rng.normal(0, 0.5, count)).tolist(),
-        kl=(kl * rng.uniform(0.5, 1.5, count)).tolist(),
-        nll=40.0 + shift,
-        nll_tokens=20,
-    )
-
-
-class Models:
-    """Stands in for checkpoints, rewards and sampling; counts what is evaluated."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.evaluated: list[str] = []
-        self.killed_at: str | None = None
-        monkeypatch.setattr(compare, "load_checkpoint", lambda path, dtype: (str(path), None))
-        monkeypatch.setattr(compare, "proxy_reward", lambda experiment: None)
-        monkeypatch.setattr(compare, "gold_reward", lambda experiment: None)
-        monkeypatch.setattr(
-            compare,
-            "load_data",
-            lambda experiment: type("Data", (), {"eval_prompts": [], "heldout": []}),
-        )
-        monkeypatch.setattr(compare, "judge", lambda experiment: None)
-        monkeypatch.setattr(compare, "evaluate_policy", self.evaluate)
-
-    def evaluate(self, policy: str, tokenizer: Any, reference: str, *args: Any, **kwargs: Any):
-        method = Path(policy).parent.name
-        if method == self.killed_at:
-            raise KeyboardInterrupt
-        assert Path(reference).parent.name == "sft"
-        self.evaluated.append(method)
-        known = {"sft": (0.0, 0.0), "ppo": (2.0, 0.9), "dpo": (1.5, 1.0)}
-        shift, kl = known.get(method, (1.0, 0.5))
-        return evaluation(method, kwargs["samples_per_prompt"], shift, kl)
 
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> Models:
     return Models(monkeypatch)
-
-
-def checkpoints(exp: Experiment, *methods: str) -> Experiment:
-    for method in methods:
-        folder = exp.stage_dir(method) / "model"
-        folder.mkdir(parents=True)
-        (folder / "config.json").write_text("{}")
-    return exp
-
-
-def read(exp: Experiment) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    folder = exp.stage_dir("compare")
-    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return read_json(folder / "results.json"), read_json(folder / "details.json"), rows
 
 
 def test_the_files_of_a_comparison(
@@ -353,86 +282,3 @@ def test_a_new_policy_is_a_line_of_the_config(
     assert [line.split(",")[:3] for line in lines[1:4]] == [
         ["sft", "SFT", "reference"], ["ppo", "PPO", "trained"], ["probe", "probe", "trained"],
     ]  # fmt: skip
-
-
-def test_a_policy_without_kl_is_measured_in_all_else(
-    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As one with another tokenizer than π_ref's has none."""
-
-    def measured(policy: str, *args: Any, **kwargs: Any) -> Evaluation:
-        found = models.evaluate(policy, *args, **kwargs)
-        return found if Path(policy).parent.name == "sft" else replace(found, kl=[])
-
-    monkeypatch.setattr(compare, "evaluate_policy", measured)
-    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
-    compare.run(exp)
-    results, details, rows = read(exp)
-    ppo = results["methods"]["ppo"]
-    none = ("kl", "objective", "objective_gain", "optimality", "kl_efficiency", "reverse_kl")
-    assert all(ppo[name] is None for name in none)
-    for name in ("reward_gain", "gold_gain", "win_rate_gold", "length_controlled_reward"):
-        assert ppo[f"{name}_ci"][0] < ppo[name] < ppo[f"{name}_ci"][1]
-    assert details["differences"] == []
-    assert rows[0]["kl"] == {"sft": 0.0, "ppo": None, "dpo": None, "best_of_n": None}
-
-
-def test_every_metric_is_documented_and_no_other(tmp_path: Path, models: Models) -> None:
-    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
-    compare.run(exp)
-    page = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    tables = page[page.index("## Quality") : page.index("## Examples")]
-    rows = [line for line in tables.splitlines() if line.startswith("| `")]
-    told = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
-    intervals = {name for row in rows for name in re.findall(r"`(\w+_(?:se|ci))`", row)}
-    for row in read(exp)[0]["methods"].values():
-        assert set(row) - intervals == told
-        assert {name for name in row if name.endswith(("_se", "_ci"))} <= intervals
-    shown = {column.key for column in columns.COLUMNS}
-    assert shown <= told
-
-
-def test_training_records_are_columns(tmp_path: Path, models: Models) -> None:
-    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
-    cost = {"reward_queries": 7, "completions": 8, "tokens": 9}
-    (exp.stage_dir("dpo") / "cost.json").write_text(json.dumps(cost))
-    compare.run(exp)
-    methods = read(exp)[0]["methods"]
-    assert methods["dpo"]["train_reward_queries"] == 7
-    assert methods["ppo"]["train_reward_queries"] is None
-    assert methods["best_of_n"]["answer_reward_queries"] == exp.compare.best_of_n
-    assert methods["ppo"]["answer_reward_queries"] == 0
-
-
-def test_examples_and_all_answers(tmp_path: Path, models: Models) -> None:
-    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
-    compare.run(exp)
-    folder = exp.stage_dir("compare")
-    lines = (folder / "samples_all.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    assert (
-        len(rows) == PROMPTS * 4 * 4
-    )  # as many of SFT, though it has 16; four blocks of best-of-4
-    assert {row["policy"] for row in rows} == {"sft", "ppo", "dpo", "best_of_n"}
-    by_place = {(r["prompt"], r["policy"], r["sample"]): r for r in rows}
-    examples = read_json(folder / "examples.json")
-    assert {e["kind"] for e in examples} == {
-        "improved", "degraded", "suspected_hacking", "disagreement",
-    }  # fmt: skip
-    for example in examples:
-        for name, gold in example["gold"].items():
-            assert by_place[example["prompt"], name, example["sample"]]["gold"] == gold
-        kind, name = example["kind"], example["policy"]
-        if kind == "disagreement":
-            assert name is None
-            continue
-        reward, gold = (example[by][name] - example[by]["sft"] for by in ("rewards", "gold"))
-        assert (gold > 0) == (kind == "improved")
-        assert kind != "suspected_hacking" or reward > 0
-    best = max(
-        by_place[p, "ppo", s]["gold"] - by_place[p, "sft", s]["gold"]
-        for p, policy, s in by_place
-        if policy == "ppo"
-    )
-    first = next(e for e in examples if (e["kind"], e["policy"]) == ("improved", "ppo"))
-    assert first["gold"]["ppo"] - first["gold"]["sft"] == best
