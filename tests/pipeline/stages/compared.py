@@ -14,7 +14,7 @@ from pipeline.compare.evaluate import Evaluation
 from pipeline.config import CompareSection, Experiment, RewardSection, TrackingSection
 from pipeline.stages import compare
 
-PROMPTS = 12
+PROMPTS = 40
 
 
 def experiment(folder: Path, **compare_section: Any) -> Experiment:

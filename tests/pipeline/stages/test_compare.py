@@ -44,7 +44,7 @@ def test_the_files_of_a_comparison(
     exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
     compare.run(exp)
     results, details, rows = read(exp)
-    assert (results["beta"], results["prompts"], results["samples_per_prompt"]) == (1.0, 12, 4)
+    assert (results["beta"], results["prompts"], results["samples_per_prompt"]) == (1.0, PROMPTS, 4)
     assert list(results["methods"]) == ["sft", "ppo", "dpo", "best_of_n"]
     assert all(set(row) >= KEYS for row in results["methods"].values())
     betas = [point["beta"] for point in results["frontier"]]
@@ -54,7 +54,7 @@ def test_the_files_of_a_comparison(
     sft, ppo, best = (results["methods"][name] for name in ("sft", "ppo", "best_of_n"))
     assert (sft["optimality"], sft["optimality_ci"], sft["kl"]) == (0.0, [0.0, 0.0], 0.0)
     assert sft["kl_efficiency"] is None and best["perplexity"] is None
-    assert sft["samples"] == 12 * 16 and ppo["samples"] == 12 * 4
+    assert sft["samples"] == PROMPTS * 16 and ppo["samples"] == PROMPTS * 4
     assert sft["perplexity"] == pytest.approx(math.exp(2.0))
 
     assert [row["n"] for row in details["optimum"]] == [8, 16]
@@ -173,7 +173,8 @@ def test_a_method_that_was_not_trained_is_left_out(
 def test_without_a_price_of_kl_there_is_no_optimum(
     tmp_path: Path, models: Models, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
+    # As many samples as a frontier that is drawn needs.
+    exp = checkpoints(experiment(tmp_path, reference_samples=64), "sft", "ppo", "dpo")
     exp = exp.model_copy(update={"beta": 0.0})
     compare.run(exp)
     results, details, _ = read(exp)
