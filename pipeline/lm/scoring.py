@@ -277,18 +277,24 @@ def token_statistics(
 ) -> TokenStatistics:
     """Both models' log-probabilities of ``targets``, π's entropy and the exact KL(π‖π_ref).
 
-    Each model's logits are computed once, a chunk at a time.
+    Each model's logits are computed once, a chunk at a time. Where π has ids that π_ref has not,
+    it is taken given that none of them is drawn; where π_ref has more, π never draws those.
 
     Args:
         hidden, ref_hidden: ``(N, d)`` final hidden states of policy and reference.
-        targets: ``(N,)`` tokens.
+        targets: ``(N,)`` tokens that both have.
     """
     pieces = []
     for ours, theirs, tokens in zip(
         hidden.split(chunk), ref_hidden.split(chunk), targets.split(chunk), strict=True
     ):
-        logps = _logits(ours, head, temperature).log_softmax(-1)
+        own_logits = _logits(ours, head, temperature)
         ref_logps = _logits(theirs, ref_head, temperature).log_softmax(-1)
+        if own_logits.shape[-1] != ref_logps.shape[-1]:
+            common = min(own_logits.shape[-1], ref_logps.shape[-1])
+            own_logits, ref_logps = own_logits[:, :common], ref_logps[:, :common]
+        logps = own_logits.log_softmax(-1)
+        del own_logits
         chosen = (x.gather(-1, tokens[:, None]).squeeze(-1) for x in (logps, ref_logps))
         p = logps.exp()
         entropy = -(p * logps).sum(-1)
