@@ -35,6 +35,7 @@ TOOLS = {
         "proxy and gold as optimisation goes on: best-of-n, PPO, ensembles",
         "pipeline.overoptimise.command",
     ),
+    "play": ("what each policy makes of a prompt, with rewards and KL", "pipeline.play.command"),
     "inspect": ("a page that shows a PPO rollout token by token", "pipeline.report.inspection"),
 }
 PREVIEW = "pipeline.preview"

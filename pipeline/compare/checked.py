@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,11 +57,12 @@ def _check_tokens(
 ) -> None:
     """Refuse a tokenizer that gives tokens which the model has no embedding for, or none at all."""
     for row, prompt in enumerate(prompts):
-        ids = encode_prompt(tokenizer, prompt)
+        ids: Any = tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else None
+        ids = encode_prompt(tokenizer, prompt) if ids is None else ids
         if not str(tokenizer.decode(list(ids), skip_special_tokens=True)).strip():
             raise UserError(
-                f"its tokenizer makes nothing but special tokens of evaluation prompt {row}; give"
-                " the tokenizer that the model was trained with"
+                f"its tokenizer makes no text tokens of evaluation prompt {row}; give the tokenizer"
+                " that the model was trained with"
             )
         _check_ids(tokenizer, size, ids)
     for text in texts:

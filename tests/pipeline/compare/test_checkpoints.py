@@ -316,6 +316,15 @@ def larger_tokenizer(root: Path) -> Path:
     return saved(lively("llama"), root / "theirs", tokenizer)
 
 
+def unreadable() -> PreTrainedTokenizerFast:
+    """A tokenizer that drops every word, as one that is loaded as another class may do."""
+    content = json.loads(toy_tokenizer().backend_tokenizer.to_str())
+    content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "."}, "content": ""}
+    made = toy_tokenizer()
+    made._tokenizer = Tokenizer.from_str(json.dumps(content))
+    return made
+
+
 def two_in_one(root: Path) -> Path:
     folder = lora(root)
     return saved(lively("llama"), folder)
@@ -365,6 +374,10 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an encoder": (encoder, "its tokens see those after them"),
     "a translator": (translator, "cannot be loaded: Unrecognized configuration class"),
     "no tokenizer": (lambda root: llama(root, tokenizer=False), "holds no tokenizer"),
+    "a tokenizer of other letters": (
+        lambda root: saved(lively("llama"), root / "theirs", unreadable()),
+        "its tokenizer makes no text tokens of evaluation prompt 0",
+    ),
     "a larger tokenizer": (larger_tokenizer, r"but the model has 144 embeddings"),
     "a run's folder": (run_folder, r"holds neither config.json nor .*; give .*theirs/model"),
     "a file": (lambda root: llama(root) / "model.safetensors", "is a file; give the folder"),
