@@ -67,6 +67,7 @@ ORDER: list[str] = [
     "pipeline.certify",
     "pipeline.label",
     "pipeline.judging",
+    "pipeline.play",
     "pipeline.cli",
     "pipeline.__main__",
 ]
