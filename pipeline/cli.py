@@ -6,6 +6,7 @@ import argparse
 import difflib
 import importlib
 import importlib.metadata
+import json
 import os
 import signal
 import sys
@@ -71,6 +72,7 @@ def _epilog() -> str:
             "  rlhf run --config configs/quickstart.yaml seed=1 output_dir=runs/seed-1",
             "  rlhf sft --config configs/quickstart.yaml model.model_name_or_path=gpt2",
             "  rlhf ppo --config configs/quickstart.yaml ppo.learning_rate=1e-5 --overwrite",
+            "  rlhf compare --config configs/quickstart.yaml --policy theirs=path/to/checkpoint",
             "  accelerate launch scripts/ppo.py --config configs/quickstart.yaml",
             "",
             "environment: RLHF_CACHE (folder for fetched models and data), RLHF_VERBOSE=1 (the",
@@ -102,6 +104,11 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"
     )
     parser.add_argument(
+        "--policy", action="append", default=[], type=_named, metavar="NAME=PATH",
+        help="with compare or run: measure this checkpoint too, a folder, an adapter's folder or a"
+        " hub id (compare.policies); may be given several times",
+    )  # fmt: skip
+    parser.add_argument(
         "--overwrite",
         action="store_true",
         help="remove and redo the stage and what was made from it (with `run`: only stages that"
@@ -109,6 +116,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     return parser
+
+
+def _named(text: str) -> str:
+    """A checkpoint from elsewhere as the setting that it is."""
+    name, equals, path = text.partition("=")
+    if not (name.strip() and equals and path.strip()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=PATH")
+    if "." in name or "[" in name:
+        raise argparse.ArgumentTypeError(
+            f"{name!r}: such a name is for the file; leave out the dot"
+        )
+    return f"compare.policies.{name.strip()}={json.dumps(path.strip())}"
 
 
 def _check_command(command: str, policies: Mapping[str, str]) -> None:
@@ -143,7 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if not arguments.config.exists():
             _check_command(arguments.command, stages.DEFAULT_POLICIES)
-        experiment = load_experiment(arguments.config, arguments.overrides)
+        if arguments.policy and arguments.command not in ("compare", "run"):
+            raise UserError("--policy: is for compare and run; leave it out")
+        given = [*arguments.overrides, *arguments.policy]
+        experiment = load_experiment(arguments.config, given)
         _check_command(arguments.command, experiment.methods())
         if arguments.command == "data":
             importlib.import_module(PREVIEW).show(experiment)

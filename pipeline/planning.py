@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.longer import only_longer, why_not
 from pipeline.output.work import holds_work
 from pipeline.provenance import (
+    ELSEWHERE,
     UNSET,
     Difference,
     Record,
@@ -159,7 +160,10 @@ def _despite(experiment: Experiment, stage: str, record: Record, found: list[Dif
     if record["status"] == "started" and not holds_work(folder):
         return "anew"
     # Other policies to compare: those measured stay measured.
-    others = all(f.part == "upstream" and UNSET in (f.before, f.now) for f in found)
+    others = all(
+        f.key.startswith(ELSEWHERE) or (f.part == "upstream" and UNSET in (f.before, f.now))
+        for f in found
+    )
     if others and stage == "compare":
         return "resume"
     row, view = experiment.stage(stage), experiment.of(stage)

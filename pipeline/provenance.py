@@ -18,12 +18,15 @@ from typing import Any
 from common.words import flatten
 from pipeline.config import OVER_SFT, PAIRWISE, Experiment, RewardPart, stages
 from pipeline.config.choices import left_out, trains
-from pipeline.config.content import content_hash
+from pipeline.config.content import checkpoint_hash, content_hash
 from reward_models.loading import kind_of
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "rlhf-pipeline")
 Record = dict[str, Any]
 """What a stage's stage.json holds."""
+
+ELSEWHERE = "compare.policies."
+"""What keys begin with that name checkpoints from elsewhere."""
 
 # What PPO's settings were where a config left them unset, before their defaults were others.
 _FORMER: dict[str, Any] = {"ppo.lam": 0.95}
@@ -55,6 +58,7 @@ def named_files(experiment: Experiment) -> dict[str, str | None]:
         **_sources("reward.gold", reward.gold),
         "reward.encoder": None if reward.encoder == OVER_SFT else reward.encoder,
         "compare.fluency_model": None if fluency == "base" else fluency,
+        **{f"{ELSEWHERE}{name}": path for name, path in experiment.compare.policies.items()},
     }
 
 
@@ -156,7 +160,10 @@ def stage_inputs(
     for name, needs in upstream(experiment, there).items():
         stage, own = _configured(experiment, name), experiment.of(name)
         settings = _settings(own.model_dump(mode="json"))
-        hashes = {key: hash_of(named) for key, named in named_files(own).items()}
+        hashes = {
+            key: checkpoint_hash(str(named)) if key.startswith(ELSEWHERE) else hash_of(named)
+            for key, named in named_files(own).items()
+        }
         reads = _keys(stage)
         made: dict[str, Any] = {
             "config": {

@@ -51,11 +51,12 @@ def stage_function(stage: str) -> StageFunction:
 
 
 def check_ahead(experiment: Experiment, stages: Sequence[str]) -> None:
-    """UserError where the person's own data cannot be what ``stages`` read."""
+    """UserError where the person's own data or checkpoints cannot be what ``stages`` read."""
     data = experiment.data
     named = [data.dataset_name, data.prompts_name, data.preferences_name]
     named += [policy.preferences_name for policy in experiment.policies.values()]
-    if stages and any(name and not _of_the_project(name) for name in named):
+    elsewhere = "compare" in stages and experiment.compare.policies
+    if elsewhere or (stages and any(name and not _of_the_project(name) for name in named)):
         importlib.import_module(AHEAD).check(experiment, stages)
 
 

@@ -64,14 +64,21 @@ def other_tokens(
 
 def same_encoding(
     tokenizer: PreTrainedTokenizerBase,
-    ref_tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
+    ref_tokenizer: PreTrainedTokenizerBase,
+    ref_texts: Sequence[str],
 ) -> bool:
-    """True where both make the same tokens of ``texts``, so that perplexities can be compared."""
+    """True where both make the same tokens of their texts, so that perplexities can be compared.
+
+    Args:
+        texts, ref_texts: the same demonstrations, conversations as each one's template writes them.
+    """
     if tokenizer.eos_token_id != ref_tokenizer.eos_token_id:
         return False
-    encoded = [t(list(texts), verbose=False)["input_ids"] for t in (tokenizer, ref_tokenizer)]
-    return not texts or encoded[0] == encoded[1]
+    if not texts:
+        return True
+    encoded = tokenizer(list(texts), verbose=False)["input_ids"]
+    return encoded == ref_tokenizer(list(ref_texts), verbose=False)["input_ids"]
 
 
 def _by_id(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.compare.alike import beyond_reference
 from pipeline.compare.fluency import SAMPLES as FLUENCY_SAMPLES
 from pipeline.compare.fluency import Judge
 from pipeline.compare.intervals import Array
@@ -45,7 +46,8 @@ class Evaluation:
         proxy: their reward, the one that was optimised.
         gold: the judge's score, which was not.
         kl: KL(π‖π_ref) along each path, nats per completion; empty where it was not measured.
-        nll: total nats of the held-out texts under the policy. nll_tokens: their tokens.
+        nll: total nats of the held-out texts under the policy. nll_tokens: their tokens; none
+            where they are others than the reference's.
         parts: the scores of the proxy's parts by their names, where it is a sum of several; None
             for a sample that one does not apply to.
 
@@ -59,6 +61,7 @@ class Evaluation:
         fluency_samples: f: of each prompt's samples the first f were given to the fluency model.
         fluency_nll: its −log p(text | prompt) of these, P·f, in nats. fluency_tokens: their tokens
             by its own tokenizer.
+        note: what is to be told beside the numbers, as why there is no KL.
     """
 
     prompts: list[str]
@@ -79,6 +82,7 @@ class Evaluation:
     fluency_samples: int | None = None
     fluency_nll: list[float] | None = None
     fluency_tokens: list[int] | None = None
+    note: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields, as JSON can hold them; floats keep every bit."""
@@ -106,19 +110,21 @@ def evaluate_policy(
     kept: Path,
     written: Sequence[Completion] = (),
     fluency: Judge | None = None,
+    why_no_kl: str | None = None,
 ) -> Evaluation:
     """Sample ``policy`` at temperature 1 and score the samples.
 
     Args:
         reference: π_ref. The policy itself there means KL 0, which needs no forward pass; None
             that there is no KL, as between two tokenizers.
-        heldout: texts for perplexity.
+        heldout: texts for perplexity; none leave it out.
         proxy, gold: score completions; the same object scores once.
         batch_size: completions generated, and scored, at once.
         label: opens the lines of progress.
         kept: file that holds the samples until everything is measured; read where it is there.
         written: π_ref's samples to the same prompts, equally many each, for KL(π_ref‖π).
         fluency: the model that finds the texts likely or not.
+        why_no_kl: where the reference is None, the reason.
 
     Raises:
         UserError: a prompt leaves the model no room for a completion, or has not the columns that
@@ -143,8 +149,15 @@ def evaluate_policy(
         keep_samples(kept, completions)
     scores = score(proxy, completions, batch_size, f"{label}: reward")
     judged = scores if gold is proxy else score(gold, completions, batch_size, f"{label}: gold")
+    note = None
+    if reference is not None and policy is not reference:
+        why_no_kl, note = beyond_reference(policy, reference, completions)
+    if why_no_kl is not None:
+        reference, note = None, f"no KL: {why_no_kl}"
     kl = _kl(policy, reference, completions, written, len(prompts), label)
-    nll, nll_tokens = text_nll(policy, tokenizer, heldout)
+    nll, nll_tokens = text_nll(policy, tokenizer, heldout) if heldout else (0.0, 0)
+    if why_no_kl is not None and not heldout:
+        note = f"{note}; no perplexity: its tokens of the held-out texts are others"
     return Evaluation(
         prompts=[c.prompt for c in completions[::samples_per_prompt]],
         samples_per_prompt=samples_per_prompt,
@@ -156,6 +169,7 @@ def evaluate_policy(
         nll=nll,
         nll_tokens=nll_tokens,
         parts=scores.parts,
+        note=note,
         **kl,
         **_fluency(fluency, completions, samples_per_prompt, label),
     )
@@ -178,7 +192,8 @@ def _kl(
         return {"kl": nothing, "logratio": nothing, "ref_logratio": nothing, **same}
     own = path_statistics(policy, reference, completions, label=f"{label}: KL")
     found: dict[str, Any] = {"kl": own.kl, "logratio": own.logratio}
-    if written:
+    size = policy.config.get_text_config().vocab_size
+    if written and max(max(c.prompt_ids + c.completion_ids) for c in written) < size:
         theirs = path_statistics(reference, policy, written, label=f"{label}: reverse KL")
         found |= {"ref_samples": len(written) // prompts, "ref_kl": theirs.kl}
         found["ref_logratio"] = [-ratio for ratio in theirs.logratio]

@@ -33,6 +33,7 @@ class Method:
             objective a lower one.
         method: how it was trained, by the name of the method; empty where no stage did.
         beta: the KL coefficient it was trained with. seed: of its training.
+        note: what is to be told beside its numbers, as why it has no KL.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Method:
     method: str = ""
     beta: float | None = None
     seed: int | None = None
+    note: str | None = None
 
     @property
     def reference(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -26,7 +27,11 @@ def compare(
     """
     section, beta = experiment.compare, experiment.beta
     scale = _scale(experiment, evaluations)
-    measured = [m for m in named(experiment) if m.name in evaluations or m.kind == "choice"]
+    measured = [
+        replace(m, note=evaluations[m.name].note) if m.name in evaluations else m
+        for m in named(experiment)
+        if m.name in evaluations or m.kind == "choice"
+    ]
     metrics: dict[str, Metrics] = {}
     objectives: dict[str, Array] = {}  # of those with KL
     for method in measured:

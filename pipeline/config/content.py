@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 from collections.abc import Container
 from pathlib import Path
 
@@ -65,3 +66,17 @@ def content_hash(name: str | None, without: Container[str] = ()) -> str | None:
         if not hidden and str(relative) not in without:
             digest.update(f"{relative.as_posix()}\0{_hash_file(file)}\n".encode())
     return digest.hexdigest()
+
+
+def checkpoint_hash(source: str) -> str | None:
+    """sha256 of a checkpoint on this machine, an adapter's with its base; None for a hub id."""
+    digest = content_hash(source)
+    try:
+        adapter = Path(source).expanduser() / "adapter_config.json"
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        below = content_hash(base)
+    except (OSError, ValueError, KeyError, TypeError):  # no adapter, or one that is refused
+        return digest
+    if digest is None or below is None:
+        return digest
+    return hashlib.sha256(f"{digest}\n{below}".encode()).hexdigest()

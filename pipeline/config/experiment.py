@@ -288,7 +288,7 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
         )
     for name in compare.policies:
         problem = name_problem(name)
-        if name in experiment.policies:
+        if name.lower() in {policy.lower() for policy in experiment.policies}:
             problem = f"{name!r} is a policy of this experiment; choose another name"
         if problem:
             yield f"compare.policies.{name}", problem

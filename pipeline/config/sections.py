@@ -359,8 +359,6 @@ class SimPOSection(TrainerSection):
 class CompareSection(Section):
     """How the finished policies are measured."""
 
-    policies: Annotated[dict[Name, Name], Field(exclude_if=_is_unset)] = {}
-    """Checkpoints from elsewhere beside them: a name to a folder or hub id."""
     samples_per_prompt: Count = 8
     reference_samples: Annotated[int, Field(ge=2)] = 64
     """Reference samples a prompt, for the optimum, the frontier and best-of-N."""

@@ -144,7 +144,7 @@ def _finished(experiment: Experiment) -> dict[str, Path]:
 
     return {
         method.name: experiment.stage_dir(method.stage) / "model"
-        for method in methods.METHODS
+        for method in methods.named(experiment)
         if method.stage is not None
     }
 

@@ -21,6 +21,7 @@ from pipeline.data.tally import tell
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.errors import UserError
 from pipeline.lm.scored import check_columns
+from pipeline.stages import elsewhere
 from pipeline.stages.reward_sources import PARTS, source_reward, sources_of
 from pipeline.stages.tokens import learnt_tokens
 
@@ -31,7 +32,8 @@ def check(experiment: Experiment, stages: Sequence[str]) -> None:
     The project's own texts are not read: nothing about them is to be found out.
 
     Raises:
-        UserError: A file cannot be used, or not with this tokenizer or these limits.
+        UserError: A file cannot be used, or not with this tokenizer or these limits; or a
+            checkpoint from elsewhere cannot be measured.
     """
     section, todo = experiment.data, set(stages)
     policies = [experiment.of(name) for name in experiment.methods() if name in todo]
@@ -56,6 +58,8 @@ def check(experiment: Experiment, stages: Sequence[str]) -> None:
         assert data_of.preferences_name is not None
         read = read_pairs(data_of.preferences_name, data_of.column_names(), data_of.train_split)
         check_pairs(view, read, load_tokenizer(experiment.model))
+    if "compare" in todo and experiment.compare.policies:
+        elsewhere.check(experiment, load_data(experiment, labels=False))
 
 
 def _own_pairs(view: Experiment) -> bool:

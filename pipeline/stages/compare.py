@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.files import read_json, write_json, write_text
 from pipeline.compare import examples, methods
+from pipeline.compare.alike import other_tokens, same_encoding
 from pipeline.compare.evaluate import Evaluation, evaluate_policy
 from pipeline.compare.fluency import judge
 from pipeline.compare.methods import Method
@@ -29,7 +31,7 @@ from pipeline.compare.telling import show
 from pipeline.config import Experiment
 from pipeline.config.choices import left_out
 from pipeline.data.records import Prompt
-from pipeline.data.splits import load_data
+from pipeline.data.splits import ExperimentData, load_data
 from pipeline.errors import UserError
 from pipeline.lm.generation import Completion
 from pipeline.lm.hardware import policy_dtype
@@ -38,9 +40,12 @@ from pipeline.lm.models import load_checkpoint
 from pipeline.output.console import is_main_process, say
 from pipeline.output.metrics_file import read_metrics
 from pipeline.report import figures
-from pipeline.stages import tracking
+from pipeline.stages import elsewhere, tracking
 from pipeline.stages.heldout import whole_texts
 from pipeline.stages.reward_sources import gold_reward, judge_is_proxy, proxy_reward
+
+Policy = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+"""A model and its tokenizer."""
 
 
 @tracking.tracked("compare")
@@ -81,25 +86,27 @@ def _lines(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def measure(experiment: Experiment) -> dict[str, Evaluation]:
-    """What each policy on disk makes of the evaluation prompts, by method, π_ref first.
+    """What each policy makes of the evaluation prompts, by its name, π_ref first.
 
-    Sampling depends on nothing but the seed, the policy and the prompts, so a method measured
+    Sampling depends on nothing but the seed, the policy and the prompts, so a policy measured
     before an interruption is read back instead; and all policies share their random numbers, which
     takes luck out of the differences between them.
     """
-    folders, reference = _checkpoints(experiment), methods.reference()
+    folders, reference = _trained(experiment), methods.reference()
     for stage, why in left_out(experiment).items():
         folders = {method: folder for method, folder in folders.items() if method.stage != stage}
         say(f"compare: {stage} is left out ({why})")
-    present = [m for m, folder in folders.items() if (folder / "config.json").is_file()]
-    if reference not in present:
+    there = {m for m, folder in folders.items() if (folder / "config.json").is_file()}
+    if reference not in there:
         raise UserError(
             f"{folders[reference]}: there is no {reference.title} model to compare with; run"
             f" `rlhf {reference.stage}` with this config first"
         )
     for method, folder in folders.items():
-        if method not in present:
+        if method not in there:
             say(f"compare: {folder} is not there, so {method.name} is left out")
+    named = methods.named(experiment)
+    present = [m for m in named if m in there or m.kind == "checkpoint"]
     missing = [method for method in present if not _work(experiment, method).is_file()]
     if missing:
         _measure_missing(experiment, missing)
@@ -109,22 +116,19 @@ def measure(experiment: Experiment) -> dict[str, Evaluation]:
 def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
     """Evaluate ``missing`` and keep each as soon as it is there; one policy at a time in memory."""
     data, section = load_data(experiment), experiment.compare
-    folders = _checkpoints(experiment)
-    dtype = policy_dtype(experiment.model)
     proxy = proxy_reward(experiment)
     gold = proxy if judge_is_proxy(experiment) else gold_reward(experiment)
-    reference, tokenizer = load_checkpoint(folders[methods.reference()], dtype)
+    folder = _trained(experiment)[methods.reference()]
+    reference = load_checkpoint(folder, policy_dtype(experiment.model))
     fluency = judge(experiment)
     for method in missing:
-        policy = reference
-        if not method.reference:
-            policy, tokenizer = load_checkpoint(folders[method], dtype)
+        policy, tokenizer, texts, why_no_kl = _loaded(experiment, method, reference, data)
         evaluation = evaluate_policy(
             policy,
             tokenizer,
-            reference,
+            reference[0] if why_no_kl is None else None,
             data.eval_prompts,
-            whole_texts(data.heldout, tokenizer),
+            texts,
             proxy=proxy,
             gold=gold,
             samples_per_prompt=(
@@ -137,7 +141,10 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
             kept=_samples(experiment, method),
             written=() if method.reference else _written(experiment, data.eval_prompts),
             fluency=fluency,
+            why_no_kl=why_no_kl,
         )
+        if evaluation.note:
+            say(f"compare: {method.name}: {evaluation.note}")
         write_json(_work(experiment, method), evaluation.to_json())
         if not method.reference:
             _samples(experiment, method).unlink(missing_ok=True)
@@ -145,6 +152,23 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _loaded(
+    experiment: Experiment, method: Method, reference: Policy, data: ExperimentData
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str], str | None]:
+    """A policy and its tokenizer, the texts for its perplexity, and why it has no KL."""
+    if method.kind != "checkpoint":
+        dtype, folder = policy_dtype(experiment.model), _trained(experiment)[method]
+        policy = reference if method.reference else load_checkpoint(folder, dtype)
+        return *policy, whole_texts(data.heldout, policy[1]), None
+    policy, tokenizer = elsewhere.load(experiment, method.name)
+    texts = whole_texts(data.heldout, tokenizer)
+    why = other_tokens(policy, tokenizer, *reference, data.eval_prompts)
+    # Perplexity over other tokens is no number beside the others'.
+    ref_texts = whole_texts(data.heldout, reference[1])
+    alike = same_encoding(tokenizer, texts, reference[1], ref_texts)
+    return policy, tokenizer, texts if alike else [], why
 
 
 def _written(experiment: Experiment, prompts: Sequence[Prompt]) -> list[Completion]:
@@ -161,8 +185,8 @@ def _samples(experiment: Experiment, method: Method) -> Path:
     return _work(experiment, method).with_suffix(".samples.jsonl")
 
 
-def _checkpoints(experiment: Experiment) -> dict[Method, Path]:
-    """Where the checkpoint of each method that has one is, or would be."""
+def _trained(experiment: Experiment) -> dict[Method, Path]:
+    """Where the checkpoint of each method that a stage trains is, or would be."""
     return {
         method: experiment.stage_dir(method.stage) / "model"
         for method in methods.named(experiment)
@@ -171,4 +195,6 @@ def _checkpoints(experiment: Experiment) -> dict[Method, Path]:
 
 
 def _work(experiment: Experiment, method: Method) -> Path:
+    if method.kind == "checkpoint":
+        return elsewhere.measured_file(experiment, method.name)
     return experiment.stage_dir("compare") / "measured" / f"{method.name}.json"

@@ -168,7 +168,7 @@ def test_another_vocabulary_has_no_kl(tmp_path: Path, reference: Any) -> None:
     reason = other_tokens(model, tokenizer, reference, toy_tokenizer(), PROMPTS)
     assert reason is not None
     assert reason.startswith("its tokenizer is another than the reference's (")
-    assert not same_encoding(tokenizer, toy_tokenizer(), TEXTS)
+    assert not same_encoding(tokenizer, TEXTS, toy_tokenizer(), TEXTS)
 
 
 def test_another_reading_of_the_prompts_has_no_kl(reference: Any) -> None:
@@ -194,7 +194,7 @@ def test_added_tokens_alone_are_no_other_tokenizer(reference: Any) -> None:
     added = toy_tokenizer()
     added.add_tokens(["<new>"])
     assert other_tokens(reference, added, reference, toy_tokenizer(), PROMPTS) is None
-    assert same_encoding(added, toy_tokenizer(), TEXTS)
+    assert same_encoding(added, TEXTS, toy_tokenizer(), TEXTS)
 
 
 # --- Refused --------------------------------------------------------------------------------------
