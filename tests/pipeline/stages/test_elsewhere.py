@@ -12,18 +12,23 @@ import pytest
 from common.files import read_json
 from pipeline.cli import main
 from pipeline.data.toy import toy_tokenizer
+from pipeline.lm.generation import sample
 from pipeline.lm.models import load_checkpoint
 from pipeline.lm.scoring import completion_kl
 from pipeline.stages import compare as stage
-from tests.pipeline.compare.elsewhere import edit, lively, saved
+from tests.pipeline.compare.elsewhere import adapted_model, edit, lively, saved
 
 CONFIG = """
 sft: {skip: true}
 data: {dataset_name: toy, demonstrations: 64, train_prompts: 16, eval_prompts: 6, heldout: 8}
 generation: {max_new_tokens: 6}
-reward: {source: "rules:repetition", gold: "rules:ended"}
 compare: {samples_per_prompt: 2, reference_samples: 8, best_of_n: 4, bootstrap: 20}
 tracking: {report_to: [], log_samples: 0}
+"""
+
+REWARD = """
+def reward(prompts, completions):
+    return [len(set(text)) / 5 for text in completions]
 """
 
 
@@ -33,10 +38,12 @@ class Work:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.sampled = folder, []
         reference = saved(lively("llama", seed=0), folder / "reference")
+        (folder / "letters.py").write_text(REWARD, encoding="utf-8")
         self.config = folder / "experiment.yaml"
         self.config.write_text(
             CONFIG + f"model: {{model_name_or_path: '{reference}', dtype: float32}}\n"
-            f"output_dir: '{folder / 'run'}'\n",
+            f"output_dir: '{folder / 'run'}'\n"
+            f"reward: {{source: '{folder / 'letters.py'}:reward', gold: 'rules:ended'}}\n",
             encoding="utf-8",
         )
         evaluate = stage.evaluate_policy
@@ -99,8 +106,6 @@ def test_another_policy_is_measured_alone_and_a_changed_one_anew(work: Work) -> 
 
 
 def test_an_adapter_over_another_base_is_measured_anew_with_the_base(work: Work) -> None:
-    from tests.pipeline.compare.elsewhere import adapted_model
-
     adapter = saved(adapted_model(work.folder), work.folder / "adapter", False)
     given = f"--policy=theirs={adapter}"
     assert work.compare(given) == 0
@@ -121,8 +126,6 @@ def test_kl_is_that_of_the_checkpoint(work: Work, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(stage, "evaluate_policy", remember)
     assert work.compare(work.policy("theirs")) == 0
-    from pipeline.lm.generation import sample
-
     evaluation = kept[-1]
     theirs, tokenizer = load_checkpoint(work.folder / "theirs")
     reference, _ = load_checkpoint(work.folder / "reference")
