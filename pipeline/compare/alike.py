@@ -98,7 +98,7 @@ def beyond_reference(
     """What a policy does with ids that the reference has not, as a resized vocabulary has them.
 
     Where a completion holds one, KL is infinite: the reference cannot write it. Where none does,
-    KL is that of the policy given that none is drawn (`pipeline.lm.scoring.completion_kl`), and the
+    KL is that of the policy given that none is drawn (`pipeline.lm.paths.completion_kl`), and the
     share of probability that this leaves out is measured along the completions.
 
     Returns:

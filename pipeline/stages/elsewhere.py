@@ -14,6 +14,7 @@ from pipeline.config.content import checkpoint_hash
 from pipeline.data.splits import ExperimentData
 from pipeline.errors import UserError
 from pipeline.lm.hardware import policy_dtype
+from pipeline.output import quiet
 from pipeline.output.console import say
 from pipeline.stages.heldout import whole_texts
 
@@ -51,6 +52,7 @@ def check(experiment: Experiment, data: ExperimentData) -> None:
     Raises:
         UserError: one cannot be measured.
     """
+    quiet.after_imports()
     talks = [item for item in data.heldout if not isinstance(item, str)]
     talks = [item for item in talks if not isinstance(item.prompt, str)]
     for name, source in experiment.compare.policies.items():

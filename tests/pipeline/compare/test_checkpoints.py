@@ -31,7 +31,7 @@ from pipeline.data.toy import toy_tokenizer
 from pipeline.errors import UserError
 from pipeline.lm.generation import Completion, sample
 from pipeline.lm.models import base_of, prepare
-from pipeline.lm.scoring import completion_kl
+from pipeline.lm.paths import completion_kl
 from tests.pipeline.compare.elsewhere import COMPARED, adapted_model, edit, lively, saved
 
 PROMPTS = ["the film", "this movie about war and the", "a", "the drama about love"]
