@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from peft import PeftConfig, PeftModel, PeftModelForCausalLM
 from safetensors import SafetensorError
 from transformers import (
@@ -77,8 +78,16 @@ def load_policy(
     except UserError as error:
         raise relabelled(error, f"{place}: {source}") from error
     except LOADING as error:
-        raise UserError(f"{place}: {source}: cannot be loaded: {first_line(error)}") from error
+        raise UserError(f"{place}: {source}: cannot be loaded: {_reason(error)}") from error
     return model.eval(), tokenizer
+
+
+def _reason(error: BaseException) -> str:
+    """What a library says, and whether it was let ask the hub."""
+    offline = "huggingface.co" in str(error) and constants.HF_HUB_OFFLINE
+    return first_line(error) + (
+        " HF_HUB_OFFLINE is set: unset it to ask the hub" if offline else ""
+    )
 
 
 def relabelled(error: UserError, place: str) -> UserError:
@@ -135,10 +144,8 @@ def _check_folder(folder: Path) -> None:
     whole, adapter = (folder / "config.json").is_file(), (folder / _ADAPTER).is_file()
     names = {path.name for path in folder.iterdir() if path.is_file()}
     if not whole and not adapter:
-        inside = [
-            child for child in ("model", "final") if (folder / child / "config.json").is_file()
-        ]
-        hint = f"; give {folder / inside[0]}" if inside else ""
+        inside = sorted({*folder.glob("*/config.json"), *folder.glob(f"*/{_ADAPTER}")})[:3]
+        hint = f"; give {' or '.join(str(file.parent) for file in inside)}" if inside else ""
         raise _Refused(f"holds neither config.json nor {_ADAPTER}{hint}")
     weights = {name for name in names if name.endswith(".safetensors")}
     if adapter and whole and weights - {_ADAPTER_WEIGHTS}:
@@ -179,6 +186,8 @@ def _load_whole(
             output_loading_info=True,
         )
     except LOADING as error:
+        if quantised is None and "does not appear to have a file named" in str(error):
+            raise _Refused(f"holds no weights as safetensors; {_AS_SAFETENSORS}") from error
         if quantised is None:
             raise
         settings = quantised if isinstance(quantised, dict) else vars(quantised)
@@ -245,7 +254,7 @@ def _load_adapted(
     except LOADING as error:
         raise _Refused(
             f"its base {source!r} (base_model_name_or_path in {_ADAPTER}) cannot be loaded"
-            f" ({first_line(error)}); put it there, or correct the name"
+            f" ({_reason(error)}); put it there, or correct the name"
         ) from error
     config.inference_mode = True
     try:

@@ -111,6 +111,7 @@ def evaluate_policy(
     written: Sequence[Completion] = (),
     fluency: Judge | None = None,
     why_no_kl: str | None = None,
+    why_no_perplexity: str | None = None,
 ) -> Evaluation:
     """Sample ``policy`` at temperature 1 and score the samples.
 
@@ -124,7 +125,7 @@ def evaluate_policy(
         kept: file that holds the samples until everything is measured; read where it is there.
         written: π_ref's samples to the same prompts, equally many each, for KL(π_ref‖π).
         fluency: the model that finds the texts likely or not.
-        why_no_kl: where the reference is None, the reason.
+        why_no_kl: where the reference is None, the reason. why_no_perplexity: of no heldout texts.
 
     Raises:
         UserError: a prompt leaves the model no room for a completion, or has not the columns that
@@ -149,15 +150,14 @@ def evaluate_policy(
         keep_samples(kept, completions)
     scores = score(proxy, completions, batch_size, f"{label}: reward")
     judged = scores if gold is proxy else score(gold, completions, batch_size, f"{label}: gold")
-    note = None
+    told = None
     if reference is not None and policy is not reference:
-        why_no_kl, note = beyond_reference(policy, reference, completions)
+        why_no_kl, told = beyond_reference(policy, reference, completions)
     if why_no_kl is not None:
-        reference, note = None, f"no KL: {why_no_kl}"
+        reference, told = None, f"no KL: {why_no_kl}"
     kl = _kl(policy, reference, completions, written, len(prompts), label)
     nll, nll_tokens = text_nll(policy, tokenizer, heldout) if heldout else (0.0, 0)
-    if why_no_kl is not None and not heldout:
-        note = f"{note}; no perplexity: its tokens of the held-out texts are others"
+    notes = (told, why_no_perplexity and f"no perplexity: {why_no_perplexity}")
     return Evaluation(
         prompts=[c.prompt for c in completions[::samples_per_prompt]],
         samples_per_prompt=samples_per_prompt,
@@ -169,7 +169,7 @@ def evaluate_policy(
         nll=nll,
         nll_tokens=nll_tokens,
         parts=scores.parts,
-        note=note,
+        note="; ".join(filter(None, notes)) or None,
         **kl,
         **_fluency(fluency, completions, samples_per_prompt, label),
     )

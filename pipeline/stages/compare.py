@@ -122,11 +122,11 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
     reference = load_checkpoint(folder, policy_dtype(experiment.model))
     fluency = judge(experiment)
     for method in missing:
-        policy, tokenizer, texts, why_no_kl = _loaded(experiment, method, reference, data)
+        policy, tokenizer, texts, whys = _loaded(experiment, method, reference, data)
         evaluation = evaluate_policy(
             policy,
             tokenizer,
-            reference[0] if why_no_kl is None else None,
+            reference[0] if whys["why_no_kl"] is None else None,
             data.eval_prompts,
             texts,
             proxy=proxy,
@@ -141,7 +141,7 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
             kept=_samples(experiment, method),
             written=() if method.reference else _written(experiment, data.eval_prompts),
             fluency=fluency,
-            why_no_kl=why_no_kl,
+            **whys,
         )
         if evaluation.note:
             say(f"compare: {method.name}: {evaluation.note}")
@@ -156,19 +156,20 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
 
 def _loaded(
     experiment: Experiment, method: Method, reference: Policy, data: ExperimentData
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str], str | None]:
-    """A policy and its tokenizer, the texts for its perplexity, and why it has no KL."""
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[str], dict[str, str | None]]:
+    """A policy and its tokenizer, the texts for its perplexity, and why it lacks which number."""
+    whys: dict[str, str | None] = {"why_no_kl": None, "why_no_perplexity": None}
     if method.kind != "checkpoint":
         dtype, folder = policy_dtype(experiment.model), _trained(experiment)[method]
         policy = reference if method.reference else load_checkpoint(folder, dtype)
-        return *policy, whole_texts(data.heldout, policy[1]), None
+        return *policy, whole_texts(data.heldout, policy[1]), whys
     policy, tokenizer = elsewhere.load(experiment, method.name)
     texts = whole_texts(data.heldout, tokenizer)
-    why = other_tokens(policy, tokenizer, *reference, data.eval_prompts)
-    # Perplexity over other tokens is no number beside the others'.
+    whys["why_no_kl"] = other_tokens(policy, tokenizer, *reference, data.eval_prompts)
     ref_texts = whole_texts(data.heldout, reference[1])
-    alike = same_encoding(tokenizer, texts, reference[1], ref_texts)
-    return policy, tokenizer, texts if alike else [], why
+    if not same_encoding(tokenizer, texts, reference[1], ref_texts):
+        texts, whys["why_no_perplexity"] = [], "its tokens of the held-out texts are others"
+    return policy, tokenizer, texts, whys
 
 
 def _written(experiment: Experiment, prompts: Sequence[Prompt]) -> list[Completion]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from pipeline.config.content import checkpoint_hash
 from pipeline.data.splits import ExperimentData
 from pipeline.errors import UserError
 from pipeline.lm.hardware import policy_dtype
+from pipeline.lm.scoring import text_nll
 from pipeline.output import quiet
 from pipeline.output.console import say
 from pipeline.stages.heldout import whole_texts
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _DIGITS = 12
+_TRIED = 16  # held-out texts
 
 
 def measured_file(experiment: Experiment, name: str) -> Path:
@@ -69,8 +72,23 @@ def check(experiment: Experiment, data: ExperimentData) -> None:
         texts = whole_texts(data.heldout, tokenizer)
         new_tokens = experiment.generation.max_new_tokens
         check_loaded(policy, tokenizer, place, data.eval_prompts, texts, new_tokens)
+        _warn_of_chance(policy, tokenizer, place, texts[:_TRIED])
         del policy
         gc.collect()
+
+
+def _warn_of_chance(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, place: str, texts: list[str]
+) -> None:
+    """Say so where tokens drawn at random would be likelier than the texts."""
+    nll, tokens = text_nll(policy, tokenizer, texts) if texts else (0.0, 0)
+    size = policy.config.get_text_config().vocab_size
+    if tokens and not nll / tokens < math.log(size):
+        say(
+            f"warning: {place}: finds human texts less likely than tokens drawn at random"
+            f" ({nll / tokens:.1f} nats a token, log {size} = {math.log(size):.1f}): is the"
+            " tokenizer beside it the one it was trained with?"
+        )
 
 
 def _key(name: str) -> str:

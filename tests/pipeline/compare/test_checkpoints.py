@@ -197,6 +197,36 @@ def test_added_tokens_alone_are_no_other_tokenizer(reference: Any) -> None:
     assert same_encoding(added, TEXTS, toy_tokenizer(), TEXTS)
 
 
+# --- The hub --------------------------------------------------------------------------------------
+
+
+def test_a_hub_id_and_a_revision_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the cache, as without a network; an adapter's base too."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def publish(repository: str, ref: str, commit: str) -> Path:
+        folder = tmp_path / f"models--some--{repository}"
+        (folder / "refs").mkdir(parents=True, exist_ok=True)
+        (folder / "refs" / ref).write_text(commit, encoding="utf-8")
+        return folder / "snapshots" / commit
+
+    models = {ref: lively("llama", seed) for seed, ref in enumerate(("main", "v2"))}
+    for ref, model in models.items():
+        saved(model, publish("model", ref, ref[-1] * 40))
+    adapted = saved(adapted_model(tmp_path), publish("adapter", "main", "c" * 40), False)
+    edit(adapted / "adapter_config.json", base_model_name_or_path="some/model", revision="v2")
+    torch.save({}, saved(lively("llama"), publish("pickle", "main", "d" * 40)) / "model.bin")
+    (tmp_path / "models--some--pickle" / "snapshots" / ("d" * 40) / "model.safetensors").unlink()
+    for source, ref in (("some/model", "main"), ("some/model@v2", "v2"), ("some/adapter", "v2")):
+        head = taken(source)[0].lm_head
+        head = getattr(head, "base_layer", head)
+        assert torch.equal(head.weight, models[ref].lm_head.weight)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match="some/pickle: holds no weights as safetensors; save it"):
+        taken("some/pickle")
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set: unset it to ask the hub"):
+        taken("some/model@v3")
+
+
 # --- Refused --------------------------------------------------------------------------------------
 
 

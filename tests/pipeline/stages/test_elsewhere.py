@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from common.files import read_json
 from pipeline.cli import main
@@ -163,6 +164,18 @@ def test_another_tokenizer_has_everything_but_kl_and_perplexity(
     assert f"compare: theirs: {note}" in capsys.readouterr().err
     details = read_json(work.folder / "run" / "compare" / "details.json")
     assert details["differences"] == []
+
+
+def test_a_tokenizer_that_is_not_the_models_is_told(
+    work: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = lively("llama", 1)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(20)  # sure of itself, and of nothing that is in the texts
+    folder = saved(model, work.folder / "theirs")
+    assert work.compare(f"--policy=theirs={folder}") == 0
+    warning = f"warning: compare.policies.theirs: {folder}: finds human texts less likely than"
+    assert warning in capsys.readouterr().err
 
 
 def test_everything_is_refused_before_anything_is_sampled(
