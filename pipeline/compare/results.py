@@ -40,7 +40,7 @@ def compare(
             row, objective = rows.of_policy(evaluations[method.name], scale, folder)
         else:
             row, objective = rows.of_best_of_n(scale)
-        metrics[method.name] = row
+        metrics[method.name] = row if method.note is None else row | {"note": method.note}
         if objective is not None:
             objectives[method.name] = objective
     results = {

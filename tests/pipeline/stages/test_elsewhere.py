@@ -159,6 +159,7 @@ def test_another_tokenizer_has_everything_but_kl_and_perplexity(
     assert {"kl", "objective", "optimality", "optimality_ci", "perplexity"} <= missing
     assert not missing & {"reward", "gold", "length", "ended", "distinct_1", "samples"}
     [note] = [p["note"] for p in results["policies"] if p["name"] == "theirs"]
+    assert row["note"] == note
     assert note.startswith("no KL: its completions end by '<unk>', the reference's by ")
     assert note.endswith("; no perplexity: its tokens of the held-out texts are others")
     assert f"compare: theirs: {note}" in capsys.readouterr().err
