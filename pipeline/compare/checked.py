@@ -45,7 +45,7 @@ def check_loaded(
             raise UserError("gives NaN or infinite logits: its weights are damaged")
         _check_tokens(tokenizer, size, prompts, texts)
         longest = check_prompts(model, tokenizer, prompts, max_new_tokens, "evaluation")
-        check_policy(model, tokenizer, longest + max_new_tokens)
+        check_policy(model, tokenizer, longest + max_new_tokens, trained=False)
     except UserError as error:
         raise relabelled(error, place) from error
     except LOADING as error:

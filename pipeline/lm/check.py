@@ -33,13 +33,19 @@ _SAME = {torch.float32: 1e-3, torch.bfloat16: 0.18}
 _UNSEEN = {torch.float32: 1e-4, torch.bfloat16: 5e-3}
 
 
-def check_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, longest: int = 0) -> None:
+def check_policy(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int = 0,
+    trained: bool = True,
+) -> None:
     """Make sure that ``model`` samples, scores and trains one and the same distribution.
 
     Args:
         model: a causal LM or a PEFT model around one, prepared (no dropout), on its device.
         longest: tokens of the longest sequence to expect: sampling is tried as far as that, as some
             models do other things beyond a window.
+        trained: whether it will be trained, not only sampled and scored.
 
     Raises:
         UserError: it does not; the message says in what.
@@ -49,7 +55,7 @@ def check_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, longest: 
     devices = [base.device] if base.device.type != "cpu" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            problem = next(_problems(base, tokenizer, longest), None)
+            problem = next(_problems(base, tokenizer, longest, trained), None)
     except FAILS as error:
         problem = f"it fails on plain tokens ({first_line(error)})"
     finally:
@@ -62,7 +68,7 @@ def check_policy(model: nn.Module, tokenizer: PreTrainedTokenizerBase, longest: 
 
 
 def _problems(
-    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int, trained: bool
 ) -> Iterator[str]:
     whole = all(p.dtype == torch.float32 for p in base.parameters())
     dtype = torch.float32 if whole else torch.bfloat16
@@ -83,8 +89,8 @@ def _problems(
     padded = torch.cat([tokens, other[:, -new:]], dim=1)
     if _apart(_logps(base, padded)[: len(plain)], plain) > same:
         yield "tokens after a text change its probabilities"
-    base.train()
-    if max(_apart(_logps(base, tokens), plain) for _ in range(2)) > unseen:
+    base.train(trained)
+    if trained and max(_apart(_logps(base, tokens), plain) for _ in range(2)) > unseen:
         yield "it computes otherwise in training mode (dropout or noise that cannot be set to 0)"
     base.eval()
     prompts = [tuple(tokens[0, :length].tolist()) for length in lengths]

@@ -46,6 +46,7 @@ def test_noise_in_training_mode_is_refused() -> None:
     )
     with pytest.raises(UserError, match="in training mode"):
         check_policy(model, toy_tokenizer())
+    check_policy(model, toy_tokenizer(), trained=False)  # sampled and scored only
 
 
 def test_the_model_and_torchs_random_state_are_left_as_they_were() -> None:
