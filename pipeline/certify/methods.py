@@ -236,7 +236,7 @@ def _selected(
     method: Method,
 ) -> Trainer:
     """SFT on what ``choose`` takes of ``n`` samples at a time; every one of them is seen once."""
-    arguments = _common(problem, folder) | {
+    arguments: Settings = _common(problem, folder) | {
         "per_device_train_batch_size": method.batch,
         "max_steps": method.rounds,
     }

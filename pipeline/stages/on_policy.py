@@ -144,10 +144,10 @@ class OnPolicy:
         }
         super().__init__(**given)
         self.args.beta = self.beta = beta
-        if (
-            peft and "ref" in model.peft_config
-        ):  # TRL's copy of the new adapters, which add nothing yet: without any is the same
-            model.delete_adapter("ref")  # type: ignore[operator]
+        adapted: Any = model
+        # TRL's copy of the new adapters, which add nothing yet: the model without any is the same.
+        if peft and "ref" in adapted.peft_config:
+            adapted.delete_adapter("ref")
         _own_positions(self.model)
         if reference is not None:
             self.ref_model = self._prepared(reference)

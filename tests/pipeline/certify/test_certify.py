@@ -106,6 +106,18 @@ def test_ktos_end_beats_what_is_near_it() -> None:
             assert utility(other / other.sum()) < best
 
 
+def test_the_best_of_n_is_what_many_draws_say() -> None:
+    problem, n = Problem(4, BETA), 8
+    found = optima.best_of_n(problem, n)
+    assert found.sum() == pytest.approx(1.0)
+    ratio = np.log(np.maximum(found, 1e-300) / problem.reference)
+    assert float(found @ ratio) <= np.log(n) - (n - 1) / n  # the bound of Beirami et al.
+    drawn = np.random.default_rng(0).choice(len(found), (40_000, n), p=problem.reference)
+    best = drawn[np.arange(len(drawn)), problem.rewards[drawn].argmax(1)]
+    shares = np.bincount(best, minlength=len(found)) / len(best)
+    assert distance(shares, found) < 0.02  # 0.01 from noise alone
+
+
 @pytest.mark.parametrize("kind", ["reverse", "forward"])
 def test_a_penalty_in_the_loss_ends_where_the_expected_update_is_zero(kind: str) -> None:
     """The update's sum over all completions, by autograd through the loss as GRPO writes it."""
