@@ -89,8 +89,9 @@ def loss_problems(
 
 def _trl_problems(arguments: Mapping[str, Any], names: list[str]) -> Iterator[tuple[str, str]]:
     """What TRL's trainer would refuse, hours later, of settings that have the right types."""
-    weights = arguments.get("loss_weights")
-    if weights is not None and len(weights) != len(names):
+    weights, names = arguments.get("loss_weights"), [n for n in names if isinstance(n, str)]
+    weights = [weights] if isinstance(weights, int | float) else weights
+    if isinstance(weights, list) and len(weights) != len(names):
         yield (
             "dpo.loss_weights",
             f"there are {len(weights)} for {len(names)} losses; give each of dpo.loss_type one",
@@ -100,7 +101,7 @@ def _trl_problems(arguments: Mapping[str, Any], names: list[str]) -> Iterator[tu
             "dpo.loss_type",
             "exo_pair needs dpo.label_smoothing above 0, as its labels are logarithms; set 0.001",
         )
-    divergence = arguments.get("f_divergence_type") or "reverse_kl"
+    divergence = str(arguments.get("f_divergence_type") or "reverse_kl")
     without = sorted(set(names) & set(TRL_LOSSES) - _BY_DIVERGENCE)
     if divergence != "reverse_kl" and without:
         yield (

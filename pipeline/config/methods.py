@@ -15,6 +15,10 @@ ON_POLICY = ("rloo", "grpo")
 # What TRL's configs have where nothing is set.
 _GENERATIONS = {"rloo": 2, "grpo": 8}
 _BATCH = 8
+_COUNTED = (
+    *("generation_batch_size", "steps_per_generation", "num_generations"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps"),
+)
 
 
 def missing(method: str) -> Iterator[tuple[str, str]]:
@@ -47,18 +51,21 @@ def rollout_problems(
             f"{temperature:g} does not go with {method}, which would charge the KL between both "
             "policies at that temperature: its optimum would be another; set 1",
         )
-    size, steps = arguments.get("generation_batch_size"), arguments.get("steps_per_generation")
+    numbers = {key: value for key, value in arguments.items() if type(value) is int and value > 0}
+    if any(arguments.get(key) is not None and key not in numbers for key in _COUNTED):
+        return  # of a wrong type, which is told as such
+    size, steps = numbers.get("generation_batch_size"), numbers.get("steps_per_generation")
     if size is not None and steps is not None:
         yield f"{method}.generation_batch_size", f"says what {method}.steps_per_generation says"
         return
-    group = int(arguments.get("num_generations") or _GENERATIONS[method])
+    group = int(numbers.get("num_generations") or _GENERATIONS[method])
     if group < 2:
         yield f"{method}.num_generations", "expected 2 at least: the others are the baseline"
         return
-    batch = int(arguments.get("per_device_train_batch_size") or _BATCH)
+    batch = int(numbers.get("per_device_train_batch_size") or _BATCH)
     batch *= int(os.environ.get("WORLD_SIZE", "1"))
     if size is None:
-        size = batch * int(steps or arguments.get("gradient_accumulation_steps") or 1)
+        size = batch * int(steps or numbers.get("gradient_accumulation_steps") or 1)
     if size % batch:
         yield (
             f"{method}.generation_batch_size",
