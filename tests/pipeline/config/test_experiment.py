@@ -314,8 +314,8 @@ def test_an_older_releases_name_tells_todays(tiny: Path, override: str, today: s
 @pytest.mark.parametrize("name", former.NAMES)
 def test_old_names_are_no_names_of_today_and_today_s_are(name: str) -> None:
     section, _, key = name.rpartition(".")
-    sections = [section] if section else [stage.name for stage in trained()]
-    for place in sections:
+    known = [stage.name for stage in trained() if stage.name in former.SECTIONS]
+    for place in [section] if section else known:
         assert key not in valid_keys(place)
         told = former.today(place, key)
         assert told
