@@ -76,8 +76,7 @@ def whole_rollouts(arguments: Any) -> None:
 
 def _own_positions(model: nn.Module) -> None:
     """Give each real token of a left-padded row its position, in the passes that TRL scores by."""
-    inner = base_of(model)
-    if "position_ids" not in inspect.signature(type(inner).forward).parameters:
+    if "position_ids" not in inspect.signature(type(base_of(model)).forward).parameters:
         return
 
     def add(_: nn.Module, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
@@ -86,7 +85,7 @@ def _own_positions(model: nn.Module) -> None:
             return None
         return args, {**given, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
 
-    inner.register_forward_pre_hook(add, with_kwargs=True)
+    model.register_forward_pre_hook(add, with_kwargs=True)  # PEFT calls the inner one's forward
 
 
 def proxy(**_: Any) -> list[float]:

@@ -110,15 +110,17 @@ def test_kl_is_charged_against_the_weights_that_training_began_with(
         assert float(charged) == pytest.approx(-sum(start), rel=1e-5)
 
 
-def test_tokens_have_the_positions_that_they_were_sampled_at(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [False, True])
+def test_tokens_have_the_positions_that_they_were_sampled_at(lora: bool, tmp_path: Path) -> None:
     """GPT-2, whose positions are learned, with prompts of several lengths in a batch."""
     problem = Problem(0, 0.6)
+    section = ModelSection(model_name_or_path="toy", use_peft=lora, lora_r=2)
     prompts = [PROMPT, f"{PROMPT} b c", f"{PROMPT} d"] * 4
     args = arguments(RLOOConfig, tmp_path, max_completion_length=3)
     trainer = make(
         RLOO,
         args,
-        model=problem.model(),
+        model=make_trainable(problem.model(), section),
         reward=lambda prompts, completions: [0.0] * len(prompts),
         prompts=prompts,
         processing_class=problem.tokenizer,
