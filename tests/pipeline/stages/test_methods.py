@@ -250,7 +250,7 @@ def test_every_completion_counts_alike_whatever_it_is_batched_with(tmp_path: Pat
     from trl import SFTConfig
 
     from pipeline.lm.models import prepare
-    from pipeline.lm.scoring import completion_logps
+    from pipeline.lm.paths import completion_nll
     from pipeline.stages.selected import make_trainer
 
     tokenizer = toy.toy_tokenizer()
@@ -263,14 +263,12 @@ def test_every_completion_counts_alike_whatever_it_is_batched_with(tmp_path: Pat
         per_device_train_batch_size=1, gradient_accumulation_steps=2, logging_steps=1,
         learning_rate=0.0, gradient_checkpointing=False, save_strategy="no", disable_tqdm=True,
     )  # fmt: skip
-    logps = completion_logps(
-        model, [Completion("", (3, 4), answer, "", True) for answer in answers]
-    )
+    nll = completion_nll(model, [Completion("", (3, 4), answer, "", True) for answer in answers])
     trainer = make_trainer(model, tokenizer, config, rows)
     assert isinstance(rows, Dataset)
     trainer.train()
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    assert np.mean(losses) == pytest.approx(-np.mean(logps) / 3, rel=1e-4)  # 12 tokens in 4
+    assert np.mean(losses) == pytest.approx(np.mean(nll) / 3, rel=1e-4)  # 12 tokens in 4
     assert torch.isfinite(next(model.parameters())).all()
 
 

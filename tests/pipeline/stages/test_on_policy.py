@@ -16,7 +16,7 @@ from pipeline.data.records import with_columns
 from pipeline.errors import UserError
 from pipeline.lm.generation import Completion
 from pipeline.lm.models import frozen_copy, make_trainable, prepare
-from pipeline.lm.scoring import completion_logps
+from pipeline.lm.paths import completion_nll
 from pipeline.output.checkpoints import CompleteMarker
 from pipeline.stages.cost import spent_by
 from pipeline.stages.on_policy import GRPO, RLOO, updates_per_rollout
@@ -99,8 +99,8 @@ def test_kl_is_charged_against_the_weights_that_training_began_with(
         masks = inputs["completion_mask"].bool()
         charged = -inputs["ref_per_token_logps"][masks].sum()
     drawn = trainer._drawn
-    start = completion_logps(policy(section), drawn)
-    end = completion_logps(trainer.model, drawn)
+    start = [-nll for nll in completion_nll(policy(section), drawn)]
+    end = [-nll for nll in completion_nll(trainer.model, drawn)]
     tokens = sum(len(c.completion_ids) for c in drawn)
     if kind is RLOO:
         expected = (sum(end) - sum(start)) / tokens
@@ -128,7 +128,7 @@ def test_tokens_have_the_positions_that_they_were_sampled_at(lora: bool, tmp_pat
     trainer.model.train()
     rows = [trainer.train_dataset[i] for i in range(4) for _ in range(8)]
     output = trainer._generate_and_score_completions(rows)
-    expected = completion_logps(problem.model(), trainer._drawn)
+    expected = [-nll for nll in completion_nll(problem.model(), trainer._drawn)]
     assert len({len(c.prompt_ids) for c in trainer._drawn}) == 3
     assert output["old_logps"].tolist() == pytest.approx(expected, abs=1e-5)
 
