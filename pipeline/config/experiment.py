@@ -33,6 +33,16 @@ from pipeline.config.arguments import (
 )
 from pipeline.config.base import Name, Section, TrainerSection
 from pipeline.config.losses import loss_problems
+from pipeline.config.method_sections import (
+    CPOSection,
+    GRPOSection,
+    KTOSection,
+    ORPOSection,
+    RejectionSection,
+    ReweightedSection,
+    RLOOSection,
+    SimPOSection,
+)
 from pipeline.config.methods import ON_POLICY, missing, rollout_problems
 from pipeline.config.overrides import apply
 from pipeline.config.policies import (
@@ -50,23 +60,15 @@ from pipeline.config.rewards import PARTS, RewardPart, reward_problems
 from pipeline.config.sections import (
     TRAINED_LENGTH,
     CompareSection,
-    CPOSection,
     DataSection,
     DPOSection,
     GenerationSection,
-    GRPOSection,
-    KTOSection,
     ModelSection,
-    ORPOSection,
     OveroptimiseSection,
     PairsSection,
     PPOSection,
-    RejectionSection,
     RewardSection,
-    ReweightedSection,
-    RLOOSection,
     SFTSection,
-    SimPOSection,
     TrackingSection,
 )
 from pipeline.config.stages import DEFAULT_POLICIES, Stage, find_stage, stages_with, trained
