@@ -37,6 +37,7 @@ TOOLS = {
         "pipeline.overoptimise.command",
     ),
     "play": ("what each policy makes of a prompt, with rewards and KL", "pipeline.play.command"),
+    "sweep": ("policies × β × seeds, side by side, on one picture", "pipeline.sweep.command"),
     "inspect": ("a page that shows a PPO rollout token by token", "pipeline.report.inspection"),
 }
 PREVIEW = "pipeline.preview"
@@ -146,14 +147,16 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 for a user's mistake, 130 when interrupted."""
+    """Run a command and return its exit code.
+
+    0; 1 where a part of a sweep failed; 2 for a user's mistake; 130 when interrupted.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words and words[0] in TOOLS:
             signal.signal(signal.SIGTERM, _interrupt)
             quiet.before_imports()
-            importlib.import_module(TOOLS[words[0]][1]).main(words[1:])
-            return 0
+            return importlib.import_module(TOOLS[words[0]][1]).main(words[1:]) or 0
         arguments = _parser().parse_intermixed_args(words)
         signal.signal(signal.SIGTERM, _interrupt)
         quiet.before_imports()

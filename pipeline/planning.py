@@ -73,6 +73,11 @@ def _refusal(
     experiment: Experiment, stage: str, found: list[Difference], hint: str = ""
 ) -> UserError:
     """The error about outputs that another config made."""
+    if experiment.shares(stage):
+        return UserError(
+            f"{experiment.stage_dir(stage)}: was made with {found[0]}; set another shared, or"
+            " shared=null for one of its own"
+        )
     return UserError(
         f"{experiment.stage_dir(stage)}: was made with {found[0]};{hint}"
         " set another output_dir, or add --overwrite to remove and redo "
@@ -104,6 +109,7 @@ def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False)
     there = finished.union(stages)
     needs = upstream(experiment, there)
     stages = _with_needed(experiment, stages, needs, finished)
+    _check_shared(experiment, stages, finished, overwrite)
     inputs = stage_inputs(experiment, records, there)
     replaced: set[str] = set()
     steps: list[Step] = []
@@ -113,6 +119,8 @@ def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False)
         action: Action
         if record is None:
             action = "start"
+        elif experiment.shares(stage) and found:
+            raise _refusal(experiment, stage, found)
         elif stage in replaced or (overwrite and (found or len(stages) == 1)):
             action = "replace"
             replaced.update(downstream(experiment, stage))
@@ -124,6 +132,19 @@ def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False)
         steps.append(Step(stage, action, inputs[stage], kept))
     _check_needs(experiment, stages, needs, records, inputs)
     return steps
+
+
+def _check_shared(
+    experiment: Experiment, stages: Sequence[str], finished: set[str], overwrite: bool
+) -> None:
+    """UserError where one of ``stages`` is another experiment's and would be run."""
+    for stage in stages:
+        if experiment.shares(stage) and (stage not in finished or (overwrite and len(stages) == 1)):
+            why = "is another experiment's" if stage in finished else "is not finished"
+            raise UserError(
+                f"{experiment.stage_dir(stage)}: {why}, and what `shared` names is only read; run"
+                f" `rlhf {stage}` with the config that it is made with, or set shared=null"
+            )
 
 
 def in_place(experiment: Experiment, stage: str) -> Step:

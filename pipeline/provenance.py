@@ -92,7 +92,7 @@ def _configured(experiment: Experiment, name: str) -> stages.Stage:
     """A stage of the table as this config has it."""
     stage = experiment.stage(name)
     if name == "sft" and experiment.sft.skip:
-        return replace(stage, reads=("model", "sft.skip", "seed"))
+        stage = replace(stage, reads=("model", "sft.skip", "seed"))
     if name == "reward" and experiment.reward.normalizes():  # on samples for PPO's prompts
         reads = (*stage.reads, "generation.max_new_tokens")
         unread = tuple(key for key in stage.unread if key != "data.train_prompts")
@@ -100,6 +100,8 @@ def _configured(experiment: Experiment, name: str) -> stages.Stage:
     if name == "reward" and PAIRWISE in experiment.reward.sources():  # on the user's own pairs
         unread = tuple(key for key in stage.unread if key not in stages.OWN_PAIRS)
         stage = replace(stage, unread=unread)
+    if experiment.shares(name):  # made from another seed; see `_other_division`
+        stage = replace(stage, unread=(*stage.unread, "seed", "data.seed"))
     return stage
 
 
@@ -284,7 +286,23 @@ def differences(
     divided = [record["inputs"].get("division", UNSET), now.get("division", UNSET)]
     if divided[0] != divided[1] and not changed:  # of another data set it says nothing
         built.append(Difference("division", "data.dataset_name", *divided))
-    return [*changed, *found.values(), *built]
+    return [*changed, *found.values(), *built, *_other_division(experiment, stage, record)]
+
+
+def _other_division(experiment: Experiment, stage: str, record: Record) -> list[Difference]:
+    """The seed that divides the data, where another experiment's stage had another.
+
+    What that one learned from would be what this one is compared on.
+    """
+    table = _configured(experiment, stage)
+    if not experiment.shares(stage) or not _keys(table)("data.dataset_name"):
+        return []
+    before = flatten(_read(record, table))
+    own = before.get("data.seed")
+    divided = before.get("seed") if own is None else own
+    if divided in (None, experiment.data_seed):
+        return []
+    return [Difference("config", "data.seed", divided, experiment.data_seed)]
 
 
 def _read(record: Record, stage: stages.Stage) -> dict[str, Any]:

@@ -69,6 +69,7 @@ ORDER: list[str] = [
     "pipeline.judging",
     "pipeline.play",
     "pipeline.cli",
+    "pipeline.sweep",
     "pipeline.__main__",
 ]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         RewardSection,
         TrackingSection,
     )
+    from pipeline.config.sweeps import SweepSection
 
 __all__ = [
     "OVER_SFT",
@@ -28,6 +29,7 @@ __all__ = [
     "ModelSection",
     "RewardPart",
     "RewardSection",
+    "SweepSection",
     "TrackingSection",
     "is_trained_here",
     "load_experiment",
@@ -38,7 +40,9 @@ def __getattr__(name: str) -> Any:
     """Import the tree when it is asked for: ``rlhf --help`` reads `stages` alone, and at once."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pipeline.config import experiment, rewards, sections
+    from pipeline.config import experiment, rewards, sections, sweeps
 
-    home = next(module for module in (experiment, sections, rewards) if hasattr(module, name))
+    home = next(
+        module for module in (experiment, sections, rewards, sweeps) if hasattr(module, name)
+    )
     return getattr(home, name)

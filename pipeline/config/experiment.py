@@ -31,7 +31,7 @@ from pipeline.config.arguments import (
     shown,
     unknown_key,
 )
-from pipeline.config.base import Name, Section, TrainerSection
+from pipeline.config.base import Name, Section, TrainerSection, Unsaid
 from pipeline.config.losses import loss_problems
 from pipeline.config.method_sections import (
     CPOSection,
@@ -71,7 +71,15 @@ from pipeline.config.sections import (
     SFTSection,
     TrackingSection,
 )
-from pipeline.config.stages import DEFAULT_POLICIES, Stage, find_stage, stages_with, trained
+from pipeline.config.stages import (
+    DEFAULT_POLICIES,
+    SHARED,
+    Stage,
+    find_stage,
+    stages_with,
+    trained,
+)
+from pipeline.config.sweeps import SweepSection
 from pipeline.config.training import training_problems
 from pipeline.errors import UserError
 
@@ -82,6 +90,9 @@ class Experiment(Section):
     name: Name = "experiment"
     output_dir: Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)] = Path()
     """Default: runs/<name>."""
+    shared: Unsaid[Annotated[Path, Field(strict=False), AfterValidator(Path.expanduser)]] = None
+    """An experiment's folder whose finished SFT model and rewards this one builds on; they are only
+    read. They may be of another `seed`: that of this one is its policies' and the comparison's."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """β, the KL coefficient of PPO, DPO and the comparison, in reward units a nat. 0: PPO pays
@@ -106,6 +117,7 @@ class Experiment(Section):
     simpo: SimPOSection = SimPOSection()
     compare: CompareSection = CompareSection()
     overoptimise: OveroptimiseSection = OveroptimiseSection()
+    sweep: SweepSection = Field(default=SweepSection(), exclude_if=lambda s: s == SweepSection())
     tracking: TrackingSection = TrackingSection()
 
     _policy: str | None = PrivateAttr(None)
@@ -186,7 +198,11 @@ class Experiment(Section):
 
     def stage_dir(self, stage: str) -> Path:
         """The output folder of a stage: output_dir/<stage>, or of a view's policy: its own."""
-        return self.output_dir / self.called(stage)
+        return (self.shares(stage) or self.output_dir) / self.called(stage)
+
+    def shares(self, stage: str) -> Path | None:
+        """The folder of another experiment whose stage this one reads; None where it is its own."""
+        return self.shared if stage in SHARED else None
 
     def trainer_args(self, stage: str) -> dict[str, Any]:
         """The pass-through fields of a section with a trainer, as the config gives them."""
@@ -294,6 +310,8 @@ def _contradictions(experiment: Experiment) -> Iterator[tuple[str, str]]:
             problem = f"{name!r} is a policy of this experiment; choose another name"
         if problem:
             yield f"compare.policies.{name}", problem
+    if experiment.shared is not None and experiment.shared == experiment.output_dir:
+        yield "shared", "is output_dir itself; name the folder of another experiment, or null"
     section = experiment.overoptimise
     for size in section.ppo_sizes if section.betas else ():
         if size not in section.sizes:
@@ -343,6 +361,10 @@ def _without_passwords(line: str) -> str:
     return re.sub(r"://\S*@", "://…@", line)
 
 
+Complain = Callable[[str, str], UserError]
+"""Makes the error about a dotted key and what is wrong there."""
+
+
 def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read and check an experiment.
 
@@ -350,6 +372,11 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     the file or override, the key, what was expected, the nearest valid key. Trainer arguments are
     checked against their dataclass, which imports torch.
     """
+    return check_tree(*read_tree(path, overrides))
+
+
+def read_tree(path: Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], Complain]:
+    """The tree of a config file with ``overrides``, unchecked, and what makes errors about it."""
     tree = read_yaml(Path(path), UserError)
     if tree.get("policies") is None:  # an override says what is other, not which there are
         tree["policies"] = dict.fromkeys(DEFAULT_POLICIES)
@@ -363,6 +390,11 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         inside = "" if nearest == key else f"{key}: "
         return UserError(_without_passwords(f"override {set_by[nearest]}: {inside}{problem}"))
 
+    return tree, complain
+
+
+def check_tree(tree: dict[str, Any], complain: Complain) -> Experiment:
+    """The experiment of a config's tree; what ``complain`` makes is raised for a mistake."""
     try:
         experiment = Experiment.model_validate(tree)
     except ValidationError as error:
@@ -379,10 +411,7 @@ def load_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     return experiment
 
 
-_Complain = Callable[[str, str], UserError]
-
-
-def _with_checked(experiment: Experiment, section: str, complain: _Complain) -> Experiment:
+def _with_checked(experiment: Experiment, section: str, complain: Complain) -> Experiment:
     """``experiment`` with the arguments of one of its sections as their dataclass takes them."""
     own, given = type(getattr(experiment, section)).model_fields, experiment.trainer_args(section)
     for place, problem in _method_contradictions(experiment, section):
@@ -397,7 +426,7 @@ def _with_checked(experiment: Experiment, section: str, complain: _Complain) -> 
     return experiment.model_copy(update={section: changed})
 
 
-def _check_policy(experiment: Experiment, name: str, complain: _Complain) -> None:
+def _check_policy(experiment: Experiment, name: str, complain: Complain) -> None:
     """Check a policy's own settings as those of its method's section.
 
     Raises:

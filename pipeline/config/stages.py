@@ -327,6 +327,9 @@ NO_METHODS = {
 }
 """What one may look for in TRL, and why it is no method here."""
 
+SHARED = ("sft", "reward")
+"""Stages whose output may be another experiment's, see `Experiment.shared`."""
+
 DEFAULT_POLICIES = {"ppo": "ppo", "dpo": "dpo"}
 
 

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.files import read_json, write_json, write_text
-from pipeline.compare import examples, methods
+from pipeline.compare import examples, kept_reference, methods
 from pipeline.compare.alike import other_tokens, same_encoding
 from pipeline.compare.evaluate import Evaluation, evaluate_policy
 from pipeline.compare.fluency import judge
@@ -108,6 +108,8 @@ def measure(experiment: Experiment) -> dict[str, Evaluation]:
     named = methods.named(experiment)
     present = [m for m in named if m in there or m.kind == "checkpoint"]
     missing = [method for method in present if not _work(experiment, method).is_file()]
+    if reference in missing and kept_reference.fetch(experiment, _reference_files(experiment)):
+        missing.remove(reference)
     if missing:
         _measure_missing(experiment, missing)
     return {m.name: Evaluation(**read_json(_work(experiment, m))) for m in present}
@@ -146,7 +148,9 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
         if evaluation.note:
             say(f"compare: {method.name}: {evaluation.note}")
         write_json(_work(experiment, method), evaluation.to_json())
-        if not method.reference:
+        if method.reference:
+            kept_reference.keep(experiment, _reference_files(experiment))
+        else:
             _samples(experiment, method).unlink(missing_ok=True)
         del policy
         gc.collect()
@@ -184,6 +188,11 @@ def _written(experiment: Experiment, prompts: Sequence[Prompt]) -> list[Completi
 
 def _samples(experiment: Experiment, method: Method) -> Path:
     return _work(experiment, method).with_suffix(".samples.jsonl")
+
+
+def _reference_files(experiment: Experiment) -> list[Path]:
+    """π_ref's samples, and what was measured on them."""
+    return [place(experiment, methods.reference()) for place in (_samples, _work)]
 
 
 def _trained(experiment: Experiment) -> dict[Method, Path]:

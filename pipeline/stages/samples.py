@@ -71,10 +71,15 @@ def take_over(
     """
     if wanted is None or (folder / data).exists():
         return
-    for other in sorted(experiment.output_dir.glob(f"*/{about}")):
+    places = sorted(experiment.output_dir.glob(f"*/{about}"))
+    if experiment.shared is not None:  # the trials of a sweep lie side by side
+        places += sorted(experiment.output_dir.parent.glob(f"*/*/{about}"))
+    for other in places:
         drawn = other.with_name(data)
         if drawn.is_file() and read_json(other).get("made_from") == wanted:
-            say(f"{folder.name}: takes {data} of {other.parent.name}, made from the same")
+            inside = other.is_relative_to(experiment.output_dir)
+            where = other.parent.name if inside else other.parent
+            say(f"{folder.name}: takes {data} of {where}, made from the same")
             write_json(folder / about, read_json(other))
             write_text(folder / data, drawn.read_text(encoding="utf-8"))
             return
