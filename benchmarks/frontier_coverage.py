@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,68 +212,86 @@ def lowest(points: list[Point], name: str) -> list[Point]:
     return list(best.values())
 
 
+def _row(title: str, cells: list[str]) -> str:
+    return f"{title:34s}" + "".join(f"{cell:>14s}" for cell in cells)
+
+
+def _share(hits: list[bool]) -> str:
+    return f"{sum(hits)} of {len(hits)}" if hits else "–"
+
+
+def _mean(values: list[float]) -> str:
+    return f"{np.mean(values):.3f}" if values else "–"
+
+
 def table(points: list[Point]) -> list[str]:
     """Coverage, judgement, both estimates and the refinement, as lines."""
-    lines = ["95 % interval holds the truth          R*            K*            J*"]
+    return [*coverage(points), *judgement(points), *errors(points), *refinement(points)]
 
-    def row(title: str, cells: list[str]) -> None:
-        lines.append(f"{title:34s}" + "".join(f"{cell:>14s}" for cell in cells))
 
-    def share(hits: list[bool]) -> str:
-        return f"{sum(hits)} of {len(hits)}" if hits else "–"
+def coverage(points: list[Point]) -> list[str]:
+    """How often intervals hold the truth, by quantity."""
+    trusted = {n: [p for p in points if p.trusted(n)] for n in QUANTITIES}
+    hardest = [_share([p.covers(n) for p in lowest(points, n)]) for n in QUANTITIES]
+    rest = [_share([p.covers(n) for p in points if not p.trusted(n)]) for n in QUANTITIES]
+    kinds = {
+        kind: [_share([p.covers(n) for p in trusted[n] if p.kind == kind]) for n in QUANTITIES]
+        for kind in KINDS
+    }
+    return [
+        "95 % interval holds the truth          R*            K*            J*",
+        _row("problems, at the least trusted β", hardest),
+        _row("trusted points", [_share([p.covers(n) for p in trusted[n]]) for n in QUANTITIES]),
+        *(_row(f"   {kind}", cells) for kind, cells in kinds.items()),
+        _row("points not trusted", rest),
+    ]
 
-    trusted = {name: [p for p in points if p.trusted(name)] for name in QUANTITIES}
-    row("problems, at the least trusted β", [
-        share([p.covers(name) for p in lowest(points, name)]) for name in QUANTITIES
-    ])  # fmt: skip
-    row("trusted points", [share([p.covers(n) for p in trusted[n]]) for n in QUANTITIES])
-    for kind in KINDS:
-        row(f"   {kind}", [
-            share([p.covers(n) for p in trusted[n] if p.kind == kind]) for n in QUANTITIES
-        ])  # fmt: skip
-    row("points not trusted", [
-        share([p.covers(n) for p in points if not p.trusted(n)]) for n in QUANTITIES
-    ])  # fmt: skip
-    lines.append("the judgement")
+
+def judgement(points: list[Point]) -> list[str]:
+    """How often bad points are trusted, and good ones are not."""
     told = [p for p in points if p.bias]
-    row("bad points called trusted", [
-        share([p.trusted(n) for p in told if abs(p.bias[n]) > 1]) for n in QUANTITIES
-    ])  # fmt: skip
-    row("good points called untrusted", [
-        share([not p.trusted(n) for p in told if abs(p.bias[n]) < 0.5]) for n in QUANTITIES
-    ])  # fmt: skip
-    lines.append("mean error at trusted points (K* in nats, else in sd of the reward)")
+    bad = [_share([p.trusted(n) for p in told if abs(p.bias[n]) > 1]) for n in QUANTITIES]
+    good = [_share([not p.trusted(n) for p in told if abs(p.bias[n]) < 0.5]) for n in QUANTITIES]
+    return [
+        "the judgement",
+        _row("bad points called trusted", bad),
+        _row("good points called untrusted", good),
+    ]
 
-    def mean(values: list[float]) -> str:
-        return f"{np.mean(values):.3f}" if values else "–"
 
-    row("first estimate", [
-        mean([p.error(n, getattr(p.found, n).value) for p in trusted[n]]) for n in QUANTITIES
-    ])  # fmt: skip
-    row("… without its correction", [
-        mean([p.error(n, p.plain[n]) for p in trusted[n]]) for n in QUANTITIES
-    ])  # fmt: skip
-    row("second estimate", [
-        mean([p.error(n, getattr(p.found, n).second) for p in trusted[n]]) for n in QUANTITIES
-    ])  # fmt: skip
-    lines.append("refinement, where π_ref's samples alone are not trusted")
-    rest = {name: [p for p in points if not p.trusted(name)] for name in QUANTITIES}
-    row("points that it makes trusted", [
-        share([p.trusted(n, True) for p in rest[n]]) for n in QUANTITIES
-    ])  # fmt: skip
-    row("… whose interval holds the truth", [
-        share([p.covers(n, True) for p in rest[n] if p.trusted(n, True)]) for n in QUANTITIES
-    ])  # fmt: skip
-    row("mean error, π_ref's samples", [
-        mean([p.error(n, p.plain[n]) for p in rest[n]]) for n in QUANTITIES
-    ])  # fmt: skip
-    row("… less their bias", [
-        mean([p.error(n, getattr(p.found, n).value) for p in rest[n]]) for n in QUANTITIES
-    ])  # fmt: skip
-    row("… with a policy's", [
-        mean([p.error(n, getattr(p.refined, n).value) for p in rest[n]]) for n in QUANTITIES
-    ])  # fmt: skip
-    return lines
+def errors(points: list[Point]) -> list[str]:
+    """Both estimates' mean errors where they are trusted."""
+    trusted = {n: [p for p in points if p.trusted(n)] for n in QUANTITIES}
+
+    def mean(value: Callable[[Point, str], float]) -> list[str]:
+        return [_mean([p.error(n, value(p, n)) for p in trusted[n]]) for n in QUANTITIES]
+
+    return [
+        "mean error at trusted points (K* in nats, else in sd of the reward)",
+        _row("first estimate", mean(lambda p, n: getattr(p.found, n).value)),
+        _row("… without its correction", mean(lambda p, n: p.plain[n])),
+        _row("second estimate", mean(lambda p, n: getattr(p.found, n).second)),
+    ]
+
+
+def refinement(points: list[Point]) -> list[str]:
+    """What a policy's samples change where π_ref's alone are not trusted."""
+    rest = {n: [p for p in points if not p.trusted(n)] for n in QUANTITIES}
+    made = {n: [p for p in rest[n] if p.trusted(n, True)] for n in QUANTITIES}
+
+    def mean(value: Callable[[Point, str], float]) -> list[str]:
+        return [_mean([p.error(n, value(p, n)) for p in rest[n]]) for n in QUANTITIES]
+
+    gained = [_share([p.trusted(n, True) for p in rest[n]]) for n in QUANTITIES]
+    right = [_share([p.covers(n, True) for p in made[n]]) for n in QUANTITIES]
+    return [
+        "refinement, where π_ref's samples alone are not trusted",
+        _row("points that it makes trusted", gained),
+        _row("… whose interval holds the truth", right),
+        _row("mean error, π_ref's samples", mean(lambda p, n: p.plain[n])),
+        _row("… less their bias", mean(lambda p, n: getattr(p.found, n).value)),
+        _row("… with a policy's", mean(lambda p, n: getattr(p.refined, n).value)),
+    ]
 
 
 def picture(points: list[Point], path: Path) -> None:
