@@ -342,8 +342,9 @@ def stages_with(policies: Mapping[str, str] = DEFAULT_POLICIES) -> tuple[Stage, 
     made = [
         replace(find_stage(method), name=name, method=method) for name, method in policies.items()
     ]
-    *before, compare = STAGES
-    return (*before, *made, replace(compare, takes=tuple(policies)))
+    at = [stage.name for stage in STAGES].index("compare")
+    compare = replace(STAGES[at], takes=tuple(policies))
+    return (*STAGES[:at], *made, compare, *STAGES[at + 1 :])
 
 
 def stage_names(policies: Mapping[str, str] = DEFAULT_POLICIES) -> tuple[str, ...]:
