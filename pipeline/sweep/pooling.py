@@ -258,8 +258,9 @@ def mean(each: Sequence[Numbers]) -> dict[str, Any]:
 
 
 def _mean_of(values: Sequence[Any]) -> float | int:
-    """The mean; of equal whole numbers, such as queries, that number."""
-    return values[0] if len(set(values)) == 1 else statistics.fmean(values)
+    """The mean, whole where all of ``values`` are, as queries and tokens are."""
+    mean = statistics.fmean(values)
+    return round(mean) if all(isinstance(value, int) for value in values) else mean
 
 
 def deviation(each: Sequence[Numbers]) -> dict[str, float]:
