@@ -6,7 +6,7 @@ problem than ours could come in:
 * the reference is a copy of the weights that training starts from. TRL would load it again by the
   model's name;
 * prompts are encoded, and completions sampled, as everywhere here: from the policy's own
-  distribution at temperature 1, by a sampler that is also faster;
+  distribution at temperature 1, by the sampler that an interrupted run repeats to the bit;
 * rewards are asked by `pipeline.lm.scored`: texts, columns, whether a completion ended, time-outs;
 * tokens have their own positions. TRL pads prompts on the left and leaves positions to the model,
   which counts the padding: with learned positions (GPT-2) those are not the sampled policy's.
