@@ -24,6 +24,7 @@ class Difference:
         middle, low, high: in ``unit``. paired: made prompt by prompt, which is the sharper way.
         scale: what counts as all of it: 1 for optimality, the best policy's gain for an objective.
         points: the unit is a share of the possible gain, else that of the objective.
+        known: there is an interval; else both ends are the middle, which tells nothing for certain.
     """
 
     middle: float
@@ -32,6 +33,7 @@ class Difference:
     paired: bool
     points: bool
     scale: float = 1.0
+    known: bool = True
 
     @property
     def level(self) -> bool:
@@ -96,17 +98,19 @@ def between(
 
 def above(row: Numbers, base: Numbers) -> Difference | None:
     """Return how far a policy is above the reference; None where it cannot be placed."""
-    if row.get("optimality") is not None:
-        low, high = row.get("optimality_ci") or (row["optimality"],) * 2
-        return Difference(row["optimality"], low, high, paired=True, points=True)
+    share, ends = row.get("optimality"), row.get("optimality_ci")
+    if share is not None:
+        low, high = ends or (share, share)
+        return Difference(share, low, high, paired=True, points=True, known=bool(ends))
     middle = gain(row, base, "objective")
     if middle is None:
         return None
     scale = abs(middle) or 1.0
     if row.get("objective_gain_ci"):
         return Difference(middle, *row["objective_gain_ci"], paired=True, points=False, scale=scale)
-    reach = 1.96 * (_error(row, base) or 0.0)
-    return Difference(middle, middle - reach, middle + reach, False, points=False, scale=scale)
+    error = _error(row, base)
+    low, high = (middle + sign * 1.96 * (error or 0.0) for sign in (-1, 1))
+    return Difference(middle, low, high, False, False, scale, known=error is not None)
 
 
 def paired(first: str, second: str, details: Numbers) -> tuple[Numbers, int]:

@@ -22,7 +22,8 @@ class Case:
     Attributes:
         base: the reference's metrics. titles: of every policy, by name.
         states: of each contender: ``fit``, ``hacks``, ``collapsed``, ``unplaced`` (no objective,
-            as its KL was not measured), ``few`` (its interval holds nothing and much), ``flat``.
+            as its KL was not measured), ``few`` (its interval holds nothing and much, or it is
+            above and has none, as from one prompt), ``flat``.
         ranked: the fit ones, the best first. top: the first and all that are level with it.
         next: the difference of the first and the second.
         flips: where seeds disagree: seeds in which the first is above the second, and all seeds.
@@ -108,6 +109,8 @@ def _state(row: Numbers, base: Numbers, over: Difference | None) -> str:
         return "collapsed"
     if over is None:
         return "unplaced"
+    if not over.known:
+        return "few" if over.middle > 0 else "flat"
     if over.low > 0:
         return "fit"
     # Without an optimum nothing says what is wide: a gain of half its own reach is promising.

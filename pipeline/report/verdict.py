@@ -128,10 +128,13 @@ def _none_for_certain_words(case: Case) -> Words:
     best = max(few, key=case.score)
     over = case.above[best]
     assert over is not None
+    unsure = f"its interval ({span(over)}) reaches from nothing to much.{more(case, over)}"
+    if not over.known:
+        one = ": one prompt has none" if case.results.get("prompts") == 1 else ""
+        unsure = f"there is no interval to tell it from {case.reference.title}{one}."
     headline = (
-        f"Too few samples to tell {case.at}: {case.titles[best]} {share(case.rows[best])}, but its"
-        f" interval ({span(over)}) reaches from nothing to much.{more(case, over)}"
-        f" Until then keep {case.reference.title}."
+        f"Too few samples to tell {case.at}: {case.titles[best]} {share(case.rows[best])}, but"
+        f" {unsure} Until then keep {case.reference.title}."
     )
     return None, headline + "".join(f" {clause}." for clause in faults(case))
 

@@ -11,7 +11,7 @@ from pipeline.report import verdict
 
 SFT: dict[str, Any] = {
     "reward": 1.0, "gold": 1.0, "gold_positive": 0.5, "kl": 0.0, "objective": 1.0,
-    "optimality": 0.0, "optimality_ci": [0.0, 0.0], "perplexity": 70.0, "distinct_2": 0.9,
+    "objective_se": 0.1, "optimality": 0.0, "optimality_ci": [0.0, 0.0], "perplexity": 70.0, "distinct_2": 0.9,
     "self_bleu": 0.2, "length": 20.0, "ended": 0.5,
 }  # fmt: skip
 KINDS = {"sft": "reference", "best_of_n": "choice", "theirs": "checkpoint"}
@@ -273,3 +273,18 @@ def test_length_and_likelihood_are_cautions() -> None:
         line.startswith("DPO made the chosen answers less likely") for line in found.cautions
     )
     assert found.headline.endswith("Read the caution first.")
+
+
+@pytest.mark.parametrize("beta", [0.5, 0])
+def test_without_an_interval_nothing_is_shipped(beta: float) -> None:
+    """From one prompt a gain is the luck of that prompt."""
+    lone = row(0.7, optimality_ci=None, objective_gain=2.1, objective_gain_ci=None)
+    if not beta:
+        lone["optimality"] = None
+    found = judged(made(prompts=1, beta=beta, ppo=lone, dpo=row(-0.2, optimality_ci=None)))
+    assert (found.outcome, found.ship) == ("too few", None)
+    reached = "reaches 70 % of the possible gain" if beta else "has an objective of 3.10"
+    assert found.headline == (
+        f"Too few samples to tell at β = {beta:g}: PPO {reached}, but there is no interval to tell"
+        " it from SFT: one prompt has none. Until then keep SFT."
+    )
