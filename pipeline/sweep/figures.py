@@ -51,6 +51,7 @@ def _spots(comparisons: Comparisons, name: str, look: Mapping[str, Any]) -> list
         return []
     having = sorted((c for c in comparisons if name in c["methods"]), key=lambda c: c["beta"])
     placed = [(c["beta"], c["methods"][name]) for c in having]
+    placed = [(beta, row) for beta, row in placed if row.get("kl") is not None]
     if look["kind"] == "choice":
         placed = placed[:1]  # it is the same at each
     return [
@@ -78,7 +79,8 @@ def _ends(interval: Any) -> tuple[float, float] | None:
 def _seeds(axes: Axes, rows: Rows, name: str, look: Mapping[str, Any]) -> None:
     """Single trials, small."""
     mine = [row for row in rows if row["trial"] and labelled(row["policy"], row["over"]) == name]
-    places = [(row["metrics"]["kl"], row["metrics"]["reward"]) for row in mine]
+    places = [(row["metrics"].get("kl"), row["metrics"].get("reward")) for row in mine]
+    places = [place for place in places if None not in place]
     if len(places) > 1:
         x, y = np.array(places, dtype=float).T
         axes.plot(x, y, look["marker"], color=look["colour"], ms=3, alpha=0.45, lw=0, zorder=2)
@@ -142,6 +144,7 @@ def _shares(comparisons: Comparisons, place: Any, words: str) -> Figure | None:
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.0f} %")
     axes.set_xlabel(words)
-    axes.set_ylabel("share of the possible gain")
+    bounds = {row.get("optimality_bound") for line in lines.values() for _, row in line}
+    axes.set_ylabel(f"share of the possible gain{', at most' if 'at most' in bounds else ''}")
     axes.legend(loc="best", fontsize=8.5, ncols=2)
     return drawn

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from common import files
 from common.words import clock
-from pipeline.compare.wording import interval, number, percent
+from pipeline.compare.columns import COLUMNS
+from pipeline.compare.wording import interval, number
 from pipeline.report import plotting
 from pipeline.report.plotting import Picture
 from pipeline.report.templating import template
@@ -19,6 +20,7 @@ from pipeline.report.verdict import Verdict, judge
 from pipeline.sweep import figures
 
 Numbers = Mapping[str, Any]
+OPTIMALITY = next(column for column in COLUMNS if column.key == "optimality")
 
 
 def write(folder: Path, sweep: Numbers) -> Path:
@@ -83,7 +85,7 @@ def table(found: Numbers) -> Iterator[list[str]]:
     for look in found["policies"]:
         row = found["methods"][look["name"]]
         kind, seeds = look["kind"], found["seeds"].get(look["name"])
-        share = f"{percent(row.get('optimality'))} {interval(row.get('optimality_ci'))}".strip()
+        share = f"{OPTIMALITY.value(row)} {interval(row.get('optimality_ci'))}".strip()
         seconds, queries = row.get("train_seconds"), row.get("train_reward_queries")
         yield [
             look["title"],

@@ -55,41 +55,48 @@ class Pooling:
         for trial, measured in found.items():
             for beta in trial.betas:
                 parts.setdefault((beta, trial.pool), {})[trial] = measured
-        pools: dict[tuple[Any, ...], dict[int, Array]] = {}
+        pools: dict[tuple[Any, ...], dict[int, Measured]] = {}
         for trial, measured in found.items():
-            pools.setdefault(trial.pool, {}).setdefault(trial.seed, measured.reference)
+            pools.setdefault(trial.pool, {}).setdefault(trial.seed, measured)
         return [
             {"pool": list(pool), **self._comparison(beta, trials, pools[pool])}
             for (beta, pool), trials in sorted(parts.items(), key=lambda item: item[0][0])
         ]
 
     def _comparison(
-        self, beta: float, trials: Mapping[Trial, Measured], pool: Mapping[int, Array]
+        self, beta: float, trials: Mapping[Trial, Measured], pool: Mapping[int, Measured]
     ) -> dict[str, Any]:
         """The policies at one β.
 
         Args:
-            pool: the reference's rewards by seed, ``(P, N)`` each.
+            pool: a trial of each seed, for the reference, of which all have the same samples.
         """
         groups: dict[str, dict[int, tuple[Trial, Measured]]] = {}
         for trial, measured in trials.items():
             groups.setdefault(trial.label(), {})[trial.seed] = (trial, measured)
         first = next(iter(trials.values()))
-        key = ("scale", beta, tuple(pool), _hash(np.concatenate(list(pool.values()), axis=1)))
-        scale = self._once(key, lambda: _Scale(pool, beta, self.frontier_betas, self.shared))
+        references = {seed: measured.reference for seed, measured in pool.items()}
+        key = ("scale", beta, tuple(pool), _hash(np.concatenate(list(references.values()), axis=1)))
+        scale = self._once(key, lambda: _Scale(references, beta, self.frontier_betas, self.shared))
         methods: dict[str, dict[str, Any]] = {}
         spread: dict[str, dict[str, float]] = {}
         gains: dict[str, dict[int, Array]] = {}
         policies = []
         for label, seeds in groups.items():
             each = [m.results["methods"][t.policy] for t, m in seeds.values()]
-            each = [{**row, "objective": row["reward"] - beta * row["kl"]} for row in each]
+            each = [_at(row, beta) for row in each]
             methods[label], spread[label] = mean(each), deviation(each)
             rewards = {seed: m.reward for seed, (_, m) in seeds.items()}
             kls = {seed: m.kl for seed, (_, m) in seeds.items()}
-            gains[label] = {s: rewards[s] - beta * kls[s] - scale.base(s) for s in seeds}
-            methods[label] |= self._placed(gains[label], scale)
-            for name, values in (("reward", rewards), ("kl", kls)):
+            over = {s: rewards[s] - scale.base(s) for s in seeds}
+            methods[label] |= self._gain("reward", over) | {"optimality": None}
+            measured = {"reward": rewards}
+            if methods[label]["kl"] is not None:  # of every seed
+                gains[label] = {s: over[s] - beta * kls[s] for s in seeds}
+                methods[label] |= self._gain("objective", gains[label])
+                methods[label] |= self._placed(gains[label], scale)
+                measured["kl"] = kls
+            for name, values in measured.items():
                 methods[label][f"{name}_ci"] = self._mean(np.array(list(values.values())))[1]
             policy = next(iter(seeds.values()))[0].policy
             look = self.looks[policy]
@@ -112,7 +119,7 @@ class Pooling:
             "frontier": scale.frontier(),
             "prompts": len(first.prompts),
             "samples_per_prompt": first.results["samples_per_prompt"],
-            "reference_samples": sum(rewards.shape[1] for rewards in pool.values()),
+            "reference_samples": sum(rewards.shape[1] for rewards in references.values()),
             "best_of_n": first.details.get("best_of_n"),
             "judge_is_proxy": bool(first.details.get("judge_is_proxy")),
         }
@@ -120,25 +127,39 @@ class Pooling:
     def _beside(
         self,
         first: Measured,
-        pool: Mapping[int, Array],
+        pool: Mapping[int, Measured],
         scale: _Scale,
         methods: dict[str, dict[str, Any]],
     ) -> tuple[list[Any], list[Any]]:
-        """Put the reference and best-of-n into ``methods``; their records, before and after."""
+        """Put the reference and best-of-n, over all seeds, into ``methods``; their records, before
+        and after."""
         before, after = [], []
         for look in first.results["policies"]:
-            name, row = look["name"], dict(first.results["methods"][look["name"]])
+            name = look["name"]
+            if look["kind"] not in (REFERENCE, CHOICE):
+                continue
+            row = mean([_at(m.results["methods"][name], scale.beta) for m in pool.values()])
+            rewards = {seed: m.reference.mean(axis=1) for seed, m in pool.items()}
             if look["kind"] == REFERENCE:
                 before.append(look)
-                row["reward"] = float(np.mean([rewards.mean() for rewards in pool.values()]))
-                row["objective"] = row["reward"]
-                methods[name] = row
-            elif look["kind"] == CHOICE:
+                row |= _worth(rewards, 0.0)
+            else:
                 after.append(look)
                 n = first.details["best_of_n"]
-                gain = {s: _best_of(r, n, scale.beta) - scale.base(s) for s, r in pool.items()}
-                methods[name] = row | self._placed(gain, scale, lower_bound=True)
+                rewards = {seed: _best_of(m.reference, n) for seed, m in pool.items()}
+                cost = scale.beta * best_of_n.kl_bound(n)
+                over = {s: values - scale.base(s) for s, values in rewards.items()}
+                gain = {s: values - cost for s, values in over.items()}
+                row |= _worth(rewards, cost)
+                row |= self._gain("reward", over) | self._gain("objective", gain)
+                row |= self._placed(gain, scale, lower_bound=True)
+            methods[name] = row
         return before, after
+
+    def _gain(self, name: str, gain: Mapping[int, Array]) -> dict[str, Any]:
+        """A gain over the reference, over all seeds, with its interval."""
+        value, interval = self._mean(np.array(list(gain.values())))
+        return {f"{name}_gain": value, f"{name}_gain_ci": interval}
 
     def _placed(
         self, gain: Mapping[int, Array], scale: _Scale, lower_bound: bool = False
@@ -240,10 +261,23 @@ class _Scale:
         ]
 
 
-def _best_of(rewards: Array, n: int, beta: float) -> Array:
-    """Best-of-n's objective by prompt, its KL at its upper bound."""
-    expected = (best_of_n.weights(rewards, n) * rewards).sum(axis=1)
-    return expected - beta * best_of_n.kl_bound(n)
+def _best_of(rewards: Array, n: int) -> Array:
+    """Best-of-n's expected reward by prompt."""
+    return (best_of_n.weights(rewards, n) * rewards).sum(axis=1)
+
+
+def _worth(rewards: Mapping[int, Array], cost: float) -> dict[str, float]:
+    """Reward and objective over all seeds; ``cost`` is β·KL."""
+    reward = float(np.mean([values.mean() for values in rewards.values()]))
+    return {"reward": reward, "objective": reward - cost}
+
+
+def _at(row: Numbers, beta: float) -> dict[str, Any]:
+    """A trial's metrics with the objective at ``beta``, which need not be the trial's own; what
+    else depends on it is left out."""
+    kept = {k: v for k, v in row.items() if not k.startswith(("objective", "optimality"))}
+    kl = row.get("kl")
+    return kept | {"objective": None if kl is None else row["reward"] - beta * kl}
 
 
 def mean(each: Sequence[Numbers]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Measured:
     Attributes:
         results, details: content of compare/results.json and compare/details.json.
         prompts: the evaluation prompts.
-        reward, kl: the policy's, each prompt's mean over its samples: ``(P,)``.
+        reward, kl: the policy's, each prompt's mean over its samples: ``(P,)``; no KL is NaN.
         reference: rewards of the reference's samples: ``(P, N)``.
         measure_seconds: of the comparison.
     """
@@ -53,7 +54,7 @@ def read(trial: Trial) -> Measured:
         details=details,
         prompts=tuple(base.prompts),
         reward=own.grid(own.proxy).mean(axis=1),
-        kl=own.grid(own.kl).mean(axis=1),
+        kl=own.grid(own.kl or [math.nan] * len(own.proxy)).mean(axis=1),
         reference=base.grid(base.proxy),
         measure_seconds=read_json(compare / "stage.json").get("seconds"),
     )

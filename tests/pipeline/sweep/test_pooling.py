@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.compare import best_of_n
 from pipeline.compare.intervals import ratio
 from pipeline.compare.yardstick import Yardstick
-from pipeline.sweep import results
+from pipeline.report.verdict import judge
+from pipeline.sweep import figures, results
 from pipeline.sweep.pooling import Pooling, deviation, mean
 from tests.pipeline.sweep.made import RECORDS, SAMPLES, measured, trial
 
@@ -155,3 +157,54 @@ def test_rows_and_csv() -> None:
     columns = head.split(",")
     assert {"trial", "policy", "beta", "seed", "reward", "kl", "optimality"} <= set(columns)
     assert "measure_seconds" in columns and len(lines) == len(rows)
+
+
+def test_what_depends_on_beta_is_of_the_comparisons_own() -> None:
+    """A trial whose training reads no β is measured at one β and counts for all."""
+    one = trial("dpo", 0, betas=(0.5, 2.0))
+    found = {one: measured(one, 0.3)}
+    low, high = Pooling(500, 0, [1.0], True, RECORDS).comparisons(found)
+    for comparison in (low, high):
+        chosen, row = comparison["methods"]["best_of_n"], comparison["methods"]["dpo"]
+        cost = comparison["beta"] * best_of_n.kl_bound(4)
+        assert chosen["objective"] == pytest.approx(chosen["reward"] - cost)
+        assert chosen["objective_gain"] == pytest.approx(chosen["reward_gain"] - cost)
+        assert row["objective_gain"] == pytest.approx(row["reward_gain"] - 0.2 * comparison["beta"])
+        assert row["objective_gain_ci"][0] < row["objective_gain"] < row["objective_gain_ci"][1]
+
+
+def test_reference_and_best_of_n_are_of_all_seeds() -> None:
+    found, rewards = {}, []
+    for seed in range(3):
+        one = trial("ppo", seed)
+        found[one] = measured(one, 0.3)
+        for name in ("sft", "best_of_n"):
+            found[one].results["methods"][name]["gold"] = float(seed)
+        rewards.append(found[one].reference)
+    (comparison,) = Pooling(500, 0, [1.0], True, RECORDS).comparisons(found)
+    rows = comparison["methods"]
+    assert rows["sft"]["gold"] == rows["best_of_n"]["gold"] == 1.0
+    best = [(best_of_n.weights(each, 4) * each).sum(axis=1).mean() for each in rewards]
+    assert rows["best_of_n"]["reward"] == pytest.approx(np.mean(best))
+    assert rows["sft"]["reward"] == pytest.approx(np.mean([each.mean() for each in rewards]))
+
+
+def test_without_a_price_of_kl_a_gain_has_an_interval_too() -> None:
+    """Else the verdict would take the luck of the draw for a gain."""
+    found = pooled({"ppo": [0.05, -0.04, 0.02]}, beta=0.0)
+    row = found["methods"]["ppo"]
+    assert row["objective_gain_ci"][0] < 0 < row["objective_gain"] < row["objective_gain_ci"][1]
+    assert judge(found, found).ship is None
+
+
+def test_a_policy_without_kl_has_no_place() -> None:
+    """As where it is infinite."""
+    one, other = trial("ppo", 0), trial("dpo", 0)
+    found = {one: measured(one, 0.3), other: measured(other, 0.2)}
+    found[one].results["methods"]["ppo"]["kl"] = None
+    (comparison,) = Pooling(500, 0, [1.0], True, RECORDS).comparisons(found)
+    row = comparison["methods"]["ppo"]
+    assert row["kl"] is row["objective"] is row["optimality"] is None
+    assert comparison["differences"] == [] and row["reward_gain"] > 0
+    assert judge(comparison, comparison).ship == "dpo"
+    assert figures.reward_kl([comparison], results.rows(found)) is not None
