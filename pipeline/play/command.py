@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.parser import Parser
+from common.words import json_able
 from pipeline.compare.wording import number, signed
 from pipeline.errors import UserError
 from pipeline.output.console import complain, say
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # they import torch
     from pipeline.data.records import Prompt
     from pipeline.play.players import Played, Player, Settings
 
+COLDEST = 1e-3
 Continue = Callable[["Prompt", "Settings"], list["Played"]]
 
 
@@ -76,10 +78,11 @@ def _count(text: str) -> int:
 
 
 def _temperature(text: str) -> float:
+    # Divided by less, logits leave float32, and KL with them; what is drawn is long the likeliest.
     with suppress(ValueError):
-        if 0 < float(text) < float("inf"):
+        if COLDEST <= float(text) < float("inf"):
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number from {COLDEST:g} up")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -92,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = arguments.words
     if any(not text.strip() for text in arguments.prompt or ()):
         raise UserError("--prompt: is empty; write a text")
+    for text in arguments.prompt or ():
+        _check_text("--prompt", text)
     wanted = [word for word in words if "=" not in word]
     from pipeline.config import load_experiment
     from pipeline.output import quiet
@@ -109,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         prompt: Any = [{"role": "user", "content": text}] if talk else text
         settings = replace(first, seed=(first.seed + turn) % 2**32)
         try:
+            _check_text("the prompt", text)
             played = continued(prompt, settings)
         except UserError as error:
             if not typed:
@@ -116,6 +122,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             complain(f"error: {error}")
             continue
         show(text, played)
+
+
+def _check_text(place: str, text: str) -> None:
+    """Refuse bytes that are no UTF-8: Python holds them as halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        broken = repr(text[error.start : error.end])
+        raise UserError(f"{place}: is not UTF-8 ({broken} at {error.start})") from None
 
 
 def _typed(shown: bool) -> Iterator[str]:
@@ -127,6 +142,8 @@ def _typed(shown: bool) -> Iterator[str]:
             line = sys.stdin.readline()
         except KeyboardInterrupt:
             line = ""
+        except UnicodeDecodeError as error:
+            raise UserError(f"the prompts on stdin: are not UTF-8 ({error})") from None
         if not line:
             if shown:
                 print(file=sys.stderr)
@@ -242,7 +259,7 @@ def _ready(
 def _as_json(prompt: str, played: Sequence[Played]) -> None:
     for each in played:
         line = {"given": prompt, **each.to_json()}
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+        print(json.dumps(json_able(line), ensure_ascii=False, allow_nan=False), flush=True)
 
 
 def _writer(tokens: bool) -> Callable[[str, Sequence[Played]], None]:

@@ -185,7 +185,9 @@ def test_where_prompts_are_conversations_the_template_is_used(
         (["/no/folder"], "/no/folder: there is no such folder"),
         (["--prompt", " "], "--prompt: is empty"),
         (["--samples", "0"], "--samples: '0' is not a whole number above 0"),
-        (["--temperature", "inf"], "--temperature: 'inf' is not a number above 0"),
+        (["--prompt", "caf\udce9"], "--prompt: is not UTF-8"),
+        (["--temperature", "inf"], "--temperature: 'inf' is not a number from 0.001 up"),
+        (["--temperature", "1e-40"], "--temperature: '1e-40' is not a number from 0.001 up"),
         (["output_dir=/nowhere"], "/nowhere: no policy is finished there"),
         (["generation.max_new_token=3"], "max_new_token"),
         (["reward.source=rules:none"], "there is no such rule"),
@@ -199,6 +201,16 @@ def test_mistakes_are_one_line(
     [line] = [row for row in capsys.readouterr().err.splitlines() if not row.startswith("play:")]
     assert line.startswith("error: ")
     assert re.search(error, line)
+
+
+def test_piped_bytes_that_are_no_text_are_one_line(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    piped = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", piped)
+    assert main(["play", "--config", str(config), "ppo"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: the prompts on stdin: are not UTF-8")
 
 
 def test_control_characters_do_nothing_to_a_terminal() -> None:
