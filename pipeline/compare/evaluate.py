@@ -23,7 +23,7 @@ from pipeline.compare.texts import distinct, self_bleu
 from pipeline.data.records import Prompt
 from pipeline.lm.generation import Completion, sample
 from pipeline.lm.kept import keep_samples, kept_samples
-from pipeline.lm.paths import path_statistics
+from pipeline.lm.paths import PathStatistics, path_statistics
 from pipeline.lm.positions import check_prompts
 from pipeline.lm.scored import check_columns, score_completions
 from pipeline.lm.scoring import text_nll
@@ -155,9 +155,11 @@ def evaluate_policy(
         why_no_kl, told = beyond_reference(policy, reference, completions)
     if why_no_kl is not None:
         reference, told = None, f"no KL: {why_no_kl}"
-    kl = _kl(policy, reference, completions, written, len(prompts), label)
+    kl, unbounded = _kl(policy, reference, completions, written, len(prompts), label)
     nll, nll_tokens = text_nll(policy, tokenizer, heldout) if heldout else (0.0, 0)
-    notes = (told, why_no_perplexity and f"no perplexity: {why_no_perplexity}")
+    if not math.isfinite(nll):
+        nll, nll_tokens, why_no_perplexity = 0.0, 0, "it is infinite"
+    notes = (unbounded, told, why_no_perplexity and f"no perplexity: {why_no_perplexity}")
     return Evaluation(
         prompts=[c.prompt for c in completions[::samples_per_prompt]],
         samples_per_prompt=samples_per_prompt,
@@ -182,22 +184,36 @@ def _kl(
     written: Sequence[Completion],
     prompts: int,
     label: str,
-) -> dict[str, Any]:
-    """The fields that tell how far π is from π_ref, along the samples of both."""
+) -> tuple[dict[str, Any], str | None]:
+    """The fields that tell how far π is from π_ref, along the samples of both; and which of them
+    are left out as they are infinite, where there are such: files hold finite numbers."""
     if reference is None:
-        return {"kl": []}
+        return {"kl": []}, None
     if policy is reference:
         nothing = [0.0] * len(completions)
         same = {"ref_samples": len(completions) // prompts, "ref_kl": nothing}
-        return {"kl": nothing, "logratio": nothing, "ref_logratio": nothing, **same}
+        return {"kl": nothing, "logratio": nothing, "ref_logratio": nothing, **same}, None
     own = path_statistics(policy, reference, completions, label=f"{label}: KL")
+    if count := _infinite(own):
+        return {"kl": []}, (
+            f"no KL: it is infinite, or no number, along {count:,} of {len(completions):,}"
+            " completions"
+        )
     found: dict[str, Any] = {"kl": own.kl, "logratio": own.logratio}
     size = policy.config.get_text_config().vocab_size
     if written and max(max(c.prompt_ids + c.completion_ids) for c in written) < size:
         theirs = path_statistics(reference, policy, written, label=f"{label}: reverse KL")
+        if _infinite(theirs):
+            return found, "no reverse KL: it is infinite"
         found |= {"ref_samples": len(written) // prompts, "ref_kl": theirs.kl}
         found["ref_logratio"] = [-ratio for ratio in theirs.logratio]
-    return found
+    return found, None
+
+
+def _infinite(found: PathStatistics) -> int:
+    """How many completions have a number that is not finite."""
+    both = zip(found.kl, found.logratio, strict=True)
+    return sum(not (math.isfinite(kl) and math.isfinite(ratio)) for kl, ratio in both)
 
 
 def _fluency(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from pipeline.compare.fluency import Judge
 from pipeline.data.toy import toy_language_model, toy_texts, toy_tokenizer
 from pipeline.lm.generation import Completion, sample
 from pipeline.lm.models import prepare
-from pipeline.lm.paths import completion_nll
+from pipeline.lm.paths import PathStatistics, completion_nll, path_statistics
 from reward_models import checked
 from reward_models.combined import Part, combined
 
@@ -266,3 +267,33 @@ def test_fluency_is_the_judges_word_on_text_alone(toys: Toys) -> None:
     wanted = -sum(float(logps[len(before) - 1 + i, token]) for i, token in enumerate(ids))
     assert found.fluency_nll[2] == pytest.approx(wanted, abs=1e-4)
     assert found.fluency_tokens[2] == len(ids)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_an_infinite_kl_is_told_and_the_rest_is_kept(
+    toys: Toys, monkeypatch: pytest.MonkeyPatch, reverse: bool
+) -> None:
+    """As where one of the two has a logit of −∞; the file of what was measured can hold none."""
+    written = sample(
+        toys.reference, toys.tokenizer, toys.prompts, samples_per_prompt=2, max_new_tokens=5,
+        batch_size=4, seed=3,
+    )  # fmt: skip
+
+    def statistics(writer: Any, *args: Any, **kwargs: Any) -> PathStatistics:
+        found = path_statistics(writer, *args, **kwargs)
+        if (writer is toys.reference) == reverse:
+            found.kl[0] = math.inf
+        return found
+
+    monkeypatch.setattr(evaluate, "path_statistics", statistics)
+    monkeypatch.setattr(evaluate, "text_nll", lambda *_: (math.inf, 7))
+    found = toys.measure(toys.policy, written=written)
+    json.dumps(found.to_json(), allow_nan=False)
+    row = evaluate.summarise(found, beta=0.5, text_samples=2)
+    assert row["reward"] is not None and row["perplexity"] is row["reverse_kl"] is None
+    assert found.note is not None and found.note.endswith("; no perplexity: it is infinite")
+    if reverse:
+        assert row["kl"] > 0 and found.note.startswith("no reverse KL: it is infinite; ")
+    else:
+        assert row["kl"] is row["objective"] is None
+        assert found.note.startswith("no KL: it is infinite, or no number, along 1 of ")
