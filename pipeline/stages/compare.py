@@ -107,12 +107,26 @@ def measure(experiment: Experiment) -> dict[str, Evaluation]:
             say(f"compare: {folder} is not there, so {method.name} is left out")
     named = methods.named(experiment)
     present = [m for m in named if m in there or m.kind == "checkpoint"]
+    _forget(experiment, present)
     missing = [method for method in present if not _work(experiment, method).is_file()]
     if reference in missing and kept_reference.fetch(experiment, _reference_files(experiment)):
         missing.remove(reference)
     if missing:
         _measure_missing(experiment, missing)
     return {m.name: Evaluation(**read_json(_work(experiment, m))) for m in present}
+
+
+def _forget(experiment: Experiment, present: Sequence[Method]) -> None:
+    """Remove what was measured of policies that are no longer compared.
+
+    The record of this comparison no longer holds what they were, so that one which comes back under
+    the name of another could not be told from it. A checkpoint from elsewhere is known by content.
+    """
+    keep = {_work(experiment, method).name for method in present}
+    for path in (experiment.stage_dir("compare") / "measured").glob("*.json"):
+        if path.name not in keep and not elsewhere.is_measured_file(path):
+            path.unlink()
+            path.with_suffix(".samples.jsonl").unlink(missing_ok=True)
 
 
 def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:

@@ -283,3 +283,19 @@ def test_a_new_policy_is_a_line_of_the_config(
     assert [line.split(",")[:3] for line in lines[1:4]] == [
         ["sft", "SFT", "reference"], ["ppo", "PPO", "trained"], ["probe", "probe", "trained"],
     ]  # fmt: skip
+
+
+def test_a_policy_that_left_and_comes_back_is_measured_anew(tmp_path: Path, models: Models) -> None:
+    """It may be another one by then: the record of the comparison without it does not tell."""
+    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
+    compare.run(exp)
+    measured = exp.stage_dir("compare") / "measured"
+    theirs = measured / "theirs.0123456789ab.json"
+    theirs.write_text("{}", encoding="utf-8")
+    (exp.stage_dir("ppo") / "model" / "config.json").unlink()
+    compare.run(exp)
+    assert not (measured / "ppo.json").exists()
+    assert theirs.is_file(), "known by its content"
+    (exp.stage_dir("ppo") / "model" / "config.json").write_text("{}")
+    compare.run(exp)
+    assert models.evaluated == ["sft", "ppo", "dpo", "ppo"]
