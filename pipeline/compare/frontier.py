@@ -86,9 +86,12 @@ class FrontierPoint:
         reward, kl: R* and K*, less their bias. reward_ci, kl_ci: their 95 % intervals.
         reward_2, kl_2: the second estimate; None where it has none.
         ess: effective sample size a prompt behind them, mean over prompts.
-        trusted: whether R* and K* are both to be trusted; a point that is not is not drawn.
+        trusted: whether R* and K* are both to be trusted; of one that is not the floor is
+            drawn instead.
         untrusted_because: why it is not, in words.
         refined_with: the policy whose samples were added; None where π_ref's are all.
+        floor_kl, floor_reward: a point of the floor (:func:`floor`): of policies at this KL the
+            best has at least this reward, on average over samples.
     """
 
     beta: float
@@ -102,6 +105,20 @@ class FrontierPoint:
     trusted: bool
     untrusted_because: str | None
     refined_with: str | None
+    floor_kl: float
+    floor_reward: float
+
+
+def floor(samples: Samples, beta: float) -> tuple[float, float]:
+    """KL and reward of the plain estimate at ``beta``: a point of a curve that is on average no
+    higher than the frontier, however few the samples.
+
+    The frontier is F(K) = min_β [J*(β) + β·K]. With Ĵ the plain estimate, which is low by
+    Jensen, E min_β [Ĵ(β) + β·K] ≤ min_β [E Ĵ(β) + β·K] ≤ F(K) for every K. And Ĵ is convex with
+    Ĵ'(β) = −K̂, as J* is, so that the minimum lies at (K̂, R̂) itself.
+    """
+    found = plain(samples, beta)
+    return max(0.0, float(found.kl.mean())), float(found.reward.mean())
 
 
 @dataclass(frozen=True)
@@ -121,6 +138,7 @@ class Best:
     def point(self) -> FrontierPoint:
         """The row of results.json."""
         reward, kl = self.found.reward, self.found.kl
+        floor_kl, floor_reward = floor(self.samples, self.beta)
         return FrontierPoint(
             beta=self.beta,
             reward=reward.value,
@@ -134,6 +152,8 @@ class Best:
             trusted=reward.trusted and kl.trusted,
             untrusted_because=reward.because or kl.because,
             refined_with=self.refined_with,
+            floor_kl=floor_kl,
+            floor_reward=floor_reward,
         )
 
 

@@ -163,13 +163,25 @@ def _plane_words(outputs: Outputs) -> str:
     if any(row.get("reward_2") is not None for row in rows):
         words.append("Dashed beside it is a second estimate, made in another way.")
     known = [row for row in rows if row.get("trusted") is not False]
-    if rows and not known:
+    low = len(known) < len(rows) and all(row.get("floor_reward") is not None for row in rows)
+    if low:
+        words.append(
+            "Where too few samples carry the weight to tell it is dotted: there it is at least so"
+            " high (on average over samples), and nothing above the dots is out of reach."
+        )
+    elif rows and not known:
         why = rows[0].get("untrusted_because") or "too few samples carry its weight"
         return f"Up is better, right is dearer. The optimal frontier is not drawn: {why}.{choice}"
-    if len(known) < len(rows):
+    if len(known) < len(rows) and not low:
         words.append("It ends where too few samples carry the weight to tell.")
     if results["beta"] == 0:
         words.append("At β = 0 right costs nothing, so no point of it is the best.")
+    elif any(row.get("trusted") is False and row["beta"] == results["beta"] for row in rows):
+        words.append(
+            "The open star has the objective that the best at this β has at least."
+            if low
+            else "Where the best at this β lies is not known."
+        )
     elif rows:
         words.append(
             "All points on one dashed line are worth the same at"

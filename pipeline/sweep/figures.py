@@ -87,15 +87,22 @@ def _seeds(axes: Axes, rows: Rows, name: str, look: Mapping[str, Any]) -> None:
 
 
 def _optima(axes: Axes, comparisons: Comparisons) -> None:
-    """A star where the optimum of each β is, in the picture and to be trusted."""
+    """A star where the optimum of each β is; an open one, where that is not to be trusted, at a
+    place with the objective that it has at least."""
     _, right = axes.get_xlim()
     for c in comparisons:
-        at = next((p for p in c["frontier"] if p["beta"] == c["beta"]), None)
-        if at is None or at["kl"] > right or at.get("trusted") is False:
+        at = next((p for p in c["frontier"] if p["beta"] == c["beta"]), {})
+        known = at.get("trusted") is not False
+        names = ("kl", "reward") if known else ("floor_kl", "floor_reward")
+        x, y = (at.get(name) for name in names)
+        if x is None or y is None or x > right:
             continue
-        axes.plot(at["kl"], at["reward"], "*", color=PALETTE["frontier"], ms=10, zorder=3)
+        axes.scatter(
+            [x], [y], s=90, marker="*", zorder=3, linewidths=0 if known else 1.2,
+            facecolors=PALETTE["frontier"] if known else "none", edgecolors=PALETTE["frontier"],
+        )  # fmt: skip
         axes.annotate(
-            f"β = {c['beta']:g}", (at["kl"], at["reward"]), xytext=(-4, 5),
+            f"β = {c['beta']:g}", (x, y), xytext=(-4, 5),
             textcoords="offset points", ha="right", color=PALETTE["soft"], fontsize=8.5,
         )  # fmt: skip
 

@@ -119,7 +119,9 @@ def pictures(sweep: Numbers) -> Iterator[Picture]:
             f"Reward against KL{where}",
             "Up is better, right is dearer. A line is a policy over β: means over seeds with their"
             " 95 % intervals over seeds and prompts; faint marks are single seeds. Stars are"
-            " the optimum at each β. Of best-of-n only an upper bound of its KL is known.",
+            " the optimum at each β. Where too few samples tell, the frontier is dotted: it is at"
+            " least so high, and an open star's β has an optimum that is worth at least as much."
+            " Of best-of-n only an upper bound of its KL is known.",
             figures.reward_kl(mine, sweep["rows"]),
         )
     yield from picture(

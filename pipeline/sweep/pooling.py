@@ -23,7 +23,7 @@ from pipeline.sweep.trials import Trial
 
 # Metrics whose own intervals and errors are those of one seed, and are made anew over all.
 _OF_ONE_SEED = ("_se", "_ci")
-_POINT = ("beta", "reward", "kl")
+_POINT = ("beta", "reward", "kl", "floor_kl", "floor_reward")
 
 
 class Pooling:

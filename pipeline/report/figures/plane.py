@@ -64,7 +64,8 @@ def plane(
 
     Args:
         frontier: points of results.json's ``frontier``: beta, kl, reward; where they are there,
-            ``reward_ci`` (a band), ``kl_2`` and ``reward_2`` (a second estimate) and ``trusted``.
+            ``reward_ci`` (a band), ``kl_2`` and ``reward_2`` (a second estimate), ``trusted``, and
+            ``floor_kl`` and ``floor_reward``, which are drawn where it is not.
         start: the reference's reward, at KL 0, where the frontier begins.
         beta, best: β and J*, for the line of equal objective and the star. cap: log N.
         paths: a key's (KL, reward) while it trained. colours: of paths, by key.
@@ -157,8 +158,9 @@ def _frontier(
     known = [row for row in rows if row.get("trusted") is not False]
     curve: list[Point] = [(0.0, start)] if start is not None and rows else []
     curve += [(row["kl"], row["reward"]) for row in known]
+    low = _below(rows, curve[-1:], right)
     if len(curve) < 2:
-        return [], []
+        return _floor(axes, low, right)
     x, y = np.array(curve, dtype=float).T
     axes.plot(x, y, color=PALETTE["frontier"], lw=2, label="optimal frontier", zorder=3)
     band = [(r["kl"], *r["reward_ci"]) for r in known if r.get("reward_ci")]
@@ -180,14 +182,55 @@ def _frontier(
         np.append(x[inside], end), np.append(y[inside], top), ceiling + abs(ceiling),
         color=PALETTE["frontier"], alpha=0.07, linewidth=0,
     )  # fmt: skip
+    if low:
+        dotted, heights = _floor(axes, low, right)
+        return curve + dotted[1:], [ceiling, *heights]
     if len(known) < len(rows) and float(x[-1]) < right:
         axes.plot([x[-1]], [y[-1]], marker="|", ms=12, mew=2, color=PALETTE["frontier"], lw=0)
+        room = float(x[-1]) > 0.4 * right  # on the left of the end, else on its right
         axes.annotate(
-            "not known beyond", (x[-1], band[-1][1] if band else y[-1]), xytext=(-2, -5),
-            textcoords="offset points", ha="right", va="top",
-            color=PALETTE["soft"], fontsize=8.5,
+            "not known beyond", (x[-1], band[-1][1] if band and room else y[-1]),
+            xytext=(-2 if room else 5, -5), textcoords="offset points",
+            ha="right" if room else "left", va="top", color=PALETTE["soft"], fontsize=8.5,
         )  # fmt: skip
     return curve, [ceiling]
+
+
+def _below(rows: Rows, end: Sequence[Point], right: float) -> list[Point]:
+    """What the frontier is at least, from the ``end`` of what is trusted to beyond the picture.
+
+    A concave curve that is above two points is above the chord between them.
+    """
+    line = list(end)
+    for row in sorted(rows, key=lambda row: -row["beta"]):
+        x, y = _low(row)
+        if row.get("trusted") is not False or x is None or y is None or not line:
+            continue
+        if x > line[-1][0] and y > line[-1][1] and line[-1][0] < right:
+            line.append((x, y))
+    return line if len(line) > 1 else []
+
+
+def _floor(axes: Axes, line: Sequence[Point], right: float) -> tuple[list[Point], list[float]]:
+    """Draw `_below`, without a band, for its distance from the truth is not known.
+
+    Returns:
+        as `_frontier`; only what is inside the picture.
+    """
+    if not line:
+        return [], []
+    x, y = np.array(line, dtype=float).T
+    axes.plot(
+        x, y, color=PALETTE["frontier"], lw=1.6, ls=(0, (1, 2)), alpha=0.75, zorder=3,
+        label="at least this (too few samples to say more)",
+    )  # fmt: skip
+    end = min(right, float(x[-1]))
+    inside = [point for point in line if point[0] < end] + [(end, float(np.interp(end, x, y)))]
+    return inside, [height for _, height in inside]
+
+
+def _low(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    return row.get("floor_kl"), row.get("floor_reward")
 
 
 def _equal_objective(
@@ -196,6 +239,13 @@ def _equal_objective(
     """The line reward − β·KL = J*, which touches the frontier where the optimum is."""
     touching = [row for row in frontier if math.isclose(row["beta"], beta)]
     if touching and touching[0].get("trusted") is False:
+        x, y = _low(touching[0])
+        if x is not None and x <= right:
+            words = f"optimum at β = {beta:g}: worth this or more"
+            axes.scatter(
+                [x], [y], s=90, marker="*", zorder=4, facecolors="none", linewidths=1.2,
+                edgecolors=PALETTE["frontier"], label=words,
+            )  # fmt: skip
         return
     if touching:
         best = touching[0]["reward"] - beta * touching[0]["kl"]

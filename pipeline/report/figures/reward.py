@@ -121,9 +121,19 @@ def mean_frontier(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "kl": float(np.mean([rows[beta]["kl"] for rows in each])),
             "reward": float(np.mean([rows[beta]["reward"] for rows in each])),
             "trusted": all(rows[beta].get("trusted") is not False for rows in each),
+            **_mean_floor([rows[beta] for rows in each]),
         }
         for beta in betas
     ]
+
+
+def _mean_floor(rows: Rows) -> dict[str, float]:
+    """The mean of the floor's points at one β, which is one of a floor; none where one has none."""
+    return {
+        key: float(np.mean([row[key] for row in rows]))
+        for key in ("floor_kl", "floor_reward")
+        if all(row.get(key) is not None for row in rows)
+    }
 
 
 def path(rows: Rows) -> list[Point]:

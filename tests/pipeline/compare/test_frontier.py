@@ -253,3 +253,38 @@ def test_the_kl_bound_of_best_of_n_holds_and_is_met_by_many_completions() -> Non
         chance = rank**n - (rank - 1 / completions) ** n
         exact = float((chance * np.log(chance * completions)).sum())
         assert exact <= best_of_n.kl_bound(n) <= exact + slack
+
+
+def test_the_floor_is_below_the_frontier_on_average_however_few_the_samples() -> None:
+    """E min_β [Ĵ(β) + β·K] ≤ min_β [J*(β) + β·K]: Ĵ is low by Jensen; docs/frontier.md."""
+    betas = np.geomspace(0.05, 30.0, 60)
+    kls = np.array([0.05, 0.2, 0.5, 1.0, 1.5])
+    truth = [MODEL.objective(MODEL.optimal(beta), beta) for beta in betas]
+    exact = (np.array(truth)[:, None] + betas[:, None] * kls).min(axis=0)
+    for samples in (2, 4, 16):
+        found = []
+        for seed in range(40):
+            drawn = Samples.of_reference(MODEL.sample(samples, seed))
+            estimates = np.array([plain(drawn, beta).objective.mean() for beta in betas])
+            found.append((estimates[:, None] + betas[:, None] * kls).min(axis=0))
+        mean, error = np.mean(found, axis=0), np.std(found, axis=0) / np.sqrt(40)
+        assert (mean <= exact + 2 * error).all(), (samples, mean - exact)
+    assert (mean < exact - 2 * error)[-1]
+
+
+def test_the_plain_points_are_the_floor() -> None:
+    """min_β' [Ĵ(β') + β'·K̂(β)] lies at β' = β and is R̂(β)."""
+    samples = Samples.of_reference(MODEL.sample(6, seed=0))
+    betas = np.geomspace(0.05, 30.0, 400)
+    estimates = np.array([plain(samples, beta).objective.mean() for beta in betas])
+    before = (0.0, float(samples.rewards.mean()))
+    for beta in (4.0, BETA, 0.4):
+        kl, reward = frontier.floor(samples, beta)
+        assert reward == pytest.approx(float((estimates + betas * kl).min()), abs=1e-3)
+        assert kl > before[0] and reward > before[1]
+        before = kl, reward
+    point = frontier.frontier(samples.rewards, [BETA])[0]
+    assert (point.floor_kl, point.floor_reward) == frontier.floor(samples, BETA)
+    assert point.floor_reward - BETA * point.floor_kl == pytest.approx(
+        float(plain(samples, BETA).objective.mean())
+    )

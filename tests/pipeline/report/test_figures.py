@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 
@@ -76,6 +78,47 @@ def test_no_star_where_the_optimum_is_not_trusted_and_no_curve_where_nothing_is(
         row["trusted"] = False
     axes = drawn(figures.reward_kl(results, many.details())).axes[0]
     assert "optimal frontier" not in {line.get_label() for line in axes.lines}
+
+
+def floored(trusted_from: float) -> dict[str, Any]:
+    """A comparison whose frontier is trusted from a β up, with a floor."""
+    results = many.results()
+    for row in results["frontier"]:
+        row["trusted"] = row["beta"] >= trusted_from
+        row |= {"floor_kl": 0.9 * row["kl"], "floor_reward": row["reward"] - 0.2}
+    return results
+
+
+@pytest.mark.parametrize("trusted_from", [1.0, math.inf])
+def test_where_it_is_not_trusted_the_frontier_is_dotted_at_its_floor(trusted_from: float) -> None:
+    axes = drawn(figures.reward_kl(floored(trusted_from), many.details())).axes[0]
+    lines = {str(line.get_label()): line for line in axes.lines}
+    dots = lines["at least this (too few samples to say more)"]
+    ends = np.asarray(dots.get_xydata()).tolist()
+    assert ends[0] == ([1.0, 4.65] if trusted_from == 1.0 else [0.0, 1.0])
+    assert [pytest.approx(0.9 * 1.75), pytest.approx(4.8)] in ends
+    assert all(b[0] > a[0] and b[1] > a[1] for a, b in itertools.pairwise(ends))
+    assert "not known beyond" not in {text.get_text() for text in axes.texts}
+    assert ("optimal frontier" in lines) == (trusted_from == 1.0)
+    assert "equal objective" not in lines, "which line touches it is not known"
+    words = "optimum at β = 0.5: worth this or more"
+    [star] = [c for c in axes.collections if c.get_label() == words]
+    assert star.get_offsets().tolist() == [[pytest.approx(1.575), pytest.approx(4.8)]]  # pyright: ignore
+    assert len(star.get_facecolor()) == 0, "open"  # pyright: ignore
+    # Nothing above the dots is shaded as out of reach.
+    bands = [c for c in axes.collections if isinstance(c, PolyCollection)]
+    shaded = [float(np.max(path.vertices[:, 0])) for c in bands for path in c.get_paths()]  # pyright: ignore
+    assert max(shaded, default=0.0) <= 1.0
+
+
+def test_the_floor_of_several_comparisons_is_their_mean() -> None:
+    first, second = floored(1.0), floored(1.0)
+    for row in second["frontier"]:
+        row["floor_reward"] += 1
+    [row] = [r for r in figures.mean_frontier([first, second]) if r["beta"] == 0.5]
+    assert (row["floor_kl"], row["floor_reward"]) == (pytest.approx(1.575), pytest.approx(5.3))
+    del second["frontier"][4]["floor_reward"]
+    assert "floor_reward" not in figures.mean_frontier([first, second])[4]
 
 
 def test_a_method_at_several_beta_is_one_curve() -> None:
