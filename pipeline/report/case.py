@@ -14,6 +14,10 @@ from pipeline.report.rules import cautions, collapsed, gain, hacks
 Numbers = Mapping[str, Any]
 Seeds = Mapping[str, Mapping[int, float]]
 
+# Prompts. A bootstrap of fewer has 0 outside its interval too often: of 4 that are noise all are
+# on one side in 1 of 8.
+FEWEST = 6
+
 
 @dataclass(frozen=True)
 class Case:
@@ -23,7 +27,7 @@ class Case:
         base: the reference's metrics. titles: of every policy, by name.
         states: of each contender: ``fit``, ``hacks``, ``collapsed``, ``unplaced`` (no objective,
             as its KL was not measured), ``few`` (its interval holds nothing and much, or it is
-            above and has none, as from one prompt), ``flat``.
+            above and has none to rely on, as from a few prompts), ``flat``.
         ranked: the fit ones, the best first. top: the first and all that are level with it.
         next: the difference of the first and the second.
         flips: where seeds disagree: seeds in which the first is above the second, and all seeds.
@@ -78,6 +82,8 @@ def build(
     base = rows.get(reference.name, {})
     contenders = [m.name for m in policies if m.kind in ("trained", "checkpoint")]
     over = {name: above(rows[name], base) for name in contenders}
+    if results.get("prompts", FEWEST) < FEWEST and "seeds" not in results:  # of seeds they are t's
+        over = {name: d and replace(d, known=False) for name, d in over.items()}
     case = Case(
         results=results,
         details=details,

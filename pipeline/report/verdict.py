@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.compare.methods import shown
-from pipeline.report.case import Case, Seeds, build
+from pipeline.report.case import FEWEST, Case, Seeds, build
 from pipeline.report.phrases import (
     agreeing,
     amount,
@@ -130,8 +130,11 @@ def _none_for_certain_words(case: Case) -> Words:
     assert over is not None
     unsure = f"its interval ({span(over)}) reaches from nothing to much.{more(case, over)}"
     if not over.known:
-        one = ": one prompt has none" if case.results.get("prompts") == 1 else ""
-        unsure = f"there is no interval to tell it from {case.reference.title}{one}."
+        have = case.results.get("prompts", FEWEST)
+        unsure = f"there is no interval to tell it from {case.reference.title}."
+        if have < FEWEST:
+            few = "one prompt tells" if have == 1 else f"{have} prompts tell"
+            unsure = f"{few} too little; {FEWEST} are the least, and 30 the least to trust J*."
     headline = (
         f"Too few samples to tell {case.at}: {case.titles[best]} {share(case.rows[best])}, but"
         f" {unsure} Until then keep {case.reference.title}."

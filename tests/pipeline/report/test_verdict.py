@@ -11,8 +11,8 @@ from pipeline.report import verdict
 
 SFT: dict[str, Any] = {
     "reward": 1.0, "gold": 1.0, "gold_positive": 0.5, "kl": 0.0, "objective": 1.0,
-    "objective_se": 0.1, "optimality": 0.0, "optimality_ci": [0.0, 0.0], "perplexity": 70.0, "distinct_2": 0.9,
-    "self_bleu": 0.2, "length": 20.0, "ended": 0.5,
+    "objective_se": 0.1, "optimality": 0.0, "optimality_ci": [0.0, 0.0], "perplexity": 70.0,
+    "distinct_2": 0.9, "self_bleu": 0.2, "length": 20.0, "ended": 0.5,
 }  # fmt: skip
 KINDS = {"sft": "reference", "best_of_n": "choice", "theirs": "checkpoint"}
 
@@ -285,6 +285,22 @@ def test_without_an_interval_nothing_is_shipped(beta: float) -> None:
     assert (found.outcome, found.ship) == ("too few", None)
     reached = "reaches 70 % of the possible gain" if beta else "has an objective of 3.10"
     assert found.headline == (
-        f"Too few samples to tell at β = {beta:g}: PPO {reached}, but there is no interval to tell"
-        " it from SFT: one prompt has none. Until then keep SFT."
+        f"Too few samples to tell at β = {beta:g}: PPO {reached}, but one prompt tells too"
+        " little; 6 are the least, and 30 the least to trust J*. Until then keep SFT."
     )
+    found = judged(made(beta=beta, ppo=lone))
+    assert "but there is no interval to tell it from SFT. Until then" in found.headline
+
+
+@pytest.mark.parametrize(("prompts", "ship"), [(2, None), (5, None), (6, "ppo"), (None, "ppo")])
+def test_a_few_prompts_on_one_side_ship_nothing(prompts: int | None, ship: str | None) -> None:
+    """A bootstrap over them has an interval, and one that is far too narrow."""
+    results = made(prompts=prompts, ppo=row(0.7))
+    if prompts is None:  # of an earlier release
+        del results["prompts"]
+    found = judged(results)
+    assert found.ship == ship
+    if ship is None:
+        assert f"but {prompts} prompts tell too little; 6 are the least" in found.headline
+    over_seeds = judged({**results, "seeds": {"ppo": [0, 1, 2]}})
+    assert over_seeds.ship == "ppo", "their interval is Student's t"
