@@ -169,6 +169,7 @@ def _left_out(values: Array, largest: Index, columns: slice, share: float) -> Ar
     return others.mean(axis=1, keepdims=True) + share / (part.shape[1] - 1) * rest
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is no estimate: see `trust`
 def covariance(samples: Samples, beta: float) -> Optimum:
     """The second estimate: the covariance form across halves; the module's docstring has it.
 

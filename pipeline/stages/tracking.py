@@ -174,8 +174,11 @@ def log_comparison(results: dict[str, Any], draw: Callable[[], Figure | None]) -
         for key, value in row.items()
         if isinstance(value, int | float)
     }
+    # A table has the columns of its first row: not every policy has a note.
+    every = dict.fromkeys(key for row in methods.values() for key in row)
+    rows = [{"method": n, **every, **row} for n, row in methods.items()]
     for tracker in _trackers.values():
-        tracker.table("compare/methods", [{"method": n, **row} for n, row in methods.items()], 0)
+        tracker.table("compare/methods", rows, 0)
         tracker.log(0, numbers)
     log_picture("compare/reward_kl", draw, 0)
 

@@ -16,6 +16,7 @@ from pipeline.compare.estimates import (
     plain,
     shares,
 )
+from pipeline.compare.trust import judged_optimum
 from tests.pipeline.compare.enumerated import enumerate_language_model
 
 RNG = np.random.default_rng(0)
@@ -123,3 +124,11 @@ def test_too_few_samples_are_refused() -> None:
         corrected(Samples.of_reference(REWARDS[:, :1]), 1.0)
     with pytest.raises(ValueError, match="four samples"):
         covariance(Samples.of_reference(REWARDS[:, :3]), 1.0)
+
+
+@pytest.mark.filterwarnings("error")
+def test_rewards_far_apart_have_no_second_estimate_and_warn_of_nothing() -> None:
+    rewards = 1e30 * np.random.default_rng(0).normal(size=(40, 16))
+    found = judged_optimum(Samples.of_reference(rewards), 1.0)
+    for judged in (found.reward, found.kl, found.objective):
+        assert judged.second is None and not judged.trusted and np.isfinite(judged.value)

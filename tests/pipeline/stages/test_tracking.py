@@ -354,7 +354,9 @@ def test_settings_samples_and_the_comparison_reach_tensorboard(tmp_path: Path) -
     tracking.log_samples(exp, "compare", 7, [{"prompt": "a|b", "score": 1.0}])
     figure = Figure()
     figure.subplots().plot([0, 1])
+    methods: dict[str, dict[str, Any]]
     methods = {"sft": {"reward": 0.5, "kl": None}, "ppo": {"reward": 2.0, "kl": float("nan")}}
+    methods["ppo"]["note"] = "far"
     tracking.log_comparison({"methods": methods}, lambda: figure)
     tracking.finish()
     events = EventAccumulator(str(tmp_path / "compare" / "tensorboard"))
@@ -368,7 +370,8 @@ def test_settings_samples_and_the_comparison_reach_tensorboard(tmp_path: Path) -
     }
     assert "| name | small |" in texts["compare/config/text_summary"]
     assert "| a\\|b | 1.0 |" in texts["compare/samples/text_summary"]
-    assert "| ppo | 2.0 |  |" in texts["compare/methods/text_summary"]
+    assert "| sft | 0.5 |  |  |" in texts["compare/methods/text_summary"]
+    assert "| ppo | 2.0 |  | far |" in texts["compare/methods/text_summary"]
 
 
 def test_the_comparison_reaches_weights_and_biases(tmp_path: Path) -> None:
