@@ -84,4 +84,7 @@ def _jsonl(path: Path) -> list[dict[str, Any]]:
         return []
     # Not splitlines(): generated text may hold characters that it, but not JSON, breaks at.
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines if line.strip()]
+    try:
+        return [json.loads(line) for line in lines if line.strip()]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON lines ({error}); run its stage again") from None

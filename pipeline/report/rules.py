@@ -241,10 +241,22 @@ def _untrusted(results: Numbers, details: Numbers) -> str | None:
     )
 
 
+def _unchecked(results: Numbers, details: Numbers) -> str | None:
+    """A comparison of an earlier release."""
+    rows = results.get("frontier") or []
+    if not rows or details.get("trusted") is not None or any("trusted" in row for row in rows):
+        return None
+    return (
+        "Compared by an earlier release, which did not check whether the optimum can be trusted:"
+        " its frontier may be low, and optimality high. `rlhf compare` of today tells."
+    )
+
+
 RESULT_RULES: Sequence[Callable[[Numbers, Numbers], str | None]] = (
     _judge_is_proxy,
     _no_price,
     _untrusted,
+    _unchecked,
 )
 
 

@@ -54,7 +54,7 @@ RESULTS: dict[str, Any] = {
         },
     },
     "frontier": [
-        {"beta": b, "kl": k, "reward": r, "ess": e}
+        {"beta": b, "kl": k, "reward": r, "ess": e, "trusted": True}
         for b, k, r, e in (
             (0.1, 3.1, 5.35, 2.1), (0.2, 2.6, 5.28, 2.9), (0.35, 2.1, 5.12, 4.2),
             (0.5, 1.75, 5.0, 6.0), (0.7, 1.4, 4.85, 9.1), (1.0, 1.0, 4.65, 15.0),
@@ -317,7 +317,7 @@ def test_metrics_may_be_null_or_absent(filled: Path, undrawn: None) -> None:
     write(filled / "compare" / "results.json", results)
     page.run(experiment(filled))
     html = (filled / "report" / "index.html").read_text(encoding="utf-8")
-    assert "2.97 and 2.31 in the objective, and there are no intervals" in html
+    assert "has an objective of 2.97, but there is no interval to tell it from SFT" in html
     assert "distinct-2" in html and "distinct-1" not in html and "judge positive" not in html
 
 
@@ -329,6 +329,10 @@ def test_no_comparison_is_one_clear_line(tmp_path: Path) -> None:
         page.run(experiment(tmp_path))
     (tmp_path / "compare" / "results.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
+        page.run(experiment(tmp_path))
+    write(tmp_path / "compare" / "results.json", RESULTS)
+    (tmp_path / "compare" / "samples_all.jsonl").write_text('{"prompt": "p"}\n{"pro')
+    with pytest.raises(UserError, match=r"samples_all\.jsonl: not JSON lines"):
         page.run(experiment(tmp_path))
 
 

@@ -304,3 +304,11 @@ def test_a_few_prompts_on_one_side_ship_nothing(prompts: int | None, ship: str |
         assert f"but {prompts} prompts tell too little; 6 are the least" in found.headline
     over_seeds = judged({**results, "seeds": {"ppo": [0, 1, 2]}})
     assert over_seeds.ship == "ppo", "their interval is Student's t"
+
+
+def test_a_comparison_of_an_earlier_release_says_that_its_optimum_was_not_checked() -> None:
+    results = made(ppo=row(0.7))
+    results["frontier"] = [{"beta": 0.5, "kl": 1.0, "reward": 4.0, "ess": 3.0}]
+    assert any("an earlier release" in line for line in judged(results).cautions)
+    results["frontier"][0]["trusted"] = True
+    assert judged(results).cautions == []
