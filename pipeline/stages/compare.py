@@ -122,11 +122,10 @@ def _forget(experiment: Experiment, present: Sequence[Method]) -> None:
     The record of this comparison no longer holds what they were, so that one which comes back under
     the name of another could not be told from it. A checkpoint from elsewhere is known by content.
     """
-    keep = {_work(experiment, method).name for method in present}
-    for path in (experiment.stage_dir("compare") / "measured").glob("*.json"):
+    keep = {place(experiment, m).name for m in present for place in (_work, _samples)}
+    for path in (experiment.stage_dir("compare") / "measured").glob("*.json*"):
         if path.name not in keep and not elsewhere.is_measured_file(path):
             path.unlink()
-            path.with_suffix(".samples.jsonl").unlink(missing_ok=True)
 
 
 def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:

@@ -40,8 +40,9 @@ def measured_file(experiment: Experiment, name: str) -> Path:
 
 
 def is_measured_file(path: Path) -> bool:
-    """Whether it is named as `measured_file` names those of checkpoints."""
-    return re.fullmatch(rf".+\.[0-9a-f]{{{_DIGITS}}}\.json", path.name) is not None
+    """Whether it is named as `measured_file` names those of checkpoints, or holds their samples."""
+    name = rf".+\.[0-9a-f]{{{_DIGITS}}}(\.json|\.samples\.jsonl)"
+    return re.fullmatch(name, path.name) is not None
 
 
 def load(experiment: Experiment, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -292,10 +292,13 @@ def test_a_policy_that_left_and_comes_back_is_measured_anew(tmp_path: Path, mode
     measured = exp.stage_dir("compare") / "measured"
     theirs = measured / "theirs.0123456789ab.json"
     theirs.write_text("{}", encoding="utf-8")
+    of_theirs, of_ppo = (measured / f"{name}.samples.jsonl" for name in (theirs.stem, "ppo"))
+    of_theirs.touch()
+    of_ppo.touch()  # as of a try that was killed
     (exp.stage_dir("ppo") / "model" / "config.json").unlink()
     compare.run(exp)
-    assert not (measured / "ppo.json").exists()
-    assert theirs.is_file(), "known by its content"
+    assert not (measured / "ppo.json").exists() and not of_ppo.exists()
+    assert theirs.is_file() and of_theirs.is_file(), "known by its content"
     (exp.stage_dir("ppo") / "model" / "config.json").write_text("{}")
     compare.run(exp)
     assert models.evaluated == ["sft", "ppo", "dpo", "ppo"]
