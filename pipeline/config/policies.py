@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pipeline.config.base import Name, Section, TrainerSection, Unsaid
+from pipeline.config.losses import loss_names
 from pipeline.config.stages import METHODS, NO_METHODS, STAGES, find_stage
 
 # What a policy's folder, command or row in the comparison would be taken for.
@@ -109,8 +110,12 @@ def own_key(name: str, policy: PolicySection, key: str) -> str:
         return f"{prefix}.{key}"
     if key == "beta" and policy.beta is not None:
         return f"{prefix}.beta"
+    if key == "seed" and policy.seed is not None:
+        return f"{prefix}.seed"
     if key == "data.preferences_name" and policy.preferences_name is not None:
         return f"{prefix}.preferences_name"
+    if key == "model.policy_modules" and policy.policy_modules is not None:
+        return f"{prefix}.policy_modules"
     return key
 
 
@@ -124,6 +129,16 @@ def over(section: Section, settings: Mapping[str, Any]) -> Any:
     if "labels" in settings:  # of pairs: the older key would contradict it
         before.pop("hard_labels", None)
     return type(section).model_validate({**before, **settings})
+
+
+def aims_at_beta(method: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether another β is another aim of a method with these arguments.
+
+    PPO that is steered to a KL has β for its controller's start; DPO's loss ``sft`` has none.
+    """
+    if method == "ppo" and arguments.get("kl_target") is not None:
+        return False
+    return reads_beta(method) and not (method == "dpo" and loss_names(arguments) == ["sft"])
 
 
 def reads_beta(method: str) -> bool:

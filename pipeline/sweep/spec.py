@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.config import Experiment, SweepSection
 from pipeline.config.choices import left_out
 from pipeline.config.experiment import Complain, check_tree, read_tree
-from pipeline.config.policies import reads_beta, written_out
+from pipeline.config.policies import aims_at_beta, reads_beta, written_out
 from pipeline.config.stages import SHARED
 from pipeline.errors import UserError
 from pipeline.provenance import fingerprint, stage_inputs
@@ -142,12 +142,16 @@ class _Reader:
         prints = {self._print(stage, {key: value}) for value in self.section.over[key]}
         return len(prints | {self._print(stage, {})}) > 1
 
-    def _reads_beta(self, name: str) -> bool:
-        return len({self._print(name, {}, beta) for beta in (0.5, 1.0)}) > 1
+    def _aims_at_beta(self, name: str, over: Mapping[str, Any]) -> bool:
+        """Whether a policy is another one at each β; else one trial counts for all of them."""
+        view = self._checked(self._tree(name, 1.0, 0, over), over).of(name)
+        method = self.experiment.methods()[name]
+        return aims_at_beta(method, view.trainer_args(method))
 
-    def _print(self, stage: str, over: Mapping[str, Any], beta: float | None = None) -> str:
+    def _print(self, stage: str, over: Mapping[str, Any]) -> str:
         policy = stage if stage in self.names else self.names[0]
-        tree = self._tree(policy, self.betas[0] if beta is None else beta, 0, over)
+        # At β = 0 some methods are no stages.
+        tree = self._tree(policy, self.betas[0] or 1.0, 0, over)
         return fingerprint(stage_inputs(self._checked(tree, over))[stage])
 
     def _checked(self, tree: Tree, over: Mapping[str, Any]) -> Experiment:
@@ -181,19 +185,28 @@ class _Reader:
         return tree
 
     def _trials(self) -> Iterator[Trial]:
-        further = {name: self._axes(name) for name in self.names}
-        beta_read = {name: self._reads_beta(name) for name in self.names}
+        further = {name: list(self._combinations(self._axes(name))) for name in self.names}
+        aims = {
+            (name, i): self._aims_at_beta(name, over)
+            for name in self.names
+            for i, over in enumerate(further[name])
+        }
+        # The one β of those that aim at none: at 0 some methods are left out.
+        single = next((beta for beta in self.betas if beta > 0), self.betas[0])
         for seed in self.section.seeds:
             for beta in self.betas:
                 for name in self.names:
-                    if beta != self.betas[0] and not beta_read[name]:
-                        continue
-                    for values in product(*(self.section.over[key] for key in further[name])):
-                        over = dict(zip(further[name], values, strict=True))
-                        betas = (beta,) if beta_read[name] else self.betas
+                    for i, over in enumerate(further[name]):
+                        if beta != single and not aims[name, i]:
+                            continue
+                        betas = (beta,) if aims[name, i] else self.betas
                         trial = self._trial(name, beta, betas, seed, over)
                         if trial is not None:
                             yield trial
+
+    def _combinations(self, axes: Sequence[str]) -> Iterator[Tree]:
+        for values in product(*(self.section.over[key] for key in axes)):
+            yield dict(zip(axes, values, strict=True))
 
     def _trial(
         self, policy: str, beta: float, betas: tuple[float, ...], seed: int, over: Tree
@@ -222,7 +235,7 @@ class _Reader:
             seed=seed,
             over=over,
             shared=shared,
-            pool=(re.sub(rf"-s{seed}$", "", shared.name), *self._measure(over)),
+            pool=(self._shared_name(over), *self._measure(over)),
             tree=tree,
             experiment=self._checked(tree, over),
         )
@@ -232,17 +245,23 @@ class _Reader:
         parts = ("data", "generation", "compare")
         return [f"{k}={shown(v)}" for k, v in over.items() if k.partition(".")[0] in parts]
 
+    def _shared_name(self, over: Tree) -> str:
+        """What the shared stages of trials are called that differ in the seed alone."""
+        if self.experiment.shared is not None:
+            return self.experiment.shared.name
+        mine = [(key, value) for key, value in over.items() if self._shares(key)]
+        return "shared" + "".join(f"-{key.rpartition('.')[2]}{_safe(value)}" for key, value in mine)
+
     def _shared_folder(self, seed: int, over: Tree) -> Path:
         """The folder of a trial's SFT model and rewards; its config is kept."""
         if self.experiment.shared is not None:
             return self.experiment.shared
         mine = {key: value for key, value in over.items() if self._shares(key)}
-        name = "".join(f"-{key.rpartition('.')[2]}{_safe(value)}" for key, value in mine.items())
         own = self.experiment.seed if self.section.share else seed
-        name = f"shared{name}" + ("" if self.section.share else f"-s{seed}")
+        name = self._shared_name(over) + ("" if self.section.share else f"-s{seed}")
         folder = self.experiment.output_dir / name
         if folder not in self.shared:
-            tree = self._tree(self.names[0], self.betas[0], own, mine)
+            tree = self._tree(self.names[0], self.betas[0] or 1.0, own, mine)
             tree |= {"name": f"{self.experiment.name}-{name}", "output_dir": str(folder)}
             self.shared[folder] = Made(tree, self._checked(tree, mine))
         return folder

@@ -117,6 +117,44 @@ def test_dpo_at_beta_zero_is_no_trial(read: Callable[..., Sweep]) -> None:
     assert any(line.startswith("dpo at β = 0: beta: DPO learns nothing") for line in sweep.left_out)
 
 
+def test_what_does_not_aim_at_beta_is_trained_once_a_seed(read: Callable[..., Sweep]) -> None:
+    steered = "steered: {method: ppo, kl_target: 2}"
+    preferred = "preferred: {method: dpo, loss_type: sft}"
+    mixed = "mixed: {method: dpo, loss_type: [sft, sigmoid]}"
+    policies = f"policies={{{steered}, {preferred}, rejection: null, {mixed}}}"
+    for betas, single in (("[0.5, 1]", "0.5"), ("[0, 1]", "1")):
+        sweep = read(policies, f"sweep.betas={betas}", "sweep.seeds=[3]")
+        once = [trial for trial in sweep.trials if trial.policy != "mixed"]
+        expected = [f"{name}-b{single}-s3" for name in ("steered", "preferred", "rejection")]
+        assert [trial.name for trial in once] == expected
+        assert all(trial.betas == tuple(sweep.betas) for trial in once)
+        each = [trial.name for trial in sweep.trials if trial.policy == "mixed"]
+        assert each == [f"mixed-b{b:g}-s3" for b in sweep.betas if b > 0]
+
+
+def test_a_kl_target_that_is_an_axis_counts_by_its_value(read: Callable[..., Sweep]) -> None:
+    axis = "sweep.over={ppo.kl_target: [null, 2]}"
+    sweep = read("sweep.policies=[ppo]", "sweep.betas=[0.5, 1]", "sweep.seeds=[0]", axis)
+    assert names(sweep) == [
+        "ppo-b0.5-s0-kl_targetNone",
+        "ppo-b0.5-s0-kl_target2",
+        "ppo-b1-s0-kl_targetNone",
+    ]
+
+
+def test_a_further_axis_beside_beta_zero(read: Callable[..., Sweep]) -> None:
+    axis = "sweep.over={pairs.max_pairs: [16, 32]}"
+    sweep = read("sweep.policies=[dpo]", "sweep.betas=[0, 1]", "sweep.seeds=[0]", axis)
+    assert names(sweep) == ["dpo-b1-s0-max_pairs16", "dpo-b1-s0-max_pairs32"]
+
+
+def test_a_shared_folder_of_any_name_is_one_pool(
+    read: Callable[..., Sweep], tmp_path: Path
+) -> None:
+    sweep = read(f"shared={tmp_path / 'base-s1'}")
+    assert len({trial.pool for trial in sweep.trials}) == 1
+
+
 @pytest.mark.parametrize(
     ("override", "place", "words"),
     [
