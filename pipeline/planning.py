@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from common.files import read_json
 from pipeline.config import Experiment
 from pipeline.config.choices import left_out
+from pipeline.config.policies import own_key
 from pipeline.errors import UserError
 from pipeline.longer import only_longer, why_not
 from pipeline.output.work import holds_work
@@ -73,13 +74,17 @@ def _refusal(
     experiment: Experiment, stage: str, found: list[Difference], hint: str = ""
 ) -> UserError:
     """The error about outputs that another config made."""
+    first = found[0]
+    if stage in experiment.policies and first.part in ("config", "content"):
+        key = own_key(stage, experiment.policies[stage], first.key)
+        first = replace(first, key=key)
     if experiment.shares(stage):
         return UserError(
-            f"{experiment.stage_dir(stage)}: was made with {found[0]}; set another shared, or"
+            f"{experiment.stage_dir(stage)}: was made with {first}; set another shared, or"
             " shared=null for one of its own"
         )
     return UserError(
-        f"{experiment.stage_dir(stage)}: was made with {found[0]};{hint}"
+        f"{experiment.stage_dir(stage)}: was made with {first};{hint}"
         " set another output_dir, or add --overwrite to remove and redo "
         + ", ".join([stage, *downstream(experiment, stage)])
     )

@@ -215,7 +215,7 @@ class Difference:
     """Something that a stage in place was made from and that is another now.
 
     Attributes:
-        part: `config`, `content`, `division` or `upstream`.
+        part: `method`, `config`, `content`, `division` or `upstream`.
         key: of the setting, the file's or data set's setting, or the stage.
         before, now: the two values; UNSET where there is none.
     """
@@ -226,7 +226,7 @@ class Difference:
     now: Any
 
     def __str__(self) -> str:
-        if self.part == "config":
+        if self.part in ("config", "method"):
             return f"{self.key} = {self.before!r}, the config now has {self.now!r}"
         if self.part == "content":
             return f"another content of the file that {self.key} names"
@@ -260,6 +260,9 @@ def differences(
         if key in old_content and old_content[key] != content[key]
     }
     table = _configured(experiment, stage)
+    trained_by = _method(record, stage)
+    if table.method not in ("", trained_by):  # whose settings are others altogether
+        return [Difference("method", f"policies.{stage}.method", trained_by, table.method)]
     reads = _keys(table)
     recorded = _settings(_read(record, table))
     default = _settings(Experiment().model_dump(mode="json"))
@@ -308,6 +311,12 @@ def _other_division(experiment: Experiment, stage: str, record: Record) -> list[
 def _read(record: Record, stage: stages.Stage) -> dict[str, Any]:
     """The config that a stage was made with; its inputs alone where the record keeps no more."""
     return record.get("config") or record["inputs"]["config"]
+
+
+def _method(record: Record, stage: str) -> str:
+    """The method that a policy's stage in place was trained by: before policies, of its name."""
+    policies = record.get("config", {}).get("policies") or {}
+    return (policies.get(stage) or {}).get("method") or stage
 
 
 def _form(name: Any) -> tuple[str, str]:

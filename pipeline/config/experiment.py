@@ -181,7 +181,7 @@ class Experiment(Section):
         data: dict[str, Any] = {}
         if own.preferences_name is not None:
             data["preferences_name"] = own.preferences_name
-        if own.seed is not None:
+        if own.seed not in (None, self.seed):
             changed["seed"], data["seed"] = own.seed, self.data_seed
         if data:
             changed["data"] = self.data.model_copy(update=data)

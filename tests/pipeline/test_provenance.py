@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_experiment
-from pipeline.provenance import differences, stage_inputs
+from common.files import write_json
+from pipeline.config import Experiment, load_experiment
+from pipeline.errors import UserError
+from pipeline.planning import plan
+from pipeline.provenance import Record, differences, stage_inputs
 
 
 def test_embedded_texts_that_were_divided_otherwise_make_another_run(tiny: Path) -> None:
@@ -31,3 +35,48 @@ def test_another_function_of_the_same_file_is_another_reward(
         made = {"inputs": stage_inputs(first)["reward"]}
         assert differences(first, "reward", made, stage_inputs(first)["reward"]) == []
         assert differences(second, "reward", made, stage_inputs(second)["reward"])
+
+
+def trained(experiment: Experiment, policy: str) -> Record:
+    """The record of a policy's stage that is finished."""
+    config = experiment.of(policy).model_dump(mode="json")
+    return {"config": config, "inputs": stage_inputs(experiment)[policy], "status": "finished"}
+
+
+def test_a_policy_of_another_method_is_another_policy(tiny: Path) -> None:
+    """Even where the settings of both methods were the same all along."""
+    before, now = (load_experiment(tiny, [f"policies.mine={m}"]) for m in ("rloo", "grpo"))
+    record = trained(before, "mine")
+    assert differences(before, "mine", record, stage_inputs(before)["mine"]) == []
+    (found,) = differences(now, "mine", record, stage_inputs(now)["mine"])
+    assert str(found) == "policies.mine.method = 'rloo', the config now has 'grpo'"
+
+
+def test_a_policys_seed_that_is_the_experiments_makes_no_other_policy(tiny: Path) -> None:
+    before = load_experiment(tiny, ["seed=3"])
+    now = load_experiment(tiny, ["seed=3", "policies.ppo.seed=3"])
+    assert differences(now, "ppo", trained(before, "ppo"), stage_inputs(now)["ppo"]) == []
+
+
+def test_a_refusal_names_the_key_where_it_stands(tiny: Path, tmp_path: Path) -> None:
+    """With the policy where the policy sets it, else with the method's section."""
+
+    def load(*overrides: str) -> Experiment:
+        own = [f"output_dir={tmp_path}", "policies.mine.method=dpo", "policies.mine.beta=0.5"]
+        return load_experiment(tiny, [*own, "policies.mine.pairs.labels=hard", *overrides])
+
+    before = load()
+    for stage in ("sft", "reward"):
+        made = {"config": before.model_dump(mode="json"), "inputs": stage_inputs(before)[stage]}
+        write_json(tmp_path / stage / "stage.json", {**made, "status": "finished"})
+    write_json(tmp_path / "mine" / "stage.json", trained(before, "mine"))
+    write_json(tmp_path / "mine" / "pairs.json", {})
+    for override, key in (
+        ("policies.mine.learning_rate=1", "policies.mine.learning_rate"),
+        ("policies.mine.beta=1", "policies.mine.beta"),
+        ("policies.mine.seed=1", "policies.mine.seed"),
+        ("policies.mine.pairs.labels=soft", "policies.mine.pairs.labels"),
+        ("dpo.learning_rate=1", "dpo.learning_rate"),
+    ):
+        with pytest.raises(UserError, match=rf"mine: was made with {re.escape(key)} = "):
+            plan(load(override), ["mine"])
