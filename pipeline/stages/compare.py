@@ -6,6 +6,7 @@ compare/samples.jsonl      for every evaluation prompt, what each policy made of
 compare/samples_all.jsonl  an answer a line: several of each policy
 compare/examples.json      answers that stand out by their numbers
 compare/measured/          a policy's samples and scores each; a killed comparison goes on from them
+compare/measured_from.json the fingerprint of the stage that made each policy that was measured
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ def measure(experiment: Experiment) -> dict[str, Evaluation]:
     for stage, why in left_out(experiment).items():
         folders = {method: folder for method, folder in folders.items() if method.stage != stage}
         say(f"compare: {stage} is left out ({why})")
-    there = {m for m, folder in folders.items() if (folder / "config.json").is_file()}
+    made = _made_from(experiment)
+    finished = [m for m in folders if made is None or m.stage in made]
+    there = {m for m in finished if (folders[m] / "config.json").is_file()}
     if reference not in there:
         raise UserError(
             f"{folders[reference]}: there is no {reference.title} model to compare with; run"
@@ -104,10 +107,12 @@ def measure(experiment: Experiment) -> dict[str, Evaluation]:
         )
     for method, folder in folders.items():
         if method not in there:
-            say(f"compare: {folder} is not there, so {method.name} is left out")
+            why = "is not there" if method in finished else "is not of a finished run"
+            say(f"compare: {folder} {why}, so {method.name} is left out")
     named = methods.named(experiment)
     present = [m for m in named if m in there or m.kind == "checkpoint"]
-    _forget(experiment, present)
+    if made is not None:
+        _forget_former(experiment, {m: made[m.stage] for m in present if m.stage is not None})
     missing = [method for method in present if not _work(experiment, method).is_file()]
     if reference in missing and kept_reference.fetch(experiment, _reference_files(experiment)):
         missing.remove(reference)
@@ -116,16 +121,21 @@ def measure(experiment: Experiment) -> dict[str, Evaluation]:
     return {m.name: Evaluation(**read_json(_work(experiment, m))) for m in present}
 
 
-def _forget(experiment: Experiment, present: Sequence[Method]) -> None:
-    """Remove what was measured of policies that are no longer compared.
+def _made_from(experiment: Experiment) -> dict[str, str] | None:
+    """The fingerprints of the stages that are compared; None where no record says which."""
+    record = experiment.stage_dir("compare") / "stage.json"
+    return read_json(record)["inputs"]["upstream"] if record.is_file() else None
 
-    The record of this comparison no longer holds what they were, so that one which comes back under
-    the name of another could not be told from it. A checkpoint from elsewhere is known by content.
-    """
-    keep = {place(experiment, m).name for m in present for place in (_work, _samples)}
-    for path in (experiment.stage_dir("compare") / "measured").glob("*.json*"):
-        if path.name not in keep and not elsewhere.is_measured_file(path):
-            path.unlink()
+
+def _forget_former(experiment: Experiment, made: dict[Method, str]) -> None:
+    """Remove what was measured of former policies under these names, and note what these are."""
+    path = experiment.stage_dir("compare") / "measured_from.json"
+    known: dict[str, str] | None = read_json(path) if path.is_file() else None
+    for method, fingerprint in made.items():
+        if known is not None and known.get(method.name) != fingerprint:
+            for former in (_work(experiment, method), _samples(experiment, method)):
+                former.unlink(missing_ok=True)
+    write_json(path, (known or {}) | {m.name: fingerprint for m, fingerprint in made.items()})
 
 
 def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.files import read_json
+from common.files import read_json, write_json
 from pipeline.compare import best_of_n, columns, frontier
 from pipeline.compare.evaluate import Evaluation
 from pipeline.config import Experiment, RewardSection
@@ -285,20 +285,30 @@ def test_a_new_policy_is_a_line_of_the_config(
     ]  # fmt: skip
 
 
-def test_a_policy_that_left_and_comes_back_is_measured_anew(tmp_path: Path, models: Models) -> None:
-    """It may be another one by then: the record of the comparison without it does not tell."""
+def test_a_policy_that_was_trained_anew_is_measured_anew(tmp_path: Path, models: Models) -> None:
+    """It was away in between, as when it was taken out of the config and its folder removed."""
     exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
+    record = exp.stage_dir("compare") / "stage.json"
+
+    def compared(**made: str) -> list[str]:
+        models.evaluated.clear()
+        write_json(record, {"inputs": {"upstream": {"sft": "s", "reward": "r", **made}}})
+        compare.run(exp)
+        return models.evaluated
+
+    assert compared(ppo="p", dpo="d") == ["sft", "ppo", "dpo"]
+    assert compared(ppo="p") == []
+    assert compared(ppo="p", dpo="d") == []  # the same once more
+    assert compared(ppo="p", dpo="another") == ["dpo"]
+
+
+def test_the_model_of_a_run_that_is_being_made_longer_is_not_compared(
+    tmp_path: Path, models: Models, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is there, but is not what the config asks for."""
+    exp = checkpoints(experiment(tmp_path), "sft", "ppo", "dpo")
+    inputs = {"upstream": {"sft": "s", "reward": "r", "ppo": "p"}}
+    write_json(exp.stage_dir("compare") / "stage.json", {"inputs": inputs})
     compare.run(exp)
-    measured = exp.stage_dir("compare") / "measured"
-    theirs = measured / "theirs.0123456789ab.json"
-    theirs.write_text("{}", encoding="utf-8")
-    of_theirs, of_ppo = (measured / f"{name}.samples.jsonl" for name in (theirs.stem, "ppo"))
-    of_theirs.touch()
-    of_ppo.touch()  # as of a try that was killed
-    (exp.stage_dir("ppo") / "model" / "config.json").unlink()
-    compare.run(exp)
-    assert not (measured / "ppo.json").exists() and not of_ppo.exists()
-    assert theirs.is_file() and of_theirs.is_file(), "known by its content"
-    (exp.stage_dir("ppo") / "model" / "config.json").write_text("{}")
-    compare.run(exp)
-    assert models.evaluated == ["sft", "ppo", "dpo", "ppo"]
+    assert models.evaluated == ["sft", "ppo"]
+    assert "dpo/model is not of a finished run, so dpo is left out" in capfd.readouterr().err
