@@ -54,6 +54,7 @@ from pipeline.config.policies import (
     over,
     own_key,
     reads_beta,
+    unread_problems,
     written_out,
 )
 from pipeline.config.rewards import PARTS, RewardPart, reward_problems
@@ -434,6 +435,8 @@ def _check_policy(experiment: Experiment, name: str, complain: Complain) -> None
     """
     policy = experiment.policies[name]
     method = method_of(name, policy)
+    for place, problem in unread_problems(name, policy, experiment.model.use_peft):
+        raise complain(place, problem)
 
     def complain_of(key: str, problem: str) -> UserError:
         return complain(own_key(name, policy, key), problem)

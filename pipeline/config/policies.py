@@ -90,6 +90,25 @@ def name_problems(policies: Mapping[str, PolicySection]) -> Iterator[tuple[str, 
                 yield f"{key}.method", f"{expected}, found {method!r}{hint}"
 
 
+def unread_problems(name: str, policy: PolicySection, use_peft: bool) -> Iterator[tuple[str, str]]:
+    """Pairs of a key and what is wrong with a setting of a policy's that nothing would read."""
+    key, stage = f"policies.{name}", find_stage(method_of(name, policy))
+    for part in ("preferences_name", "pairs"):
+        if getattr(policy, part) and not stage.from_pairs:
+            yield f"{key}.{part}", f"{stage.title} learns from no pairs; remove it"
+    if policy.preferences_name is not None and policy.pairs:
+        yield (
+            f"{key}.pairs",
+            f"is of pairs that are drawn, and {key}.preferences_name has this policy's; remove it",
+        )
+    if policy.policy_modules is not None and use_peft:
+        yield (
+            f"{key}.policy_modules",
+            "does not go with model.use_peft, whose modules are model.lora_target_modules;"
+            " remove it",
+        )
+
+
 def name_problem(name: str) -> str | None:
     """What is wrong with the name of a policy or a checkpoint; None where nothing is."""
     if not _NAME.fullmatch(name):

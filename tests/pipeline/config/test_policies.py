@@ -91,6 +91,10 @@ def test_what_is_no_policy_has_no_view() -> None:
         ([*IPO, "policies.ipo.output_dir=x"], "the pipeline sets this"),
         ([*IPO, "pairs.labels=soft"], "soft does not go with dpo.loss_type ipo"),
         (["policies.x.method=ppo", "policies.x.learning_rate=fast"], "expected a number"),
+        (["policies.ppo.preferences_name=a.jsonl"], "preferences_name.*PPO learns from no pairs"),
+        (["policies.x={method: rloo, pairs: {max_pairs: 4}}"], "RLOO learns from no pairs"),
+        ([*IPO, "policies.ipo.preferences_name=a", "policies.ipo.pairs.max_pairs=4"], "are drawn"),
+        (["model.use_peft=true", "policies.ppo.policy_modules=[v]"], "not go with model.use_peft"),
         (["compare.policies={ppo: somewhere}"], "'ppo' is a policy of this experiment"),
     ],
 )
