@@ -190,6 +190,15 @@ def _check_bounds(key: str, value: Any, hint: Any) -> None:
             raise ArgumentProblem(key, f"expected a number {bounds}, found {shown(value)}")
 
 
+def _check_choice(key: str, value: Any, choices: tuple[str, ...] | None) -> None:
+    """Raise ArgumentProblem for a value that is none of ``choices``, where there are some."""
+    if choices is None or value in choices:
+        return
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ArgumentProblem(key, f"expected one of {', '.join(choices)}, found {shown(value)}{hint}")
+
+
 def _check_together(stage: Stage, config_class: Any, arguments: Mapping[str, Any]) -> None:
     """Raise ArgumentProblem where values clash: about evaluation, or by the dataclass's own rules.
 
@@ -245,6 +254,7 @@ def check_arguments(
         value = checked[key] = listed(given, hints[key])
         _check_type(key, value, hints[key])
         _check_bounds(key, value, bounded[key])
+        _check_choice(key, value, stage.choices.get(key))
         if key in stage.refused and value not in (None, False, "no"):
             raise ArgumentProblem(key, f"{shown(value)} cannot work here: {stage.refused[key]}")
     _check_together(stage, config_class, checked)

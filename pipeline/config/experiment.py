@@ -43,7 +43,7 @@ from pipeline.config.method_sections import (
     RLOOSection,
     SimPOSection,
 )
-from pipeline.config.methods import ON_POLICY, missing, rollout_problems
+from pipeline.config.methods import ON_POLICY, kto_problems, missing, rollout_problems
 from pipeline.config.overrides import apply
 from pipeline.config.policies import (
     Policies,
@@ -338,6 +338,8 @@ def _method_contradictions(experiment: Experiment, method: str) -> Iterator[tupl
     if method == "dpo":
         own_pairs = experiment.data.preferences_name is not None
         yield from loss_problems(given, experiment.pairs, own_pairs)
+    if method == "kto":
+        yield from kto_problems(given)
     if method in ON_POLICY:
         yield from rollout_problems(method, given, experiment.generation.temperature)
     yield from missing(method)

@@ -77,3 +77,32 @@ def rollout_problems(
             f"a rollout has {size} completions (per_device_train_batch_size times "
             f"steps_per_generation), which are no whole groups of {group}",
         )
+    elif arguments.get("eval_strategy", "no") not in ("no", False):
+        group = int(numbers.get("num_generations_eval") or group)
+        size = int(numbers.get("per_device_eval_batch_size") or _BATCH)
+        if size * int(os.environ.get("WORLD_SIZE", "1")) % group:
+            yield (
+                f"{method}.per_device_eval_batch_size",
+                f"{size} completions are no whole groups of {group} (num_generations, or"
+                " num_generations_eval)",
+            )
+
+
+def kto_problems(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Pairs of a key and what is wrong there, of KTO's reference point.
+
+    Args:
+        arguments: KTO's section as given.
+    """
+    if arguments.get("loss_type", "kto") != "kto":  # the other loss has none
+        return
+    if arguments.get("per_device_train_batch_size") == 1:
+        yield (
+            "kto.per_device_train_batch_size",
+            "expected 2 at least: of one completion the reference point would be its own reward",
+        )
+    if arguments.get("train_sampling_strategy", "sequential") != "sequential":
+        yield (
+            "kto.train_sampling_strategy",
+            "expected sequential: TRL's trainer measures the reference point on neighbours",
+        )

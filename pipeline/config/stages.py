@@ -52,6 +52,7 @@ class Stage:
             of; None where the section takes no others.
         owned: fields of that dataclass that the pipeline sets, and what to set instead.
         refused: fields of it that must stay off here (false, ``no`` or null), and why.
+        choices: fields of it that take these values only, which its trainer asks for late or never.
         metrics: what its evaluations measure, as `metric_for_best_model` names it, and whether
             more of it is better (None: as one sees it).
         from_pairs: whether a method learns from preference pairs: drawn here, or the user's own.
@@ -71,6 +72,7 @@ class Stage:
     arguments: str | None = None
     owned: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     metrics: Mapping[str, bool | None] = field(default_factory=dict)
     method: str = ""
     title: str = ""
@@ -105,6 +107,7 @@ _ROLLOUTS_REFUSED = {
     "use_transformers_continuous_batching": _SAMPLER,
     "use_transformers_paged": _SAMPLER,
     "sync_ref_model": _REFERENCE,
+    "auto_find_batch_size": "a rollout is whole groups of completions, whatever memory there is",
     "mask_truncated_completions": "the reward is for every completion, whether it ended or not",
 }
 _ROLLOUTS_METRICS = {"reward": True, "reward_std": None, "kl": None, "entropy": None}
@@ -117,6 +120,17 @@ _SELECTED_REFUSED = {
     "eval_on_start": "nothing is held out: that the chosen grow likelier says little of the reward",
 }
 _SELECTED_OWNED = {"completion_only_loss": "nothing: the loss is on the sampled completions"}
+_GRPO_CHOICES = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "cispo", "sapo", "vespo"),
+    "scale_rewards": ("none", "group", "batch"),
+    "importance_sampling_level": ("token", "sequence"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+}
+_TOKEN_PAIRS_OWNED = {
+    "max_completion_length": "max_length, or generation.max_new_tokens",
+    "is_encoder_decoder": "nothing: the model says what it is",
+}
+_TOKEN_PAIRS_REFUSED = {"generate_during_eval": _SAMPLER}
 _PAIRS_METRICS = {
     **{"loss": False, "rewards/accuracies": True, "rewards/margins": True, "nll_loss": False},
     **{"rewards/chosen": None, "rewards/rejected": None},
@@ -209,6 +223,7 @@ METHODS: tuple[Stage, ...] = (
         arguments="trl:KTOConfig",
         owned={"beta": _BETA},
         refused={"sync_ref_model": _REFERENCE},
+        choices={"loss_type": ("kto", "apo_zero_unpaired")},
         metrics={
             **{"loss": False, "kl": None, "rewards/margins": True},
             **{"rewards/chosen": None, "rewards/rejected": None},
@@ -243,6 +258,7 @@ METHODS: tuple[Stage, ...] = (
         arguments="trl:GRPOConfig",
         owned=_ROLLOUTS_OWNED,
         refused=_ROLLOUTS_REFUSED,
+        choices=_GRPO_CHOICES,
         metrics=_ROLLOUTS_METRICS,
         lengths=_LENGTHS,
     ),
@@ -284,6 +300,8 @@ METHODS: tuple[Stage, ...] = (
         reads=(_POLICY_MODULES, "data", "generation", "pairs", "orpo", "seed"),
         unread=("data.validation_prompts",),
         arguments="trl.experimental.orpo:ORPOConfig",
+        owned=_TOKEN_PAIRS_OWNED,
+        refused=_TOKEN_PAIRS_REFUSED,
         metrics=_PAIRS_METRICS,
         lengths=_LENGTHS,
         from_pairs=True,
@@ -298,6 +316,9 @@ METHODS: tuple[Stage, ...] = (
         reads=(_POLICY_MODULES, "data", "generation", "pairs", "cpo", "seed"),
         unread=("data.validation_prompts",),
         arguments="trl.experimental.cpo:CPOConfig",
+        owned=_TOKEN_PAIRS_OWNED,
+        refused=_TOKEN_PAIRS_REFUSED,
+        choices={"loss_type": ("sigmoid", "hinge", "ipo", "simpo")},
         metrics=_PAIRS_METRICS,
         lengths=_LENGTHS,
         from_pairs=True,
@@ -312,7 +333,11 @@ METHODS: tuple[Stage, ...] = (
         reads=(_POLICY_MODULES, "data", "generation", "pairs", "simpo", "seed"),
         unread=("data.validation_prompts",),
         arguments="pipeline.stages.simpo:SimPOConfig",
-        owned={"loss_type": "nothing: SimPO is one loss; the others are the method cpo"},
+        owned={
+            **_TOKEN_PAIRS_OWNED,
+            "loss_type": "nothing: SimPO is one loss; the others are the method cpo",
+        },
+        refused=_TOKEN_PAIRS_REFUSED,
         metrics=_PAIRS_METRICS,
         lengths=_LENGTHS,
         from_pairs=True,

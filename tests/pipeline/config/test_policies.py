@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from trl import GRPOTrainer, KTOTrainer
 
 from pipeline.config import Experiment, load_experiment
 from pipeline.config.choices import left_out
-from pipeline.config.stages import METHODS
+from pipeline.config.stages import METHODS, find_stage
 from pipeline.errors import UserError
 from pipeline.provenance import stage_inputs
 
@@ -95,6 +98,19 @@ def test_what_is_no_policy_has_no_view() -> None:
         (["policies.x={method: rloo, pairs: {max_pairs: 4}}"], "RLOO learns from no pairs"),
         ([*IPO, "policies.ipo.preferences_name=a", "policies.ipo.pairs.max_pairs=4"], "are drawn"),
         (["model.use_peft=true", "policies.ppo.policy_modules=[v]"], "not go with model.use_peft"),
+        (["policies.kto.loss_type=ktp"], "expected one of kto, apo_.*did you mean kto"),
+        (["policies.kto.per_device_train_batch_size=1"], "kto.*_size.*expected 2 at least"),
+        (["policies.kto.train_sampling_strategy=random"], "expected sequential"),
+        (["policies.grpo.loss_type=dr-grpo"], "did you mean dr_grpo"),
+        (["policies.grpo.scale_rewards=std"], "expected one of none, group, batch"),
+        (["policies.rloo.auto_find_batch_size=true"], "whole groups of completions"),
+        (
+            ["policies.grpo={eval_strategy: steps, per_device_eval_batch_size: 4}"],
+            "per_device_eval_batch_size.*4 completions are no whole groups of 8",
+        ),
+        (["policies.cpo.loss_type=simp"], "did you mean simpo"),
+        (["policies.orpo.max_completion_length=4"], "set max_length, or generation"),
+        (["policies.simpo.generate_during_eval=true"], "the pipeline's own sampler"),
         (["compare.policies={ppo: somewhere}"], "'ppo' is a policy of this experiment"),
     ],
 )
@@ -102,6 +118,14 @@ def test_mistakes_are_one_line_with_the_place(overrides: list[str], said: str) -
     with pytest.raises(UserError, match=said) as error:
         load(*overrides)
     assert "\n" not in str(error.value)
+
+
+def test_the_losses_that_are_named_are_those_of_the_installed_trl() -> None:
+    kto, grpo = inspect.getsource(KTOTrainer), inspect.getsource(GRPOTrainer._compute_loss)
+    for method, source in (("kto", kto), ("grpo", grpo)):
+        said = re.findall(r"loss_type (?:==|in) (.+):", source)
+        names = set(re.findall(r'"(\w+)"', " ".join(said)))
+        assert names == set(find_stage(method).choices["loss_type"]), method
 
 
 def test_the_place_of_a_policys_mistake_is_the_policys() -> None:
