@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer, RLOOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
-from trl.trainer.utils import add_fused_lm_head
+from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from pipeline.config import Experiment
 from pipeline.data.records import Prompt
@@ -52,6 +52,7 @@ from reward_models import RewardFunction
 
 Tell = Callable[[int, list[dict[str, Any]]], None]
 _LARGEST_SEED = 2**63
+_ROUNDING = 1e-6
 
 
 def updates_per_rollout(arguments: Any) -> int:
@@ -86,6 +87,24 @@ def _own_positions(model: nn.Module) -> None:
         return args, {**given, "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0)}
 
     model.register_forward_pre_hook(add, with_kwargs=True)  # PEFT calls the inner one's forward
+
+
+class EpochSampler(RepeatSampler):
+    """TRL's order of the prompts, which a resumed run finds again in any epoch.
+
+    TRL's sampler draws an order an epoch from one generator: a run that is resumed in its second
+    epoch would get the first one's.
+    """
+
+    epoch: Callable[[], int]
+    """Says which one comes next."""
+
+    def __iter__(self) -> Iterator[int]:
+        if self.shuffle and self.seed is not None:
+            self.generator.manual_seed(self.seed)
+            for _ in range(self.epoch()):
+                torch.randperm(self.num_samples, generator=self.generator)
+        return super().__iter__()
 
 
 def proxy(**_: Any) -> list[float]:
@@ -172,6 +191,20 @@ class OnPolicy:
         if self.is_fsdp_enabled:  # type: ignore[attr-defined]
             return prepare_fsdp(reference, self.accelerator)
         return self.accelerator.prepare_model(reference, evaluation_mode=True)
+
+    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
+        plain = super()._get_train_sampler(dataset)  # type: ignore[misc]
+        made = EpochSampler(
+            plain.data_source,
+            plain.mini_repeat_count,
+            batch_size=plain.batch_size,
+            repeat_count=plain.repeat_count,
+            shuffle=plain.shuffle,
+            seed=plain.seed,
+        )
+        # Not by `set_epoch`, which several processes' loaders do not all pass on.
+        made.epoch = lambda: int((self.state.epoch or 0) + _ROUNDING)
+        return made
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["prompt", "row"]
