@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -20,6 +20,7 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME
 
 from pipeline.config import Experiment
+from pipeline.config.arguments import listed
 from pipeline.errors import UserError
 from pipeline.lm.hardware import compute_dtype, one_device, policy_dtype, trainer_precision
 from pipeline.lm.models import load_pretrained, make_trainable, prepare, save_policy
@@ -45,13 +46,15 @@ def stage_arguments(
     Raises:
         UserError: the configuration class rejects a value.
     """
+    hints = get_type_hints(config_class)
+    given = experiment.trainer_args(stage)  # a list's only item may be given bare
     arguments = {
         "seed": experiment.seed,
         "save_strategy": "steps",
         "save_total_limit": 2,
         **trainer_precision(experiment.model),
         **defaults,
-        **experiment.trainer_args(stage),
+        **{key: listed(value, hints.get(key)) for key, value in given.items()},
         "output_dir": str(experiment.stage_dir(stage) / "checkpoints"),
         "report_to": tracking.report_to(experiment),
         "disable_tqdm": True,

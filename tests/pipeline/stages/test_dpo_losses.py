@@ -19,6 +19,7 @@ from pipeline.data import toy
 from pipeline.errors import UserError
 from pipeline.lm.models import prepare
 from pipeline.stages import dpo
+from pipeline.stages.training import stage_arguments
 
 ROWS = [
     {"prompt_ids": [3, 4], "chosen_ids": [9, 8, 7], "rejected_ids": [9, 6, 0]},
@@ -86,3 +87,10 @@ def test_what_a_loss_does_not_go_with_is_refused_when_the_config_is_read(
 ) -> None:
     with pytest.raises(UserError, match=line):
         load_experiment(tiny, overrides)
+
+
+def test_a_list_of_one_may_be_given_bare_by_a_policy_too(tiny: Path) -> None:
+    own = ["method=dpo", "loss_type=ipo", "loss_weights=0.5"]
+    experiment = load_experiment(tiny, [f"policies.half.{setting}" for setting in own])
+    made = stage_arguments(experiment.of("half"), "dpo", DPOConfig)
+    assert (made.loss_type, made.loss_weights) == (["ipo"], [0.5])
