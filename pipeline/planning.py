@@ -195,7 +195,7 @@ def _despite(experiment: Experiment, stage: str, record: Record, found: list[Dif
     row, view = experiment.stage(stage), experiment.of(stage)
     if not only_longer(row, found):
         raise _refusal(experiment, stage, found)
-    reason = why_not(row.section, view.trainer_args(row.section))
+    reason = why_not(row.section, view.trainer_args(row.section), folder / "checkpoints")
     later = [s for s in downstream(experiment, stage) if experiment.stage_dir(s).exists()]
     if reason is None and later:
         reason = f"{', '.join(later)} was made from what it is now; remove that"

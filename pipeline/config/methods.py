@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -51,6 +52,11 @@ def rollout_problems(
             f"{temperature:g} does not go with {method}, which would charge the KL between both "
             "policies at that temperature: its optimum would be another; set 1",
         )
+    for key in ("save_steps", "eval_steps"):
+        value = arguments.get(key)
+        if isinstance(value, float) and 0 < value < 1:
+            yield f"{method}.{key}", f"expected a number of steps, at least 1, found {value:g}"
+            return
     numbers = {key: value for key, value in arguments.items() if type(value) is int and value > 0}
     if any(arguments.get(key) is not None and key not in numbers for key in _COUNTED):
         return  # of a wrong type, which is told as such
@@ -86,6 +92,22 @@ def rollout_problems(
                 f"{size} completions are no whole groups of {group} (num_generations, or"
                 " num_generations_eval)",
             )
+
+
+def updates_per_rollout(method: str, arguments: Mapping[str, Any]) -> int:
+    """Optimizer steps from one rollout of `ON_POLICY`; of as many as end together with a step.
+
+    Args:
+        arguments: the method's section as given, and sound.
+    """
+    accumulated = int(arguments.get("gradient_accumulation_steps") or 1)
+    passes = int(arguments.get("steps_per_generation") or accumulated)
+    size = arguments.get("generation_batch_size")
+    if size is not None:
+        batch = int(arguments.get("per_device_train_batch_size") or _BATCH)
+        passes = int(size) // (batch * int(os.environ.get("WORLD_SIZE", "1")))
+    passes *= int(arguments.get("num_iterations") or 1)
+    return math.lcm(passes, accumulated) // accumulated
 
 
 def kto_problems(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

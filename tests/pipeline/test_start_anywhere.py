@@ -153,6 +153,22 @@ def test_a_longer_run_that_is_another_says_why(
     assert fakes.take() == ["sft", "reward", "ppo"]
 
 
+def test_a_longer_run_from_within_a_rollout_is_another(fakes: Fakes, load: Load) -> None:
+    """Its rollouts would begin elsewhere than those of one that had been so long all along."""
+    own = ("policies={rloo: null}", "rloo.lr_scheduler_type=constant", "rloo.num_iterations=4")
+    whole, within = load(*own, "rloo.max_steps=8"), load(*own, "rloo.max_steps=10")
+    runner.run(within, "rloo")
+    checkpoints = within.stage_dir("rloo") / "checkpoints"
+    for step in (8, 10):
+        (checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+    message = refusal(load(*own, "rloo.max_steps=16"), "rloo")
+    assert "it ended at step 10, within a rollout of 4 steps" in message
+    runner.run(whole, "rloo", overwrite=True)
+    (checkpoints / "checkpoint-8").mkdir(parents=True)
+    runner.run(load(*own, "rloo.max_steps=16"), "rloo")
+    assert fakes.take()[-3:] == ["rloo", "rloo", "rloo"]
+
+
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "dpo"])
 def test_pushing_needs_an_account_before_any_work(
     fakes: Fakes, load: Load, stage: str, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ import torch
 from trl import GRPOConfig, RLOOConfig
 
 from pipeline.certify.problem import PROMPT, Problem
-from pipeline.config import ModelSection
+from pipeline.config import ModelSection, methods
 from pipeline.data import toy
 from pipeline.data.records import with_columns
 from pipeline.errors import UserError
@@ -222,6 +222,23 @@ def test_evaluations_sample_the_held_prompts_the_same_way_each_time(tmp_path: Pa
     evaluations = [row["eval_reward"] for row in trainer.state.log_history if "eval_reward" in row]
     assert len(evaluations) == 3 and len(set(evaluations)) == 1
     assert spent_by(trainer)["completions"] == 4 * 32 + 3 * 16
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_iterations": 3, "gradient_accumulation_steps": 2},
+        {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
+        {"generation_batch_size": 128, "num_iterations": 2},
+    ],
+)
+def test_the_length_of_a_rollout_is_known_before_the_trainer(
+    settings: dict[str, int], tmp_path: Path
+) -> None:
+    given = {"per_device_train_batch_size": 32, "num_generations": 8, "num_iterations": 1}
+    made = updates_per_rollout(arguments(RLOOConfig, tmp_path, **given | settings))
+    assert methods.updates_per_rollout("rloo", given | settings) == made
 
 
 def test_a_copy_is_not_the_policy() -> None:
