@@ -411,7 +411,22 @@ def check_tree(tree: dict[str, Any], complain: Complain) -> Experiment:
     for name, policy in experiment.policies.items():
         if policy != PolicySection(method=policy.method):
             _check_policy(experiment, name, complain)
+    for key, problem in _pushed_to_one_place(experiment):
+        raise complain(key, problem)
     return experiment
+
+
+def _pushed_to_one_place(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Policies whose models would replace each other on the hub."""
+    pushed: dict[str, str] = {}
+    for name, method in experiment.methods().items():
+        given = experiment.of(name).trainer_args(method)
+        place = given.get("hub_model_id") if given.get("push_to_hub") else None
+        if place in pushed:
+            key = own_key(name, experiment.policies[name], f"{method}.hub_model_id")
+            yield key, f"{place} is that of {pushed[place]} too; leave it out, or set another"
+        if place:
+            pushed[str(place)] = name
 
 
 def _with_checked(experiment: Experiment, section: str, complain: Complain) -> Experiment:

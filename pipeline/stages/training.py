@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -59,6 +60,10 @@ def stage_arguments(
         "report_to": tracking.report_to(experiment),
         "disable_tqdm": True,
     }
+    if arguments.get("push_to_hub") and not arguments.get("hub_model_id"):
+        # The Trainer would take the name of the folder, which is the same for all.
+        name = f"{experiment.name}-{experiment.called(stage)}"
+        arguments["hub_model_id"] = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
     try:
         made = config_class(**arguments)
     except (ValueError, TypeError) as error:

@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.config import Experiment, SweepSection
 from pipeline.config.choices import left_out
 from pipeline.config.experiment import Complain, check_tree, read_tree
-from pipeline.config.policies import aims_at_beta, reads_beta, written_out
+from pipeline.config.policies import aims_at_beta, own_key, reads_beta, written_out
 from pipeline.config.stages import SHARED
 from pipeline.errors import UserError
 from pipeline.provenance import fingerprint, stage_inputs
@@ -104,6 +104,12 @@ class _Reader:
         for name in names:
             if names.count(name) > 1:
                 raise self.complain("sweep", f"two of its trials would be named {name}; drop one")
+        for trial in trials if len(trials) > 1 else ():
+            given = trial.experiment.of(trial.policy).trainer_args(trial.method)
+            if given.get("push_to_hub") and given.get("hub_model_id"):
+                own = self.experiment.policies[trial.policy]
+                key = own_key(trial.policy, own, f"{trial.method}.hub_model_id")
+                raise self.complain(key, "would be that of every trial; leave it out")
         return Sweep(self.experiment, trials, self.shared, list(self.out))
 
     def _check_names(self) -> None:

@@ -108,6 +108,10 @@ def test_what_is_no_policy_has_no_view() -> None:
             ["policies.grpo={eval_strategy: steps, per_device_eval_batch_size: 4}"],
             "per_device_eval_batch_size.*4 completions are no whole groups of 8",
         ),
+        (
+            [*IPO, "dpo.push_to_hub=true", "dpo.hub_model_id=me/it"],
+            "dpo.hub_model_id.*me/it is that of dpo too",
+        ),
         (["policies.rloo.save_steps=0.5"], "expected a number of steps, at least 1, found 0.5"),
         (["policies.cpo.loss_type=simp"], "did you mean simpo"),
         (["policies.orpo.max_completion_length=4"], "set max_length, or generation"),

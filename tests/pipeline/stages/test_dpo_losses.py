@@ -94,3 +94,10 @@ def test_a_list_of_one_may_be_given_bare_by_a_policy_too(tiny: Path) -> None:
     experiment = load_experiment(tiny, [f"policies.half.{setting}" for setting in own])
     made = stage_arguments(experiment.of("half"), "dpo", DPOConfig)
     assert (made.loss_type, made.loss_weights) == (["ipo"], [0.5])
+
+
+def test_a_policy_is_pushed_under_its_own_name(tiny: Path) -> None:
+    experiment = load_experiment(tiny, ["policies.ipo.method=dpo", "dpo.push_to_hub=true"])
+    for name in ("dpo", "ipo"):
+        made = stage_arguments(experiment.of(name), "dpo", DPOConfig)
+        assert made.hub_model_id == f"tiny-{name}"

@@ -165,6 +165,11 @@ def test_a_shared_folder_of_any_name_is_one_pool(
         ("sweep.over={compare.bootstrap: [1, 2]}", "sweep.over", "none of the policies reads it"),
         ("sweep.over={pairs.max_pairs: [-1]}", "sweep.over.pairs.max_pairs", "at least 1"),
         ("sweep.over={pairs.maxpairs: [1]}", "sweep.over.pairs.maxpairs", "pairs.max_pairs"),
+        (
+            "policies={ppo: {push_to_hub: true, hub_model_id: me/it}}",
+            "policies",
+            "would be that of every trial",
+        ),
         ("sweep.seeds=[1, 1]", "sweep", "would be named ppo-b1-s1"),
         ("sweep.seeds=[]", "sweep.seeds", "must not be empty"),
         ("sweep.jobs=0", "sweep.jobs", "at least 1"),
