@@ -47,11 +47,14 @@ _OWNED = {
 _BOUNDS: dict[str, Any] = {"label_smoothing": Annotated[float, Ge(0), Lt(0.5)]}
 _BOUNDS |= dict.fromkeys(
     ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
-    + ("save_total_limit", "max_length"),
+    + ("save_total_limit", "max_length", "num_iterations", "steps_per_generation")
+    + ("generation_batch_size", "num_generations", "num_generations_eval"),
     Count,
 )
 _BOUNDS |= dict.fromkeys(
-    ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm"), NotNegative
+    ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm")
+    + ("desirable_weight", "undesirable_weight"),
+    NotNegative,
 )
 _BOUNDS |= dict.fromkeys(
     ("num_train_epochs", "logging_steps", "save_steps", "eval_steps", "adam_epsilon"), AboveZero

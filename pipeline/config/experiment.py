@@ -338,6 +338,8 @@ def _method_contradictions(experiment: Experiment, method: str) -> Iterator[tupl
     if method == "dpo":
         own_pairs = experiment.data.preferences_name is not None
         yield from loss_problems(given, experiment.pairs, own_pairs)
+    if method in ("cpo", "simpo") and given.get("beta") == 0:
+        yield f"{method}.beta", "expected a number above 0, found 0: the slope of the loss"
     if method == "kto":
         yield from kto_problems(given)
     if method in ON_POLICY:

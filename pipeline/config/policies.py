@@ -93,6 +93,8 @@ def name_problems(policies: Mapping[str, PolicySection]) -> Iterator[tuple[str, 
 def unread_problems(name: str, policy: PolicySection, use_peft: bool) -> Iterator[tuple[str, str]]:
     """Pairs of a key and what is wrong with a setting of a policy's that nothing would read."""
     key, stage = f"policies.{name}", find_stage(method_of(name, policy))
+    if policy.beta is not None and stage.arguments == "trl:SFTConfig" and "beta" not in stage.reads:
+        yield f"{key}.beta", f"{stage.title} ends at the same policy whatever β is; remove it"
     for part in ("preferences_name", "pairs"):
         if getattr(policy, part) and not stage.from_pairs:
             yield f"{key}.{part}", f"{stage.title} learns from no pairs; remove it"
@@ -125,6 +127,8 @@ def own_key(name: str, policy: PolicySection, key: str) -> str:
     prefix = f"policies.{name}"
     if section == method and rest.partition(".")[0] in policy.settings():
         return f"{prefix}.{rest}"
+    if key == f"{method}.beta" and policy.beta is not None:  # of a method without a reference
+        return f"{prefix}.beta"
     if section == "pairs" and rest in policy.pairs:
         return f"{prefix}.{key}"
     if key == "beta" and policy.beta is not None:

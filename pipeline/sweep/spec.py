@@ -11,6 +11,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from pipeline.config import Experiment, SweepSection
 from pipeline.config.choices import left_out
 from pipeline.config.experiment import Complain, check_tree, read_tree
@@ -128,6 +130,9 @@ class _Reader:
                 raise self.complain(place, f"set sweep.{key}s instead")
             if key.partition(".")[0] in _FIXED:
                 raise self.complain(place, "cannot be another one from trial to trial")
+            section, _, rest = key.partition(".")
+            if isinstance(getattr(self.experiment, section, None), BaseModel) != bool(rest):
+                raise self.complain(place, "is no setting; name one of a section: dpo.max_steps")
             readers = [name for name in self.names if key in self._axes(name)]
             if not readers:
                 policies = ", ".join(self.names)
@@ -287,7 +292,7 @@ def _put(tree: Tree, own: Tree, method: str, key: str, value: Any) -> None:
 def _set(tree: Tree, key: str, value: Any) -> None:
     *places, last = key.split(".")
     for part in places:
-        if tree.get(part) is None:
+        if not isinstance(tree.get(part), dict):  # a value there is told when the tree is checked
             tree[part] = {}
         tree = tree[part]
     tree[last] = value
