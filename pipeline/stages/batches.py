@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
+from transformers import Trainer
 
 _POOL = 50  # batches that are made of rows drawn at random and then put in order of length
+_ROUNDING = 1e-6
+
+
+def epoch_of(trainer: Trainer) -> Callable[[], int]:
+    """Says which epoch begins or goes on.
+
+    For samplers with an order an epoch: the loader of several processes that is to skip what an
+    interrupted run has learnt does not pass ``set_epoch`` on to them.
+    """
+    return lambda: int((trainer.state.epoch or 0) + _ROUNDING)
 
 
 class LikeLengths(Sampler[int]):
@@ -17,20 +28,22 @@ class LikeLengths(Sampler[int]):
     a short run ends on short texts alone, and its model then ends its own too soon.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """``lengths`` are the rows', in tokens."""
-        self.lengths = torch.tensor(lengths)
-        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        batch_size: int,
+        seed: int,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """``lengths`` are the rows', in tokens; ``epoch`` is `epoch_of`: each has its order."""
+        self.lengths, self.epoch = torch.tensor(lengths), epoch
+        self.batch_size, self.seed = batch_size, seed
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that is drawn next: each has an order of its own."""
-        self.epoch = epoch
-
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch())
         order = torch.randperm(len(self.lengths), generator=generator)
         # What fills no batch comes last: in the middle it would shift the batches after it.
         whole = len(order) - len(order) % self.batch_size

@@ -30,6 +30,7 @@ from pipeline.lm.scoring import TokenBatch, logits_chunk, token_logps
 from pipeline.lm.trunk_cache import CachedStates
 from pipeline.output.terminal import progress
 from pipeline.ppo.config import sharded
+from pipeline.stages.batches import epoch_of
 from pipeline.stages.trl_compat import TokenizedDPOTrainer
 
 _SIDES = ("chosen", "rejected")
@@ -178,21 +179,19 @@ class _WithLabels:
 class GroupSampler(Sampler[int]):
     """Rows in random order, but those of one prompt that stand together stay together."""
 
-    def __init__(self, prompts: Sequence[Any], seed: int) -> None:
-        """``prompts`` are each row's; ``seed`` and the epoch decide the order."""
+    def __init__(
+        self, prompts: Sequence[Any], seed: int, epoch: Callable[[], int] = lambda: 0
+    ) -> None:
+        """``prompts`` are each row's; ``seed`` and ``epoch``, `epoch_of`, decide the order."""
         starts = [i for i, x in enumerate(prompts) if i == 0 or x != prompts[i - 1]]
         self._groups = list(zip(starts, [*starts[1:], len(prompts)], strict=True))
-        self._seed, self._count, self._epoch = seed, len(prompts), 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order :meth:`__iter__` gives."""
-        self._epoch = epoch
+        self._seed, self._count, self._epoch = seed, len(prompts), epoch
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch)
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch())
         for group in torch.randperm(len(self._groups), generator=generator).tolist():
             yield from range(*self._groups[group])
 
@@ -230,7 +229,7 @@ class PairTrainer(TokenizedDPOTrainer):
         rows = self.train_dataset if train_dataset is None else train_dataset
         if self._whole_groups and self.args.train_sampling_strategy == "random":
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-            return GroupSampler(rows["prompt_ids"], seed)
+            return GroupSampler(rows["prompt_ids"], seed, epoch_of(self))
         return super()._get_train_sampler(train_dataset)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:

@@ -38,6 +38,7 @@ from pipeline.lm.hardware import best_device
 from pipeline.lm.models import base_of, frozen_copy
 from pipeline.lm.scored import check_columns, score_completions
 from pipeline.stages import tracking
+from pipeline.stages.batches import epoch_of
 from pipeline.stages.cost import Spent, count, spent_by, write_cost
 from pipeline.stages.reward_sources import proxy_reward
 from pipeline.stages.training import (
@@ -52,7 +53,6 @@ from reward_models import RewardFunction
 
 Tell = Callable[[int, list[dict[str, Any]]], None]
 _LARGEST_SEED = 2**63
-_ROUNDING = 1e-6
 
 
 def updates_per_rollout(arguments: Any) -> int:
@@ -97,7 +97,7 @@ class EpochSampler(RepeatSampler):
     """
 
     epoch: Callable[[], int]
-    """Says which one comes next."""
+    """`epoch_of` the trainer."""
 
     def __iter__(self) -> Iterator[int]:
         if self.shuffle and self.seed is not None:
@@ -202,8 +202,7 @@ class OnPolicy:
             shuffle=plain.shuffle,
             seed=plain.seed,
         )
-        # Not by `set_epoch`, which several processes' loaders do not all pass on.
-        made.epoch = lambda: int((self.state.epoch or 0) + _ROUNDING)
+        made.epoch = epoch_of(self)  # type: ignore[arg-type]
         return made
 
     def _set_signature_columns_if_needed(self) -> None:

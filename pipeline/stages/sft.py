@@ -19,7 +19,7 @@ from pipeline.lm.positions import check_prompts, cut_length
 from pipeline.lm.route import lm_head
 from pipeline.output.console import is_main_process, say
 from pipeline.stages import tracking
-from pipeline.stages.batches import LikeLengths
+from pipeline.stages.batches import LikeLengths, epoch_of
 from pipeline.stages.training import evaluates, fit, save_trained, stage_arguments
 from pipeline.stages.trl_compat import fit_tiles_to
 
@@ -55,7 +55,8 @@ class _Trainer(SFTTrainer):
         if not grouped or "input_ids" not in getattr(dataset, "column_names", ()):
             return super()._get_train_sampler(train_dataset)
         seed = args.seed if args.data_seed is None else args.data_seed
-        return LikeLengths([len(ids) for ids in dataset["input_ids"]], args.train_batch_size, seed)
+        lengths = [len(ids) for ids in dataset["input_ids"]]
+        return LikeLengths(lengths, args.train_batch_size, seed, epoch_of(self))
 
 
 @tracking.tracked("sft")

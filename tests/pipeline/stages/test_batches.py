@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from torch.utils.data import DataLoader
+from transformers import TrainerState
 
 from pipeline import runner
 from pipeline.config import load_experiment
-from pipeline.stages.batches import LikeLengths
+from pipeline.stages.batches import LikeLengths, epoch_of
+from pipeline.stages.offline import GroupSampler
 
 LENGTHS = [random.Random(0).randint(8, 40) for _ in range(1003)]
 
@@ -41,12 +47,36 @@ def test_little_padding_and_no_order_of_lengths() -> None:
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
-    sampler = LikeLengths(LENGTHS, 16, seed=0)
+    epochs = iter([0, 1, 0])
+    sampler = LikeLengths(LENGTHS, 16, 0, lambda: next(epochs))
     first = list(sampler)
-    sampler.set_epoch(1)
     assert list(sampler) != first != list(LikeLengths(LENGTHS, 16, seed=1))
-    sampler.set_epoch(0)
     assert list(sampler) == first
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_loader_that_skips_gives_the_epoch_that_the_run_is_in(processes: int) -> None:
+    """Of several processes it does not pass the epoch on to the sampler."""
+
+    class Run:
+        state = TrainerState(epoch=1.25)
+
+    def loader(make: Any, epoch: Callable[[], int]) -> Any:
+        plain = DataLoader(list(range(32)), batch_size=4, sampler=make(epoch))  # type: ignore
+        return prepare_data_loader(
+            plain, num_processes=processes, process_index=0, put_on_device=False
+        )
+
+    run: Any = Run()
+    for make in (
+        lambda epoch: LikeLengths([3] * 32, 4, 0, epoch),
+        lambda epoch: GroupSampler(list(range(32)), 0, epoch),
+    ):
+        whole = [batch.tolist() for batch in loader(make, lambda: 1)]
+        resumed: Any = skip_first_batches(loader(make, epoch_of(run)), 2)
+        resumed.set_epoch(1)
+        assert [batch.tolist() for batch in resumed] == whole[2:]
+        assert whole != [batch.tolist() for batch in loader(make, lambda: 0)]
 
 
 def test_a_run_that_was_ended_goes_on_with_the_same_batches(tiny: Path, tmp_path: Path) -> None:
