@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,12 +36,6 @@ def measured_file(experiment: Experiment, name: str) -> Path:
     content = checkpoint_hash(source) or hashlib.sha256(source.encode()).hexdigest()
     folder = experiment.stage_dir("compare") / "measured"
     return folder / f"{name}.{content[:_DIGITS]}.json"
-
-
-def is_measured_file(path: Path) -> bool:
-    """Whether it is named as `measured_file` names those of checkpoints, or holds their samples."""
-    name = rf".+\.[0-9a-f]{{{_DIGITS}}}(\.json|\.samples\.jsonl)"
-    return re.fullmatch(name, path.name) is not None
 
 
 def load(experiment: Experiment, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
