@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,28 @@ def per_answer(n: int) -> Metrics:
     """What one answer asks for once training is over: of the best of ``n`` n of both; 1 is any
     policy, which needs one completion and no reward."""
     return {"answer_completions": n, "answer_reward_queries": n if n > 1 else 0}
+
+
+def apart(results: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Metrics]]:
+    """``results`` without seconds and memory, and these by policy.
+
+    They differ from run to run and by machine. results.json is the same to the bit for the same
+    experiment, interrupted or not; so they stand in details.json, under ``training``.
+    """
+    methods: Mapping[str, Metrics] = results["methods"]
+    kept = {
+        name: {key: value for key, value in row.items() if key not in _STAGE}
+        for name, row in methods.items()
+    }
+    taken = {name: {key: row.get(key) for key in _STAGE} for name, row in methods.items()}
+    return {**results, "methods": kept}, taken
+
+
+def together(results: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`apart` parted, read from the two files; one without it is as it is."""
+    found = details.get("training") or {}
+    methods = {name: {**row, **found.get(name, {})} for name, row in results["methods"].items()}
+    return {**results, "methods": methods}
 
 
 def _chosen(folder: Path | None, name: str, keys: dict[str, str]) -> Metrics:

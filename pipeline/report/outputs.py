@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common import files
+from pipeline.compare.training import together
 from pipeline.config import Experiment
 from pipeline.errors import UserError
 from pipeline.output.metrics_file import read_metrics
@@ -43,10 +44,11 @@ def load(experiment: Experiment) -> Outputs:
     if not isinstance(results.get("methods"), dict) or "beta" not in results:
         raise UserError(f"{path}: not a comparison's results; run the compare stage again")
     compare = experiment.stage_dir("compare")
+    details = _json(compare / "details.json")
     names = [stage.name for stage in experiment.stages()]
     return Outputs(
-        results=results,
-        details=_json(compare / "details.json"),
+        results=together(results, details),
+        details=details,
         reward=_json(experiment.stage_dir("reward") / "metrics.json"),
         samples=_jsonl(compare / "samples.jsonl"),
         answers=_jsonl(compare / "samples_all.jsonl"),

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.files import read_json, write_json, write_text
-from pipeline.compare import examples, kept_reference, methods
+from pipeline.compare import examples, kept_reference, methods, training
 from pipeline.compare.alike import other_tokens, same_encoding
 from pipeline.compare.evaluate import Evaluation, evaluate_policy
 from pipeline.compare.fluency import judge
@@ -68,9 +68,10 @@ def run(experiment: Experiment) -> None:
     every = examples.all_rows(answers, section.samples_per_prompt)
     write_text(folder / "samples_all.jsonl", _lines(every))
     write_json(folder / "examples.json", examples.examples(shown, answers))
-    write_json(folder / "details.json", details)
+    same, of_machine = training.apart(results)
+    write_json(folder / "details.json", {**details, "training": of_machine})
     write_text(folder / "results.csv", csv_text(results))
-    write_json(folder / "results.json", results)
+    write_json(folder / "results.json", same)
     texts = [{"prompt": row["prompt"], **row["completions"]} for row in rows]
     tracking.log_samples(experiment, "compare", 0, texts)
     trained = [method.name for method in shown if method.kind == "trained"]

@@ -15,6 +15,7 @@ from common.words import json_able
 from pipeline.compare.evaluate import Evaluation
 from pipeline.compare.frontier import Array
 from pipeline.compare.spreadsheet import flat
+from pipeline.compare.training import together
 from pipeline.sweep.trials import Trial
 
 Numbers = Mapping[str, Any]
@@ -50,7 +51,7 @@ def read(trial: Trial) -> Measured:
     reference = next(name for name, kind in kinds.items() if kind == REFERENCE)
     own, base = (_evaluation(compare, name) for name in (trial.policy, reference))
     return Measured(
-        results=results,
+        results=together(results, details),
         details=details,
         prompts=tuple(base.prompts),
         reward=own.grid(own.proxy).mean(axis=1),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from common.files import read_json
-from pipeline.compare import columns
+from pipeline.compare import columns, training
 from pipeline.compare.evaluate import Evaluation
 from pipeline.stages import compare
 from tests.pipeline.stages.compared import PROMPTS, Models, checkpoints, experiment, read
@@ -52,7 +52,9 @@ def test_every_metric_is_documented_and_no_other(tmp_path: Path, models: Models)
     rows = [line for line in tables.splitlines() if line.startswith("| `")]
     told = {name for row in rows for name in re.findall(r"`(\w+)`", row.split("|")[1])}
     intervals = {name for row in rows for name in re.findall(r"`(\w+_(?:se|ci))`", row)}
-    for row in read(exp)[0]["methods"].values():
+    results, details, _ = read(exp)
+    assert not {"train_seconds", "train_memory_gib"} & results["methods"]["ppo"].keys()
+    for row in training.together(results, details)["methods"].values():
         assert set(row) - intervals == told
         assert {name for name in row if name.endswith(("_se", "_ci"))} <= intervals
     shown = {column.key for column in columns.COLUMNS}
