@@ -167,7 +167,7 @@ def _plane_words(outputs: Outputs) -> str:
     if low:
         words.append(
             "Where too few samples carry the weight to tell it is dotted: there it is at least so"
-            " high (on average over samples), and nothing above the dots is out of reach."
+            " high (on average over samples), and what lies above the dots is not ruled out."
         )
     elif rows and not known:
         why = rows[0].get("untrusted_because") or "too few samples carry its weight"
