@@ -192,8 +192,10 @@ class OnPolicy:
             return prepare_fsdp(reference, self.accelerator)
         return self.accelerator.prepare_model(reference, evaluation_mode=True)
 
-    def _get_train_sampler(self, dataset: Any = None) -> EpochSampler:
-        plain = super()._get_train_sampler(dataset)  # type: ignore[misc]
+    # TRL's names of what these two are given are not transformers'.
+
+    def _get_train_sampler(self, *given: Any, **named: Any) -> EpochSampler:
+        plain = super()._get_train_sampler(*given, **named)  # type: ignore[misc]
         made = EpochSampler(
             plain.data_source,
             plain.mini_repeat_count,
@@ -208,11 +210,11 @@ class OnPolicy:
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["prompt", "row"]
 
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
+    def _prepare_inputs(self, *given: Any, **named: Any) -> Any:
         if self.model.training and self._buffered_inputs is None:  # type: ignore[has-type]
             # TRL counts from 0 again after a resume: its rollouts would straddle two batches.
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
-        return super()._prepare_inputs(generation_batch)  # type: ignore[misc]
+        return super()._prepare_inputs(*given, **named)  # type: ignore[misc]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self._asked = [self._prompts[row["row"]] for row in inputs]
@@ -278,7 +280,7 @@ class RLOO(OnPolicy, RLOOTrainer):
     It charges β(log π − log π_ref) of a whole completion in its reward, so its optimum is π*.
     """
 
-    def _generate_single_turn(self, prompt_ids: Any, *_: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: Any, *_: Any, **__: Any) -> Any:
         return self._sample(prompt_ids)
 
 
