@@ -36,7 +36,7 @@ install() { \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart tiny test lint clean
+.PHONY: help install quickstart tiny test test-long lint clean
 
 help:
 	@echo "make quickstart   install, then run $(CONFIG)"
@@ -75,6 +75,10 @@ tiny: $(STAMP)
 # that what its tests share is trained once.
 test: $(STAMP)
 	@"$(PYTHON)" -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# What is too long for every change on a slow machine; alone, as it is.
+test-long: $(STAMP)
+	"$(PYTHON)" -m pytest -q -m long
 
 lint: $(STAMP)
 	"$(PYTHON)" -m ruff check .

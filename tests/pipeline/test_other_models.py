@@ -67,7 +67,9 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", ["upper", *(pytest.param(mode, marks=pytest.mark.long) for mode in ("all", "lora"))]
+)
 def test_gpt2_in_bfloat16(gpt2: Path, mode: str, tmp_path: Path) -> None:
     run(gpt2, tmp_path, *MODES[mode], "sft.bf16=true", "dpo.bf16=true")
 

@@ -36,6 +36,7 @@ def run(output: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_all_methods_are_trained_compared_and_gone_on_with(tmp_path: Path) -> None:
     policies = list(yaml.safe_load(CONFIG.read_text())["policies"])
     assert set(policies) >= {method.name for method in METHODS}

@@ -181,6 +181,7 @@ def test_ppo_passes(settings: dict[str, Any], offset: float, monkeypatch: Patch)
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_dpo_passes() -> None:
     method = replace(METHODS["dpo"], batch=256, rounds=600)
     result = certify(method, 6, BETA)

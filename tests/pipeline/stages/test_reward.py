@@ -237,6 +237,7 @@ def test_a_reward_that_was_not_trained_yet(make: MakeExperiment, tmp_path: Path)
 
 @pytest.mark.assets
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_embedded_encoder_scores_sentiment_after_a_little_training(
     make: MakeExperiment, tmp_path: Path
 ) -> None:

@@ -95,6 +95,7 @@ def scales(experiment: Experiment) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_normalised_rewards_have_mean_0_and_deviation_1_on_fresh_samples(
     make: Make, copied: Path
 ) -> None:

@@ -176,6 +176,7 @@ def test_the_list_does_nothing(told: Told, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_side_by_side_and_interrupted_it_makes_the_same_numbers(told: Told, tmp_path: Path) -> None:
     """Two at a time in processes of their own, stopped by Ctrl-C while the first two train."""
     folder = tmp_path / "s"
