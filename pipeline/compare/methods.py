@@ -6,7 +6,7 @@ records go into results.json, from which the report takes titles, markers and co
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -122,8 +122,3 @@ def shown(results: Mapping[str, Any]) -> list[Method]:
         for record in results.get("policies") or ()
     ]
     return [m for m in records or METHODS if m.name in results["methods"]]
-
-
-def present(names: Container[str]) -> list[Method]:
-    """Return the default experiment's methods whose names are in ``names``, in order."""
-    return [method for method in METHODS if method.name in names]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,24 +12,10 @@ from common.files import read_json, write_json
 from pipeline.config.stages import METHODS
 from pipeline.output.metrics_file import read_metrics
 from tests.checkout import ROOT
+from tests.project.whole import run
 
 CONFIG = ROOT / "configs" / "methods.yaml"
 ON_PAIRS = ("dpo", "ipo", "rebel", "kto", "orpo", "cpo", "simpo")
-
-
-def run(output: Path) -> str:
-    """What the command prints."""
-    command = [sys.executable, "-m", "pipeline", "run", "--config", str(CONFIG)]
-    done = subprocess.run(
-        [*command, f"output_dir={output}"],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -40,7 +23,7 @@ def run(output: Path) -> str:
 def test_all_methods_are_trained_compared_and_gone_on_with(tmp_path: Path) -> None:
     policies = list(yaml.safe_load(CONFIG.read_text())["policies"])
     assert set(policies) >= {method.name for method in METHODS}
-    said = run(tmp_path)
+    said = run(CONFIG.name, tmp_path)
     for name in policies:
         folder = tmp_path / name
         assert read_json(folder / "stage.json")["status"] == "finished"
@@ -67,7 +50,7 @@ def test_all_methods_are_trained_compared_and_gone_on_with(tmp_path: Path) -> No
         (tmp_path / "rloo" / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name[11:])
     )
     shutil.rmtree(last)
-    again = run(tmp_path)
+    again = run(CONFIG.name, tmp_path)
     lines = [line.rpartition(": ") for line in again.splitlines()]
     assert {name for name, _, done in lines if done == "resuming"} == {"rloo", "kto"}
     assert {name for name, _, done in lines if done == "starting"} <= {"compare"}

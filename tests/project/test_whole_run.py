@@ -18,6 +18,7 @@ from pipeline.output.terminal import KEY_NUMBERS
 from pipeline.report.pictures import FAMILIES
 from tests.checkout import ROOT
 from tests.nursery import Nursery
+from tests.project.whole import run
 
 METHODS = ("sft", "ppo", "dpo", "best_of_n")
 MEASURES = (
@@ -30,16 +31,7 @@ MEASURES = (
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of the real command."""
     output = tmp_path_factory.mktemp("whole") / "run"
-    command = [sys.executable, "-m", "pipeline", "run", "--config", "configs/tiny.yaml"]
-    done = subprocess.run(
-        [*command, f"output_dir={output}"],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    run("tiny.yaml", output)
     return output
 
 
