@@ -30,6 +30,7 @@ class Completion:
         text: the completion as text, without EOS, so that ``prompt + text`` reads on.
         ended: whether the completion ended by EOS rather than by the length limit.
         columns: the other columns of the prompt's row, for the reward.
+        logps: of each token by the engine that drew it, where that is not the policy's own loop.
     """
 
     prompt: str
@@ -38,6 +39,7 @@ class Completion:
     text: str
     ended: bool
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    logps: tuple[float, ...] | None = field(default=None, compare=False, repr=False)
 
 
 def prompt_text(
@@ -129,13 +131,33 @@ def sample(
     Returns:
         P·m completions, prompt i's at i·m … i·m + m − 1.
     """
+    repeated = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
     if encoded is None:
         encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    rows = [i for i in range(len(prompts)) for _ in range(samples_per_prompt)]
-    order = sorted(range(len(rows)), key=lambda r: (len(encoded[rows[r]]), r))
+    ids = [each for each in encoded for _ in range(samples_per_prompt)]
+    tokens = sample_tokens(
+        model, tokenizer, ids, max_new_tokens=max_new_tokens, temperature=temperature,
+        batch_size=batch_size, seed=seed, draws=draws, label=label,
+    )  # fmt: skip
+    return completions_of(tokenizer, repeated, ids, tokens, end_tokens(model))
+
+
+def sample_tokens(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[tuple[int, ...]],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    batch_size: int,
+    seed: int,
+    draws: Tensor | None = None,
+    label: str | None = None,
+) -> list[list[int]]:
+    """:func:`sample`'s tokens of B prompts that are tokens already, EOS and padding still on."""
+    order = sorted(range(len(encoded)), key=lambda r: (len(encoded[r]), r))
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    stop = end_tokens(model)
-    made: dict[int, Completion] = {}
+    made: dict[int, list[int]] = {}
     was_training = model.training
     model.eval()
     devices = [base_of(model).device] if base_of(model).device.type != "cpu" else []
@@ -143,18 +165,36 @@ def sample(
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             for batch in progress(batches, label, len(batches)) if label else batches:
-                prompt_ids = [encoded[rows[r]] for r in batch]
+                prompt_ids = [encoded[r] for r in batch]
                 decoder = Decoder(temperature, None if draws is None else draws[batch])
                 tokens = generate_tokens(model, tokenizer, prompt_ids, max_new_tokens, decoder)
-                for r, ids, generated in zip(batch, prompt_ids, tokens, strict=True):
-                    kept, ended = cut_at_eos(generated, stop)
-                    text = completion_text(tokenizer, ids, kept)
-                    asked = prompts[rows[r]]
-                    prompt = prompt_text(tokenizer, asked, ids)
-                    made[r] = Completion(prompt, ids, kept, text, ended, columns_of(asked))
+                made.update(zip(batch, tokens, strict=True))
     finally:
         model.train(was_training)
-    return [made[r] for r in range(len(rows))]
+    return [made[r] for r in range(len(encoded))]
+
+
+def completions_of(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[tuple[int, ...]],
+    tokens: Sequence[Sequence[int]],
+    stop: set[int],
+    logps: Sequence[Sequence[float]] | None = None,
+) -> list[Completion]:
+    """What B rows of tokens are after their prompts; each is cut after its first stop token.
+
+    Args:
+        encoded: the prompts' tokens. logps: of ``tokens``, by whatever drew them.
+    """
+    made = []
+    for row, (prompt, ids, generated) in enumerate(zip(prompts, encoded, tokens, strict=True)):
+        kept, ended = cut_at_eos(generated, stop)
+        text = completion_text(tokenizer, ids, kept)
+        said = None if logps is None else tuple(logps[row][: len(kept)])
+        asked = prompt_text(tokenizer, prompt, ids)
+        made.append(Completion(asked, ids, kept, text, ended, columns_of(prompt), said))
+    return made
 
 
 @torch.no_grad()

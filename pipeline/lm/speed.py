@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from pipeline.config import ModelSection
 from pipeline.data import embedded
-from pipeline.lm.generation import sample
+from pipeline.lm.generation import sample_tokens
 from pipeline.lm.hardware import compute_dtype, use_plain_attention
 from pipeline.lm.models import EMBEDDED_MODEL, decoder_layers, make_trainable, prepare
 from pipeline.lm.route import hidden_states, lm_head
@@ -182,17 +182,17 @@ def _drawing(
     models: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, rows: int
 ) -> tuple[float, float]:
     """Seconds for a token of a row: of one layer, and of all that is not layers."""
-    prompts, encoded = ["a"] * rows, [(2, 3, 4, 5)] * rows
+    encoded = [(2, 3, 4, 5)] * rows
     shallow, deeper = (
         _seconds(
-            lambda model=model: sample(
+            lambda model=model: sample_tokens(
                 model,
                 tokenizer,
-                prompts,
+                encoded,
                 max_new_tokens=_DECODED,
+                temperature=1.0,
                 batch_size=rows,
                 seed=0,
-                encoded=encoded,
             )
         )
         / (rows * _DECODED)

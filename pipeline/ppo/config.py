@@ -41,6 +41,11 @@ class PPOConfig(TrainingArguments):
         response_length: longest completion, in tokens, EOS included.
         temperature: divides the logits of policy *and* reference, in sampling and in training.
         generation_batch_size: completions generated at once per process; ``None`` = all.
+        importance_cap: where another engine draws the completions and tells their log-probabilities
+            log μ, each token's advantage is multiplied by min(π_old/μ, cap), which corrects for the
+            engine's μ not being the policy the trainer computes (truncated importance sampling,
+            Espeholt et al. 2018, arXiv 1802.01561; for engines Yao et al. 2025, "Your Efficient RL
+            Framework Secretly Brings You Off-Policy RL Training"); ``None`` = no correction.
 
     > Reward
 
@@ -161,6 +166,7 @@ class PPOConfig(TrainingArguments):
     response_length: Count = 64
     temperature: AboveZero = 1.0
     generation_batch_size: Count | None = None
+    importance_cap: AboveZero | None = 2.0
 
     # Reward
     reward_clip: AboveZero | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,6 +41,8 @@ class Rollout:
     """β on the advantages' scale, where the update itself charges each token's exact KL."""
     parts: dict[str, Tensor] = field(default_factory=dict)
     """Of a reward made of several: each one's own scores ``(B,)``, NaN where it does not apply."""
+    importance: Tensor | None = None
+    """π_old/μ of each token where an engine with a distribution μ of its own drew it."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,23 @@ def record_in_parts(
         for column, values in zip(columns, record, strict=True):
             column[index, : values.shape[1]] = values
     return TokenRecord(*columns), trunk, kept
+
+
+def importance_ratios(
+    completions: Sequence[Completion], logps: Tensor, mask: Tensor
+) -> Tensor | None:
+    """π_old/μ of each token, ``(B, T)``, 1 off the mask; ``None`` where no engine told its μ.
+
+    Args:
+        logps: log π_old by the trainer, ``(B, T)``.
+    """
+    if any(completion.logps is None for completion in completions):
+        return None
+    engine = torch.zeros(mask.shape, device=mask.device)
+    engine[mask] = torch.tensor(
+        [x for completion in completions for x in completion.logps or ()], device=mask.device
+    )
+    return torch.where(mask, logps - engine, 0.0).exp()
 
 
 def shaped_scores(

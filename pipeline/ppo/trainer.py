@@ -23,7 +23,13 @@ from pipeline.data.prompts import as_prompts
 from pipeline.data.records import Prompt
 from pipeline.errors import UserError
 from pipeline.lm.check import check_policy
-from pipeline.lm.generation import Completion, encode_prompt, sample
+from pipeline.lm.generation import (
+    Completion,
+    completions_of,
+    encode_prompt,
+    end_tokens,
+    sample_tokens,
+)
 from pipeline.lm.hardware import one_device, use_plain_attention
 from pipeline.lm.models import base_of, prepare, upcast_trained
 from pipeline.lm.positions import check_prompts
@@ -35,11 +41,13 @@ from pipeline.output.versions import warn_untested
 from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.control import KLController, RunningDeviation
+from pipeline.ppo.engines import Called, Drawn, Engine, Request, Sampler, checked
 from pipeline.ppo.prefix import PrefixCritic, prefixes
 from pipeline.ppo.rollout import (
     Microbatch,
     Rollout,
     dense_scores,
+    importance_ratios,
     microbatches,
     own_kl_values,
     per_deviation,
@@ -85,6 +93,8 @@ class PPOTrainer(BaseTrainer):
             the evaluation prompts' completions, and nothing else.
         callbacks: as for the Trainer.
         log_samples: called after each rollout with the step and a few rows of text and scores.
+        sampler: draws the completions in the place of the trainer's own loop: any callable of a
+            :class:`~pipeline.ppo.engines.Request`, or an :class:`~pipeline.ppo.engines.Engine`.
     """
 
     def __init__(
@@ -98,6 +108,7 @@ class PPOTrainer(BaseTrainer):
         gold_function: RewardFunction | None = None,
         callbacks: list[TrainerCallback] | None = None,
         log_samples: SampleLog | None = None,
+        sampler: Sampler | Engine | None = None,
     ) -> None:
         if not train_dataset:
             raise UserError("PPO has no training prompts; check the data section")
@@ -126,6 +137,10 @@ class PPOTrainer(BaseTrainer):
         if args.float32_logits:
             make_head_float32(model)
         check_policy(model, processing_class, longest)
+        self.engine = _engine(sampler)
+        if self.engine is not None:
+            self.engine.begin(model, processing_class, longest)
+        self._loaded: int | None = None  # the optimizer step whose weights the engine has
         if args.gold_stop and self.gold is None:
             raise UserError("gold_stop: there is no judge to stop by; pass gold_function")
         self.gold_watch = GoldWatch()
@@ -200,11 +215,16 @@ class PPOTrainer(BaseTrainer):
         if args.whiten_advantages:
             price *= per_deviation(advantages, mask, everyone) if price else 1.0
             advantages = whitened(advantages, mask, everyone)
+        importance = importance_ratios(completions, old.logps, mask)
+        if importance is not None and args.importance_cap is not None:
+            # A constant factor of both sides of the clipped surrogate's minimum.
+            advantages = advantages * importance.clamp(max=args.importance_cap)
 
         # 6. Deal the rows into minibatches, in a fresh order in every epoch.
         rollout = Rollout(
             completions, batch, trunk, scores, old, rewards, advantages, returns,
             known_values=known, ref_states=ref_states, kl_price=price, parts=self._parts(said),
+            importance=importance,
         )  # fmt: skip
         self.stopped_early = False
         parts = microbatches(*share(rollout, args, self._seed(1)), everyone)
@@ -242,23 +262,53 @@ class PPOTrainer(BaseTrainer):
         draws: Tensor,
         seed: int,
     ) -> list[Completion]:
-        """A completion of each prompt, as many at once as fit."""
+        """A completion of each prompt."""
+        args, model = self.args, base_of(self.actor_critic.policy)
+        stop = end_tokens(model)
+        request = Request(
+            encoded, args.response_length, args.temperature, frozenset(stop), seed,
+            args.process_index * len(encoded), draws, self.state.global_step,
+        )  # fmt: skip
+        if self.engine is None:
+            drawn = Drawn(self._loop(request))
+        else:
+            self._load_engine(self.engine)
+            known = model.config.get_text_config().vocab_size
+            drawn = checked(self.engine(request), request, known)
+        tokens, logps = drawn.tokens, drawn.logps
+        return completions_of(self.tokenizer, prompts, encoded, tokens, stop, logps)
+
+    def _load_engine(self, engine: Engine) -> None:
+        """Give the engine the weights of now, where it has others."""
+        step, model = self.state.global_step, self.actor_critic
+        if step == self._loaded:
+            return
+
+        def load() -> None:
+            if self.is_world_process_zero():
+                engine.load(model.policy, step)
+
+        distributed.sample_whole(model, load)
+        self.accelerator.wait_for_everyone()
+        self._loaded = step
+
+    def _loop(self, request: Request) -> list[list[int]]:
+        """Tokens from the policy as it is, as many rows at once as fit."""
         args, model = self.args, self.actor_critic
 
-        def draw(rows: int) -> list[Completion]:
-            return sample(
+        def draw(rows: int) -> list[list[int]]:
+            return sample_tokens(
                 model.policy,
                 self.tokenizer,
-                prompts,
-                max_new_tokens=args.response_length,
-                temperature=args.temperature,
+                request.prompt_ids,
+                max_new_tokens=request.max_new_tokens,
+                temperature=request.temperature,
                 batch_size=rows,
-                seed=seed,
-                draws=draws,
-                encoded=encoded,
+                seed=request.seed,
+                draws=request.draws,
             )
 
-        rows = args.generation_batch_size or len(prompts)
+        rows = args.generation_batch_size or len(request.prompt_ids)
         with self.accelerator.autocast():
             return distributed.sample_whole(
                 model, lambda: self.memory.fit("generating", rows, draw)
@@ -442,3 +492,7 @@ class PPOTrainer(BaseTrainer):
             self.on_evaluation(whole)
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
         return metrics
+
+
+def _engine(sampler: Sampler | Engine | None) -> Engine | None:
+    return Called(sampler) if sampler is not None and not isinstance(sampler, Engine) else sampler

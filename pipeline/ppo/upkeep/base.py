@@ -29,7 +29,7 @@ from pipeline.ppo.upkeep.gold import EvaluationsFile, GoldWatch
 from pipeline.ppo.upkeep.guards import Guards
 from pipeline.ppo.upkeep.journal import Journal, sample_rows
 from pipeline.ppo.upkeep.memory import Memory
-from pipeline.ppo.upkeep.metrics import UpdateMetrics, rollout_metrics
+from pipeline.ppo.upkeep.metrics import UpdateMetrics, engine_metrics, rollout_metrics
 from pipeline.ppo.upkeep.performance import Performance
 from pipeline.ppo.upkeep.sharing import RolloutSampler
 
@@ -133,6 +133,9 @@ class BaseTrainer(Trainer):
         metrics = rollout_metrics(rollout, beta, self.sum_over_processes, self.gather_rows)
         queries = self.sum_over_processes(torch.tensor([self.reward_queries]))
         metrics["val/reward_queries"] = float(queries)
+        if rollout.importance is not None:
+            mask, cap = rollout.batch.mask, self.args.importance_cap
+            metrics |= engine_metrics(rollout.importance, mask, cap, self.sum_over_processes)
         self.reward_queries = 0
         self._rollout_metrics = metrics | {"episode": float((self.rollout_index + 1) * size)}
         self.guards.look_at_rollout(rollout, metrics, step)

@@ -94,6 +94,27 @@ def part_metrics(parts: Mapping[str, Tensor], reduce_sum: ReduceSum) -> dict[str
     return metrics
 
 
+def engine_metrics(
+    importance: Tensor, mask: Tensor, cap: float | None, reduce_sum: ReduceSum
+) -> dict[str, float]:
+    """How far the engine that drew the completions is from the policy, over all tokens.
+
+    ``engine/kl`` is KL(μ‖π_old) in nats a token, estimated on the completions (k3, which is never
+    negative); ``engine/importance`` the mean of π_old/μ, 1 where μ is what the engine says it is;
+    ``engine/truncated`` the share of tokens above the cap.
+
+    Args:
+        importance: π_old/μ, ``(B, T)``.
+    """
+    ratio = importance[mask].double()
+    above = ratio > (float("inf") if cap is None else cap)
+    columns = (ratio - 1 - ratio.log(), ratio.log().abs(), ratio, above, torch.ones_like(ratio))
+    sums = reduce_sum(torch.stack([column.double().sum() for column in columns]))
+    names = ("kl", "logp_difference", "importance", "truncated")
+    means = (sums[:-1] / sums[-1]).tolist()
+    return {f"engine/{name}": value for name, value in zip(names, means, strict=True)}
+
+
 def _extremes(
     scores: Tensor, lengths: Tensor, advantages: Tensor, gather: Gather
 ) -> dict[str, float]:

@@ -27,7 +27,7 @@ from pipeline.ppo import PPOConfig
 from pipeline.ppo.actor_critic import TokenRecord
 from pipeline.ppo.rollout import Microbatch, Rollout
 from pipeline.ppo.upkeep import journal
-from pipeline.ppo.upkeep.metrics import UpdateMetrics, rollout_metrics
+from pipeline.ppo.upkeep.metrics import UpdateMetrics, engine_metrics, rollout_metrics
 from pipeline.ppo.upkeep.performance import PHASES
 from reward_models import Scores
 from tests.checkout import ROOT
@@ -198,7 +198,9 @@ def test_the_documentation_lists_exactly_what_is_logged(run: dict[str, Any]) -> 
     assert len(documented) == len(set(documented))
     of_parts = {name for name in run["evaluated"][-1] if "/" in name}  # as those of a rollout
     assert {name.removeprefix("eval_") for name in of_parts} <= set(documented)
-    assert set(documented) == {*run["logs"][-1], *run["evaluated"][-1]} - of_parts
+    ones = torch.ones(1, 2)
+    engine = engine_metrics(ones, ones.bool(), None, same)  # where another engine draws
+    assert set(documented) == {*run["logs"][-1], *run["evaluated"][-1], *engine} - of_parts
 
 
 def test_logged_numbers_agree_with_each_other(run: dict[str, Any]) -> None:
