@@ -17,7 +17,9 @@ from typing import NoReturn
 from common.parser import Parser
 from common.progress import close_all
 from pipeline.config import stages
-from pipeline.errors import UserError
+from pipeline.errors import LostProcess, UserError
+from pipeline.launch import children
+from pipeline.launch.settings import Launch, add_options, read_settings
 from pipeline.output import quiet
 from pipeline.output.console import complain
 
@@ -41,7 +43,7 @@ TOOLS = {
     "inspect": ("a page that shows a PPO rollout token by token", "pipeline.report.inspection"),
 }
 PREVIEW = "pipeline.preview"
-INTERRUPTED = 130
+INTERRUPTED = children.INTERRUPTED
 
 
 def commands() -> dict[str, str]:
@@ -74,7 +76,7 @@ def _epilog() -> str:
             "  rlhf sft --config configs/quickstart.yaml model.model_name_or_path=gpt2",
             "  rlhf ppo --config configs/quickstart.yaml ppo.learning_rate=1e-5 --overwrite",
             "  rlhf compare --config configs/quickstart.yaml --policy theirs=path/to/checkpoint",
-            "  accelerate launch scripts/ppo.py --config configs/quickstart.yaml",
+            "  rlhf run --config configs/quickstart.yaml --accelerate configs/accelerate/ddp.yaml",
             "",
             "environment: RLHF_CACHE (folder for fetched models and data), RLHF_VERBOSE=1 (the",
             "libraries' own output), WANDB_API_KEY, HF_TOKEN, HF_HUB_OFFLINE=1",
@@ -115,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         help="remove and redo the stage and what was made from it (with `run`: only stages that"
         " another config made)",
     )
+    add_options(parser)
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     return parser
 
@@ -149,9 +152,12 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0; 1 where a part of a sweep failed; 2 for a user's mistake; 130 when interrupted.
+    0; 1 where a part of a sweep failed; 2 for a user's mistake; 75 where another process is lost
+    and the same command resumes; 130 when interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    if children.launched():
+        children.end_with_parent()
     try:
         if words and words[0] in TOOLS:
             signal.signal(signal.SIGTERM, _interrupt)
@@ -168,20 +174,43 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.policy and arguments.command not in ("compare", "run"):
             raise UserError("--policy: is for compare and run; leave it out")
         given = [*arguments.overrides, *arguments.policy]
+        launch = read_settings(arguments)
+        if launch is not None:
+            return _start(arguments, launch, given)
         experiment = load_experiment(arguments.config, given)
         _check_command(arguments.command, experiment.methods())
         if arguments.command == "data":
             importlib.import_module(PREVIEW).show(experiment)
         else:
             run(experiment, arguments.command, overwrite=arguments.overwrite)
+    except LostProcess as error:
+        if not children.launched():  # else the launcher tells, which knows more
+            complain(f"error: {error}")
+        return children.LOST
     except UserError as error:
         complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         launched = "TORCHELASTIC_RUN_ID" in os.environ
         why = "stopped by the launcher, maybe as another process ended" if launched else ""
-        complain(f"{why or 'interrupted'}; run the same command to resume")
+        if not children.launched():
+            complain(f"{why or 'interrupted'}; run the same command to resume")
         return INTERRUPTED
     finally:
         close_all()
     return 0
+
+
+def _start(arguments: argparse.Namespace, launch: Launch, given: Sequence[str]) -> int:
+    """Have accelerate start the processes of a command, and return its exit code."""
+    from pipeline.config import load_experiment
+    from pipeline.launch import command as launcher
+
+    with launcher.as_one_of(launch.processes):
+        experiment = load_experiment(arguments.config, given)
+    name = arguments.command
+    _check_command(name, experiment.methods())
+    if name == "data":
+        raise UserError("data: runs in one process; leave --accelerate out")
+    words = ["--config", str(arguments.config), *given]
+    return launcher.launch(experiment, name, launch, words, arguments.overwrite)

@@ -13,5 +13,9 @@ class UserError(Exception):
     """
 
 
+class LostProcess(UserError):
+    """Another process of this run is gone: the same command resumes, and may be run unattended."""
+
+
 class FailedReward(RewardError, UserError):
     """A reward function that gave no usable scores."""

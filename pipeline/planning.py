@@ -28,8 +28,10 @@ from pipeline.provenance import (
     fingerprint,
     record_print,
     stage_inputs,
+    trainer_settings,
     upstream,
 )
+from pipeline.worlds import ACCUMULATED, ROWS, check_resumed
 
 Action = Literal["start", "resume", "skip", "replace", "anew", "extend"]
 
@@ -130,13 +132,36 @@ def plan(experiment: Experiment, stages: Sequence[str], overwrite: bool = False)
             action = "replace"
             replaced.update(downstream(experiment, stage))
         elif found:
+            if record["status"] == "started":
+                _check_division(experiment, stage, record, found)
             action = _despite(experiment, stage, record, found)
         else:
             action = "skip" if record["status"] == "finished" else "resume"
+        if record is not None and action in ("resume", "extend"):
+            _check_division(experiment, stage, record)
         kept = record_print(record) if record and not found else fingerprint(inputs[stage])
         steps.append(Step(stage, action, inputs[stage], kept))
     _check_needs(experiment, stages, needs, records, inputs)
     return steps
+
+
+def _check_division(
+    experiment: Experiment, stage: str, record: Record, found: Sequence[Difference] = ()
+) -> None:
+    """UserError where what was begun would go on with other batches, by another division of them.
+
+    Args:
+        found: how the stage differs: of more than the division, that is told elsewhere.
+    """
+    row, before = experiment.stage(stage), None
+    keys = {f"{row.section}.{name}" for name in (ROWS, ACCUMULATED)}
+    if all(difference.key in keys for difference in found) and holds_work(
+        experiment.stage_dir(stage)
+    ):
+        before = trainer_settings(record, row)
+    if before is not None:
+        now = experiment.of(stage).trainer_args(row.section)
+        check_resumed(row, before, record.get("processes"), now)
 
 
 def _check_shared(

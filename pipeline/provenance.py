@@ -19,6 +19,7 @@ from common.words import flatten
 from pipeline.config import OVER_SFT, PAIRWISE, Experiment, RewardPart, stages
 from pipeline.config.choices import left_out, trains
 from pipeline.config.content import checkpoint_hash, content_hash
+from pipeline.worlds import ACCUMULATED, ROWS, same_batch
 from reward_models.loading import kind_of
 
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "rlhf-pipeline")
@@ -280,6 +281,7 @@ def differences(
         moved = key in content and key in old_content and _form(was) == _form(is_now)
         if was != is_now and not moved and key not in found:
             changed.append(Difference("config", key, was, is_now))
+    changed = _without_division(experiment, table, record, changed)
     older, newer = record["inputs"].get("upstream", {}), now["upstream"]
     built = [
         Difference("upstream", name, older.get(name, UNSET), newer.get(name, UNSET))
@@ -306,6 +308,26 @@ def _other_division(experiment: Experiment, stage: str, record: Record) -> list[
     if divided in (None, experiment.data_seed):
         return []
     return [Difference("config", "data.seed", divided, experiment.data_seed)]
+
+
+def trainer_settings(record: Record, stage: stages.Stage) -> dict[str, Any] | None:
+    """What ``stage``'s section held when it was made; None where the record does not keep that."""
+    config = record.get("config")
+    return None if config is None else dict(config.get(stage.section) or {})
+
+
+def _without_division(
+    experiment: Experiment, stage: stages.Stage, record: Record, changed: list[Difference]
+) -> list[Difference]:
+    """``changed`` less what only divides the same batches over another number of processes."""
+    division = {f"{stage.section}.{name}" for name in (ROWS, ACCUMULATED)}
+    before = trainer_settings(record, stage)
+    if before is None or not any(difference.key in division for difference in changed):
+        return changed
+    now = experiment.of(stage.name).trainer_args(stage.section)
+    if not same_batch(stage, before, record.get("processes"), now):
+        return changed
+    return [difference for difference in changed if difference.key not in division]
 
 
 def _read(record: Record, stage: stages.Stage) -> dict[str, Any]:

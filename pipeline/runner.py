@@ -27,7 +27,7 @@ from common.words import clock
 from pipeline.config import Experiment
 from pipeline.config.choices import left_out
 from pipeline.config.stages import find_stage
-from pipeline.errors import UserError
+from pipeline.errors import LostProcess, UserError
 from pipeline.output import hub, quiet
 from pipeline.output.console import is_main_process, say, wait_for_every_rank
 from pipeline.output.memory import peak_memory
@@ -195,6 +195,7 @@ def _disk_is_full(error: BaseException | None) -> bool:
 def _process_is_lost(error: BaseException) -> bool:
     """True when a collective failed because another process is gone or silent (gloo, NCCL)."""
     lost = (
+        "ncclRemoteError",
         "closed by peer",
         "reset by peer",
         "Broken pipe",
@@ -212,22 +213,15 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
     A stage whose finished output for the same inputs is there is skipped. Raises UserError for
     what the user can mend; whatever else a stage raises comes through.
     """
-    if overwrite and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and overwrite:
         raise UserError("--overwrite: not with several processes; remove the outputs first")
-    stages = _asked(experiment, command)
     start = time.monotonic()
     with lock(experiment.output_dir) if is_main_process() else nullcontext():
-        steps = plan(experiment, stages, overwrite)
-        warn_untested()
-        if is_main_process():
-            _check_hub(experiment, steps)
-        if command == "report":
-            _need_comparison(experiment)
-        check_ahead(experiment, [step.stage for step in steps if step.action != "skip"])
+        steps = _checked(experiment, command, overwrite)
+        if several:
+            _check_alone(experiment, command, steps)
         try:
-            for stage, why in left_out(experiment).items() if command == "run" else ():
-                say(f"{stage}: left out ({why})")
-            _tell_needed(experiment, command, steps)
             if command == "run":
                 _tell_expected(experiment, steps)
             for step in steps:
@@ -245,7 +239,7 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
                     " run the same command to resume"
                 ) from error
             if _process_is_lost(error):
-                raise UserError(
+                raise LostProcess(
                     f"output_dir {experiment.output_dir}: another process of this run ended or no"
                     " longer answers; run the same command to resume"
                 ) from error
@@ -254,6 +248,48 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
         say(f"report: {experiment.stage_dir('report') / 'index.html'}")
     if command == "run":
         say(f"all stages done in {clock(time.monotonic() - start)}, peak {peak_memory():.1f} GiB")
+
+
+def ready(experiment: Experiment, command: str, overwrite: bool = False) -> list[Step]:
+    """What `run` would do, after its checks, for another process to do; removes what is replaced.
+
+    Raises:
+        UserError: as `run` before any work.
+    """
+    with lock(experiment.output_dir):
+        steps = _checked(experiment, command, overwrite)
+        for step in steps:
+            if step.action == "replace":
+                _remove(experiment, step.stage)
+    return steps
+
+
+def _checked(experiment: Experiment, command: str, overwrite: bool) -> list[Step]:
+    """The plan of a command, once everything that can be known to fail has been looked at."""
+    steps = plan(experiment, _asked(experiment, command), overwrite)
+    warn_untested()
+    if is_main_process():
+        _check_hub(experiment, steps)
+    if command == "report":
+        _need_comparison(experiment)
+    check_ahead(experiment, [step.stage for step in steps if step.action != "skip"])
+    for stage, why in left_out(experiment).items() if command == "run" else ():
+        say(f"{stage}: left out ({why})")
+    _tell_needed(experiment, command, steps)
+    return steps
+
+
+def _check_alone(experiment: Experiment, command: str, steps: Sequence[Step]) -> None:
+    """UserError for what runs in one process, where a launcher has started several."""
+    if command in ("run", "report"):
+        mend = f"start `rlhf {command}{' --accelerate FILE' if command == 'run' else ''}` alone"
+        raise UserError(f"{command}: not by several processes; {mend}")
+    for step in steps:
+        if step.action != "skip" and experiment.stage(step.stage).alone:
+            raise UserError(
+                f"{step.stage}: runs in one process; run `rlhf {step.stage}` first, or start"
+                f" `rlhf {command} --accelerate FILE` alone"
+            )
 
 
 def _asked(experiment: Experiment, command: str) -> tuple[str, ...]:

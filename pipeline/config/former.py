@@ -14,7 +14,7 @@ _ONE_LENGTH = "dpo.max_length, of prompt and answer together"
 _SAMPLED = "generation.max_new_tokens, and data.max_words for the texts"
 _QUANTISED = "nothing: weights are not quantised; model.use_peft trains adapters"
 _SPLITS = "data.train_split, and data.heldout and data.eval_prompts for what is kept out"
-_PROCESSES = "nothing: `accelerate launch` chooses the processes"
+_PROCESSES = "nothing: --accelerate and --num-processes choose the processes"
 
 # By the name in any section, or by section and name. `{section}` is the section it was found in.
 _FORMER: dict[str, str] = {

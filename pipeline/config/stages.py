@@ -59,6 +59,7 @@ class Stage:
         at_zero: what a method does at β = 0, where that is nothing: why it is left out then.
         lengths: of its section, what says how long it trains.
         package: what of TRL it is made with that not every release has.
+        alone: whether it runs in one process, however many train the others.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Stage:
     at_zero: str = ""
     lengths: tuple[str, ...] = ()
     package: str = ""
+    alone: bool = False
 
     @property
     def section(self) -> str:
@@ -167,6 +169,7 @@ STAGES: tuple[Stage, ...] = (
         whether=("data.prompts_name",),
         arguments="transformers:TrainingArguments",
         metrics={"loss": False, "accuracy": True},
+        alone=True,
     ),
     Stage(
         name="compare",
@@ -175,6 +178,7 @@ STAGES: tuple[Stage, ...] = (
         needs=("sft", "reward"),
         reads=("data", "generation", "beta", "compare", "seed"),
         unread=(*OWN_PAIRS, "data.validation_prompts"),
+        alone=True,
     ),
 )
 
