@@ -77,7 +77,7 @@ def check_resumed(
     )
     if batch % count:
         raise UserError(
-            f"{was}; {count} cannot share {batch} evenly: start {_fitting(batch, count)}"
+            f"{was}; {count} cannot share {batch} evenly, so start {_fitting(batch, count)}"
         )
     share = batch // count
     kept = accumulated if share % accumulated == 0 else 1

@@ -40,11 +40,11 @@ def by_signal(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}{why}"
 
 
-def start(module: str, words: Sequence[str], **environment: str) -> subprocess.Popen[bytes]:
+def start(module: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start ``python -m module words``, in a session of its own: Ctrl-C comes here alone."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *words],
-        env=os.environ | {LAUNCHED: "1"} | environment,
+        env={"TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ | {LAUNCHED: "1"},
         start_new_session=True,
     )
 

@@ -63,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--accelerate",
         type=Path,
         metavar="FILE",
-        help="start them as this config of accelerate says",
+        help="as this config of accelerate says",
     )
     for name, metavar, text in (
         ("num-processes", "N", "how many, over all machines (the file's)"),
@@ -194,9 +194,7 @@ def _launch(path: Path, values: dict[str, Any], given: dict[str, Any]) -> Launch
         )
     address = value("main_process_ip", None)
     if machines > 1 and address is None:
-        raise UserError(
-            "--main-process-ip: missing; several machines need the address of machine 0"
-        )
+        raise UserError("--main-process-ip: missing; set the address of machine 0")
     port = value("main_process_port", USUAL_PORT if machines > 1 else ANY_PORT)
     least = 1 if machines > 1 else ANY_PORT
     if not isinstance(port, int) or not least <= port < 2**16 - 1:

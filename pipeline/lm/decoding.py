@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 _BLOCK = 128  # vocabulary entries that are summed up at once when a token is drawn
 _LEAVE = 8  # rows leave the batch as soon as one in so many is done: leaving copies the cache
@@ -49,8 +48,7 @@ class Decoder:
     ) -> Tensor:
         """``(B, L)`` prompts to ``(B, T)`` tokens without them, padded after their end.
 
-        ``logits_processor`` goes unused: tokens come from the model's own distribution. Under
-        ZeRO-3 every process takes all steps, as each gathers every layer from all.
+        ``logits_processor`` goes unused: tokens come from the model's own distribution.
         """
         rows, width = input_ids.shape
         config: Any = generation_config
@@ -58,7 +56,6 @@ class Decoder:
         tokens = torch.full((rows, length), int(config.pad_token_id), device=input_ids.device)
         place = torch.arange(rows, device=input_ids.device)  # in `tokens`, of the batch's rows
         done = torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
-        together = is_deepspeed_zero3_enabled()
         look = 1 if input_ids.device.type == "cpu" else _LOOK
         for step in range(length):
             given = model.prepare_inputs_for_generation(
@@ -74,7 +71,7 @@ class Decoder:
             tokens[place, step] = torch.where(done, tokens[place, step], chosen)
             done = done | torch.isin(chosen, config._eos_token_tensor)
             input_ids = torch.cat([input_ids, chosen[:, None]], dim=1)
-            if together or (step + 1) % look:
+            if (step + 1) % look:
                 continue
             ended = int(done.sum())
             if ended == len(done):

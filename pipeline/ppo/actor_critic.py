@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from pipeline.errors import UserError
 from pipeline.lm.hardware import autocast
@@ -46,8 +45,7 @@ class ValueHead(nn.Module):
     def forward(self, states: Tensor) -> Tensor:
         """``(N, d)`` hidden states to ``(N,)`` values."""
         with torch.autocast(states.device.type, enabled=False):
-            states = states.to(self.out.weight.dtype)  # another than float32 only by DeepSpeed
-            return self.out(torch.tanh(self.inner(self.norm(states)))).squeeze(-1).float()
+            return self.out(torch.tanh(self.inner(self.norm(states.float())))).squeeze(-1)
 
 
 class ActorCriticOutput(NamedTuple):
@@ -102,9 +100,7 @@ class ActorCritic(nn.Module):
             self._reference = [frozen_copy(policy)]
             if sharded(config):  # split like the policy, so part of what FSDP sees
                 self.reference = self._reference[0]
-        # ZeRO-3 gathers weights as modules run, and knows nothing of a second decoder over them.
-        split = config.cache_trunk and not is_deepspeed_zero3_enabled()
-        cut = lowest_trained_layer(base) if split else 0
+        cut = lowest_trained_layer(base) if config.cache_trunk else 0
         self._split = SplitDecoder.build(base, cut, longest)
         # Adapters can leave the lower layers alone too; their reference has no copy to split.
         both = self._split and self._reference

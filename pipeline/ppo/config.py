@@ -132,8 +132,7 @@ class PPOConfig(TrainingArguments):
     > Memory and logging
 
         cache_trunk: keep the activations below the lowest trainable layer for the whole rollout
-            when the lower layers are frozen, so that every pass runs the upper layers only. Not
-            under DeepSpeed's ZeRO-3.
+            when the lower layers are frozen, so that every pass runs the upper layers only.
         logits_chunk: completion tokens whose logits exist at once; ``None`` = as suits the device.
         float32_logits: compute the head's matrix product in float32 under bfloat16 too, in sampling
             and in scoring; ``benchmarks/head_precision.py`` prints what it changes.
@@ -276,6 +275,8 @@ class PPOConfig(TrainingArguments):
         Args:
             values: plain values by field name, those not set at their default.
         """
+        if values["deepspeed"] is not None:
+            yield "deepspeed", "null (FSDP2 splits weights, gradients and optimizer state)"
         if values["fp16"]:
             yield "fp16", "false (use bf16, or neither for float32)"
         if values["kl_in"] == "loss" and values["kl_estimator"] in ("k1", "exact"):

@@ -126,7 +126,7 @@ class PPOTrainer(BaseTrainer):
             model.generation_config = base.generation_config  # type: ignore[assignment]
         if upcast_trained(model):
             say("PPO: the trained weights are made float32; small steps would vanish in bfloat16")
-        if not (sharded(args) or args.deepspeed_plugin is not None):  # those place it themselves
+        if not sharded(args):  # FSDP places it itself
             model.to(args.device)
         lm_head(model)  # that it runs on plain tokens, before anything else is asked of it
         length = args.response_length
@@ -426,8 +426,6 @@ class PPOTrainer(BaseTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
         """Clip actor and critic apart, or a large value error would shrink the policy's step."""
-        if self.is_deepspeed_enabled:  # its engine clips, all together, as it steps
-            return super()._clip_grad_norm(model)  # type: ignore[misc]
         critic = distributed.clipped_norm(self, self.actor_critic.value_head)
         actor = distributed.clipped_norm(self, self.actor_critic.policy)
         self.guards.look_at_gradient(critic, self.state.global_step)

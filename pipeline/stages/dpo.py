@@ -17,8 +17,9 @@ from pipeline.errors import UserError
 from pipeline.lm.hardware import best_device
 from pipeline.lm.models import base_of, frozen_copy
 from pipeline.lm.positions import cut_length
+from pipeline.ppo.config import sharded
 from pipeline.stages import tracking
-from pipeline.stages.offline import PairPolicy, PairTrainer, longest, splits_weights, why_trl
+from pipeline.stages.offline import PairPolicy, PairTrainer, longest, why_trl
 from pipeline.stages.pair_data import TOKENS, divided, finish, preference_dataset, token_pairs
 from pipeline.stages.training import (
     fit,
@@ -53,9 +54,8 @@ def run(experiment: Experiment) -> None:
         logging_first_step=True,
         beta=experiment.beta,
     )
-    splitter = splits_weights(arguments)
-    if splitter is not None:
-        _need_plain_labels(experiment, f"{splitter}, under which TRL's trainer runs")
+    if sharded(arguments):
+        _need_plain_labels(experiment, "FSDP, under which TRL's trainer runs")
     every = preference_dataset(experiment, "dpo", pair_row)
     pairs, held = divided(experiment, "dpo", every, arguments)
     model, tokenizer = load_trainable_sft(experiment)

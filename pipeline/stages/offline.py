@@ -38,20 +38,12 @@ _EXTRA = ("probability", "reward_difference")
 """Columns of pairs that say more than who was chosen: P(chosen wins), r_chosen − r_rejected."""
 
 
-def splits_weights(arguments: DPOConfig) -> str | None:
-    """What splits the weights over the processes, by name: each layer then runs as it sees fit."""
-    if arguments.deepspeed_plugin is not None:
-        return "DeepSpeed"
-    return "FSDP" if sharded(arguments) else None
-
-
 def why_trl(arguments: DPOConfig, pairs: Dataset, model: nn.Module) -> str | None:
     """Why these pairs are TRL's own to train on, as ``key: reason``; None where they are not."""
     if "prompt_ids" not in pairs.column_names:
         return "data.preferences_name: own pairs"
-    splitter = splits_weights(arguments)
-    if splitter is not None:
-        return f"accelerate: {splitter}"
+    if sharded(arguments):  # each layer then runs as FSDP sees fit
+        return "accelerate: FSDP"
     if arguments.loss_type not in (["sigmoid"], [REBEL]):
         return f"dpo.loss_type: {', '.join(arguments.loss_type)}"
     for key, off in PLAIN.items():

@@ -25,7 +25,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from trl import GRPOTrainer, RLOOTrainer
-from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
+from trl.models import prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import RepeatSampler, add_fused_lm_head
 
 from pipeline.config import Experiment
@@ -186,8 +186,6 @@ class OnPolicy:
         fp32_head = getattr(self.args, "cast_lm_head_to_fp32", False)
         add_fused_lm_head(base_of(reference), self.temperature, fp32_head)  # type: ignore
         _own_positions(reference)
-        if self.is_deepspeed_enabled:  # type: ignore[attr-defined]
-            return prepare_deepspeed(reference, self.accelerator)
         if self.is_fsdp_enabled:  # type: ignore[attr-defined]
             return prepare_fsdp(reference, self.accelerator)
         return self.accelerator.prepare_model(reference, evaluation_mode=True)
@@ -241,7 +239,6 @@ class OnPolicy:
             unwrap_model_for_generation(
                 self.model_wrapped,  # type: ignore[attr-defined]
                 self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
             ) as policy,
             torch.no_grad(),
             self._dist.summon_full_params(self.model_wrapped, recurse=False),  # type: ignore

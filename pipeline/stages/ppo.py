@@ -94,9 +94,8 @@ def train(
     if evaluates(arguments):
         held, prompts = validation_prompts(experiment, data)
     model, tokenizer = load_trainable_sft(experiment)
-    # Weights that a launcher splits or moves cannot be shared.
-    moved = sharded(arguments) or arguments.deepspeed_plugin is not None
-    reward = reward or proxy_reward(experiment, None if moved else model)
+    # Weights that FSDP splits cannot be shared.
+    reward = reward or proxy_reward(experiment, None if sharded(arguments) else model)
     if gold is None and held and not judge_is_proxy(experiment):
         gold = gold_reward(experiment)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -47,6 +48,11 @@ def stage_arguments(
     Raises:
         UserError: the configuration class rejects a value.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise UserError(
+            "DeepSpeed is not supported; FSDP splits weights, gradients and optimizer state too:"
+            " start with configs/accelerate/fsdp2.yaml"
+        )
     hints = get_type_hints(config_class)
     given = experiment.trainer_args(stage)  # a list's only item may be given bare
     arguments = {

@@ -1,4 +1,4 @@
-"""The command line: exit codes, one-line errors, a quick --help, interruption, the scripts."""
+"""The command line: exit codes, one-line errors, a quick --help, interruption."""
 
 from __future__ import annotations
 
@@ -130,25 +130,6 @@ def test_interruption(nursery: Nursery, tiny: Path, tmp_path: Path, number: sign
     assert err.splitlines()[-1] == "interrupted; run the same command to resume"
     assert "Traceback" not in err
     assert (tmp_path / "sft" / "stage.json").is_file()
-
-
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "dpo", "compare"])
-def test_scripts_reach_their_stage(root: Path, tmp_path: Path, stage: str) -> None:
-    """From another folder and without installation; a missing config is as far as this goes."""
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    command = [sys.executable, str(root / "scripts" / f"{stage}.py")]
-    helped = subprocess.run(
-        [*command, "--config", "none.yaml"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert helped.returncode == 2
-    assert helped.stderr == "error: none.yaml: no such file; --config takes a YAML file\n"
-    source = (root / "scripts" / f"{stage}.py").read_text(encoding="utf-8")
-    assert f'main(["{stage}", *sys.argv[1:]])' in source
 
 
 @pytest.mark.parametrize(

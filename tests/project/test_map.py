@@ -69,7 +69,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_named_files_and_modules_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    folders = "|".join([*PACKAGES, "docs", "scripts", "configs", "tests", "benchmarks"])
+    folders = "|".join([*PACKAGES, "docs", "configs", "tests", "benchmarks"])
     for name in re.findall(rf"(?<![\w./])(?:{folders})/[\w./-]*\w/?", text):
         environment = re.search(r"-v\d+$", name)  # an id such as classic_rl/TrafficLight-v0
         assert environment or (ROOT / name).exists(), name

@@ -227,6 +227,8 @@ class BaseTrainer(Trainer):
             decayed = set(self.get_decay_parameter_names(target))
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, target)
             groups = parameter_groups(target, decayed, self.args)
+            if self.is_fsdp_enabled:
+                groups = distributed.filled(groups)
             self.optimizer = optimizer(groups, **settings)
         return self.optimizer
 
@@ -254,16 +256,12 @@ class BaseTrainer(Trainer):
     ) -> Any:
         plain: Any = super()._prepare_for_training  # type: ignore[misc]
         arguments = (max_steps, train_dataloader, resume_from_checkpoint)
-        prepared = distributed.prepare(self, lambda: plain(*arguments))
-        if self.is_deepspeed_enabled and resume_from_checkpoint is not None:
-            # Its engine has loaded the weights, so _load_from_checkpoint is not called.
-            folder = Path(resume_from_checkpoint)
-            state.load_controllers(folder, *self._controllers)
-        return prepared
+        return distributed.prepare(self, lambda: plain(*arguments))
 
     def policy_weights(self) -> dict[str, Tensor] | None:
-        """See :func:`pipeline.ppo.upkeep.distributed.policy_weights`."""
-        return distributed.policy_weights(self)
+        """See :func:`pipeline.ppo.upkeep.state.policy_weights`."""
+        model: Any = self.model
+        return state.policy_weights(model)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As the Trainer's; under FSDP2 the policy is gathered and process 0 writes it whole."""
@@ -279,6 +277,13 @@ class BaseTrainer(Trainer):
             distributed.save_optimizer_and_scheduler(self, output_dir)
         else:
             super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        plain: Any = super()._load_optimizer_and_scheduler  # type: ignore[misc]
+        if checkpoint is None:
+            return plain(checkpoint)
+        with distributed.as_saved(self, Path(checkpoint)):
+            plain(checkpoint)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:

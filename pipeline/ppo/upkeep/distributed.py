@@ -1,4 +1,4 @@
-"""The weights under FSDP2, DDP and DeepSpeed: split, gathered, clipped and saved.
+"""The weights under FSDP2 and DDP: split, gathered, clipped and saved.
 
 Under FSDP2 the policy's weights are split over the processes. Everything that reads them outside
 the training forward (:data:`FORWARDS`) is registered as a forward pass of its own, and to sample,
@@ -8,7 +8,9 @@ every process gathers the whole policy first, so that none waits for another in 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,12 +20,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from transformers import Trainer
-from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer import OPTIMIZER_NAME_BIN, SCHEDULER_NAME
 
 from pipeline.errors import UserError
 from pipeline.ppo.actor_critic import ActorCritic
 from pipeline.ppo.config import PPOConfig, sharded
-from pipeline.ppo.upkeep import state
 
 T = TypeVar("T")
 FORWARDS = ("token_record", "record_and_states", "trunk", "within")
@@ -58,7 +59,7 @@ def set_up(trainer: Trainer, args: PPOConfig) -> None:
     """Have FSDP2 keep values and gradients float32, and let it run on processors too.
 
     Raises:
-        UserError: a setting of FSDP or DeepSpeed would train something else, or nothing.
+        UserError: a setting of FSDP would train something else, or nothing.
     """
     accelerator: Any = trainer.accelerator.state
     if sharded(args) and accelerator.distributed_type == DistributedType.MULTI_CPU:
@@ -74,8 +75,6 @@ def set_up(trainer: Trainer, args: PPOConfig) -> None:
             plugin.mixed_precision_policy = MixedPrecisionPolicy(
                 param_dtype=torch.bfloat16, reduce_dtype=torch.float32
             )
-    if trainer.is_deepspeed_enabled:
-        _check_deepspeed(args)
 
 
 def prepare(trainer: Trainer, prepare_for_training: Callable[[], T]) -> T:
@@ -108,21 +107,6 @@ def clipped_norm(trainer: Trainer, module: nn.Module) -> Tensor | float | None:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def policy_weights(trainer: Trainer) -> dict[str, Tensor] | None:
-    """Where weights are split over the processes, the policy's whole ones on process 0.
-
-    Every process must call this; it is ``None`` on each where nothing is split.
-    """
-    model: Any = trainer.model
-    if not trainer.is_deepspeed_enabled:
-        return state.policy_weights(model)
-    accelerator: Any = trainer.accelerator
-    if accelerator.state.deepspeed_plugin.zero_stage < 3:
-        return None
-    whole = accelerator.get_state_dict(trainer.model_wrapped) or {}
-    return {k.removeprefix("policy."): v for k, v in whole.items() if k.startswith("policy.")}
-
-
 def save_optimizer_and_scheduler(trainer: Trainer, folder: str) -> None:
     """Under FSDP as the Trainer does it, less its second copy of the weights."""
     accelerator: Any = trainer.accelerator
@@ -131,6 +115,48 @@ def save_optimizer_and_scheduler(trainer: Trainer, folder: str) -> None:
     if trainer.args.should_save:
         scheduler: Any = trainer.lr_scheduler
         torch.save(scheduler.state_dict(), os.path.join(folder, SCHEDULER_NAME))
+
+
+def filled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The optimizer's groups that have parameters.
+
+    torch writes the settings of a group beside each of its parameters, so those of an empty one
+    (LoRA has nothing without weight decay) would be missing when the optimizer is read back.
+    """
+    return [group for group in groups if group["params"]]
+
+
+@contextmanager
+def as_saved(trainer: Trainer, checkpoint: Path) -> Iterator[None]:
+    """Read the optimizer's state in the form that it was saved in: whole, or in parts.
+
+    Either is dealt out anew, so any number of processes can go on with it.
+
+    Raises:
+        UserError: it was saved under FSDP and is read without, or the other way about: its
+            parameters are then counted there and named here.
+    """
+    whole, parts = checkpoint / OPTIMIZER_NAME_BIN, checkpoint / "optimizer_0"
+    by_fsdp = whole.is_file() or parts.is_dir()
+    if by_fsdp != trainer.is_fsdp_enabled:
+        how, mend = ("under", "with") if by_fsdp else ("without", "without")
+        raise UserError(
+            f"{checkpoint}: was saved {how} FSDP, whose optimizer state is another; go on {mend} it"
+        )
+    if not by_fsdp:
+        yield
+        return
+    accelerator: Any = trainer.accelerator
+    plugin = accelerator.state.fsdp_plugin
+    names = ("state_dict_type", "state_dict_config", "optim_state_dict_config")
+    before = {name: getattr(plugin, name) for name in names}
+    plugin.state_dict_config = plugin.optim_state_dict_config = None
+    plugin.set_state_dict_type("FULL_STATE_DICT" if whole.is_file() else "SHARDED_STATE_DICT")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(plugin, name, value)
 
 
 def _check(plugin: FullyShardedDataParallelPlugin) -> None:
@@ -142,10 +168,3 @@ def _check(plugin: FullyShardedDataParallelPlugin) -> None:
             "fsdp_config: fsdp_cpu_ram_efficient_loading leaves every process but the first "
             "without weights to make the reference from; set it to false"
         )
-
-
-def _check_deepspeed(args: PPOConfig) -> None:
-    """UserError for what needs a say between gradients and step, which DeepSpeed takes in one."""
-    for name, off in (("target_kl", None), ("value_warmup_rollouts", 0)):
-        if getattr(args, name) != off:
-            raise UserError(f"ppo.{name}: not with DeepSpeed; set it to {off}, or use FSDP2 or DDP")

@@ -1,6 +1,6 @@
 """Runs PPO in one and in several processes and writes what came out; test_distributed.py reads it.
 
-`python distributed_worker.py FOLDER [deepspeed]`: the libraries are imported once, then every
+`python distributed_worker.py FOLDER`: the libraries are imported once, then every
 case forks its processes, which find each other as under torchrun (gloo). A process's results go to
 `FOLDER/<case>/<rank>.json` and `.safetensors`.
 """
@@ -13,14 +13,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 # As in conftest.py, which does not run here.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["DS_ACCELERATOR"] = "cpu"
 sys.path[0] = str(Path(__file__).resolve().parents[3])
 
 from pipeline.output import quiet  # noqa: E402
@@ -81,19 +79,9 @@ def train(folder: Path, section: dict[str, Any] | None = None, **settings: Any) 
     gathered = trainer.policy_weights()
     whole = policy.state_dict() if gathered is None else gathered
     kept = {name: value for name, value in whole.items() if name in trained}
-    head = trainer.actor_critic.value_head
-    with gathered_by_deepspeed(list(head.parameters())):
-        kept |= {f"value.{k}": v.clone() for k, v in head.state_dict().items()}
+    head = trainer.actor_critic.value_head.state_dict()
+    kept |= {f"value.{name}": value.clone() for name, value in head.items()}
     save_file({k: v.contiguous() for k, v in kept.items()}, folder / f"{rank}.safetensors")
-
-
-def gathered_by_deepspeed(parameters: list[Any]) -> Any:
-    """A context in which ``parameters`` are whole, where ZeRO-3 has split them."""
-    if not hasattr(parameters[0], "ds_id"):
-        return nullcontext()
-    from deepspeed.runtime.zero import GatheredParameters  # type: ignore
-
-    return GatheredParameters(parameters)
 
 
 def own_statistics(folder: Path, **settings: Any) -> None:
@@ -150,6 +138,7 @@ def main(root: Path) -> None:
     torch.set_num_threads(1)
     spread(1, root / "one", train)
     spread(2, root / "ddp", train)
+    spread(1, root / "ddp-alone", train, resume=root / "ddp" / "run" / "checkpoint-8")
     spread(2, root / "ddp-own-statistics", own_statistics, total_episodes=16)
     spread(1, root / "one-lora", train, section=LORA, total_episodes=32)
     spread(2, root / "fail", fail_together)
@@ -164,37 +153,15 @@ def main(root: Path) -> None:
     spread(2, root / "fsdp", train, gradient_accumulation_steps=2)
     checkpoint = root / "fsdp" / "run" / "checkpoint-8"
     spread(2, root / "fsdp-again", train, gradient_accumulation_steps=2, resume=checkpoint)
+    spread(4, root / "fsdp-four", train, resume=checkpoint)
     os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
     each = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}  # as docs/scaling.md says
     settings: dict[str, Any] = {"gradient_accumulation_steps": 2, "accelerator_config": each}
-    spread(2, root / "fsdp-lora", train, section=LORA, total_episodes=32, **settings)
-
-
-def deepspeed(root: Path) -> None:
-    """ZeRO-2 and ZeRO-3; without clipping, which DeepSpeed does to actor and critic together."""
-    torch.set_num_threads(1)
-    free: dict[str, Any] = {"max_grad_norm": 1e9}
-    lora: dict[str, Any] = {"section": LORA, "total_episodes": 32, **free}
-    spread(1, root / "one", train, **free)
-    spread(1, root / "one-lora", train, **lora)
-    # A build that was killed leaves a lock in the usual folder, and the next would wait for it.
-    os.environ["TORCH_EXTENSIONS_DIR"] = str(root / "extensions")
-    for stage in (2, 3):
-        zero: dict[str, Any] = {
-            "zero_optimization": {
-                "stage": stage,
-                "stage3_param_persistence_threshold": 0,  # split small weights as well
-                "stage3_gather_16bit_weights_on_model_save": stage == 3,
-            },
-            "train_micro_batch_size_per_gpu": "auto",
-            "gradient_accumulation_steps": "auto",
-            "gradient_clipping": "auto",
-        }
-        spread(2, root / f"zero{stage}", train, deepspeed=zero, **free)
-        spread(2, root / f"zero{stage}-lora", train, deepspeed=zero, **lora)
-        checkpoint = root / f"zero{stage}" / "run" / "checkpoint-8"
-        spread(2, root / f"zero{stage}-again", train, deepspeed=zero, resume=checkpoint, **free)
+    lora: dict[str, Any] = {"section": LORA, "total_episodes": 32, "save_steps": 4}
+    spread(2, root / "fsdp-lora", train, **lora, **settings)
+    checkpoint = root / "fsdp-lora" / "run" / "checkpoint-4"
+    spread(1, root / "fsdp-lora-alone", train, **lora, resume=checkpoint)
 
 
 if __name__ == "__main__":
-    (deepspeed if "deepspeed" in sys.argv[2:] else main)(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))
