@@ -60,11 +60,10 @@ def ended(failures: dict[int, Any]) -> int:
         return _tell(f"process {rank} {by_signal(code)}; {RESUME}", LOST)
     if MISTAKE in codes.values():
         return MISTAKE
-    if INTERRUPTED in codes.values():
-        return INTERRUPTED
-    if set(codes.values()) == {LOST}:
-        return UNTOLD
-    rank, code = next((r, c) for r, c in sorted(codes.items()) if c != LOST)
+    told = {rank: code for rank, code in codes.items() if code not in (LOST, INTERRUPTED)}
+    if not told:
+        return INTERRUPTED if INTERRUPTED in codes.values() else UNTOLD
+    rank, code = min(told.items())
     return _tell(f"process {rank} ended with exit code {code}; the reason stands above", code)
 
 

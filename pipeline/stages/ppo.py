@@ -12,7 +12,6 @@ from pipeline.lm.generation import Completion
 from pipeline.output.metrics_file import read_metrics
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.trainer import PPOTrainer
-from pipeline.ppo.upkeep.state import put
 from pipeline.report import figures
 from pipeline.stages import tracking
 from pipeline.stages.cost import Spent, count, spent_by, write_cost
@@ -117,11 +116,6 @@ def train(
     trainer.journal.folder = experiment.stage_dir("ppo") / "rollouts"
     trainer.evaluations.path = experiment.stage_dir("ppo") / EVALUATIONS
     fit(trainer, experiment, "ppo")
-    policy, weights = trainer.actor_critic.policy, trainer.policy_weights()
-    if weights is not None and trainer.is_world_process_zero():
-        # The trainer's policy is split over the processes.
-        policy, _ = load_trainable_sft(experiment)
-        put(weights, policy, "ppo")
-    save_trained(trainer, experiment, "ppo", policy)
+    save_trained(trainer, experiment, "ppo", trainer.actor_critic.policy)
     write_cost(experiment, "ppo", **spent_by(trainer))
     return trainer.state.global_step

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_type_hints
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
@@ -25,7 +26,7 @@ from pipeline.config import Experiment
 from pipeline.config.arguments import listed
 from pipeline.errors import UserError
 from pipeline.lm.hardware import compute_dtype, one_device, policy_dtype, trainer_precision
-from pipeline.lm.models import load_pretrained, make_trainable, prepare, save_policy
+from pipeline.lm.models import load_base, load_pretrained, make_trainable, prepare, save_policy
 from pipeline.output.checkpoints import (
     CompleteMarker,
     beside,
@@ -34,7 +35,10 @@ from pipeline.output.checkpoints import (
     set_aside_after,
 )
 from pipeline.output.console import is_main_process, say
+from pipeline.ppo.config import sharded
+from pipeline.ppo.upkeep import distributed
 from pipeline.ppo.upkeep.base import BaseTrainer
+from pipeline.ppo.upkeep.state import gathered, put
 from pipeline.stages import tracking
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -133,6 +137,9 @@ def fit(trainer: Trainer, experiment: Experiment, stage: str) -> None:
         trainer.add_callback(callback)
     if not any(isinstance(c, CompleteMarker) for c in trainer.callback_handler.callbacks):
         trainer.add_callback(CompleteMarker())
+    if sharded(trainer.args) and not isinstance(trainer, BaseTrainer):  # which has done so
+        distributed.set_up(trainer, trainer.args)
+        distributed.save_in_parts(trainer)
     try:
         resume(trainer)
     except KeyError as error:
@@ -148,13 +155,29 @@ def evaluates(arguments: TrainingArguments) -> bool:
 
 
 def save_trained(trainer: Trainer, experiment: Experiment, stage: str, policy: nn.Module) -> None:
-    """Write the finished ``policy`` with its tokenizer to ``<stage>/model``, on one process."""
+    """Write the finished ``policy`` with its tokenizer to ``<stage>/model``, on one process.
+
+    Every process must call this: where FSDP has split the policy, all have a part of it.
+    """
+    if any(isinstance(module, FSDPModule) for module in policy.modules()):
+        weights = gathered(policy)
+        if trainer.is_world_process_zero():
+            policy = _untrained(experiment, stage)
+            put(weights, policy, stage)
     if trainer.is_world_process_zero():
         tokenizer: Any = trainer.processing_class
         folder = experiment.stage_dir(stage) / "model"
         # π_ref is what is saved, so it may be rounded; what is measured against it may not.
         dtype = compute_dtype if stage == "sft" else policy_dtype
         save_policy(policy, tokenizer, folder, dtype(experiment.model))
+
+
+def _untrained(experiment: Experiment, stage: str) -> nn.Module:
+    """The policy as ``stage`` began with it, whole."""
+    if stage != "sft":
+        return load_trainable_sft(experiment)[0]
+    model, _ = load_base(experiment.model, experiment.seed)
+    return make_trainable(model, experiment.model, experiment.seed)
 
 
 def resume(trainer: Trainer) -> None:
@@ -166,6 +189,7 @@ def resume(trainer: Trainer) -> None:
     """
     checkpoint = _resume_point(Path(str(trainer.args.output_dir)))
     if checkpoint is not None:
+        distributed.check_saved(trainer, checkpoint)
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         ended = isinstance(trainer, BaseTrainer) and trainer.ended_at(checkpoint)
         if ended:

@@ -19,12 +19,12 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, sa
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME_BIN, SCHEDULER_NAME
 
 from pipeline.errors import UserError
 from pipeline.ppo.actor_critic import ActorCritic
-from pipeline.ppo.config import PPOConfig, sharded
+from pipeline.ppo.config import sharded
 
 T = TypeVar("T")
 FORWARDS = ("token_record", "record_and_states", "trunk", "within")
@@ -55,7 +55,7 @@ def _gathered(policy: nn.Module, function: Callable[[], T]) -> T:
             part.reshard()
 
 
-def set_up(trainer: Trainer, args: PPOConfig) -> None:
+def set_up(trainer: Trainer, args: TrainingArguments) -> None:
     """Have FSDP2 keep values and gradients float32, and let it run on processors too.
 
     Raises:
@@ -133,25 +133,18 @@ def as_saved(trainer: Trainer, checkpoint: Path) -> Iterator[None]:
     Either is dealt out anew, so any number of processes can go on with it.
 
     Raises:
-        UserError: it was saved under FSDP and is read without, or the other way about: its
-            parameters are then counted there and named here.
+        UserError: see :func:`check_saved`.
     """
-    whole, parts = checkpoint / OPTIMIZER_NAME_BIN, checkpoint / "optimizer_0"
-    by_fsdp = whole.is_file() or parts.is_dir()
-    if by_fsdp != trainer.is_fsdp_enabled:
-        how, mend = ("under", "with") if by_fsdp else ("without", "without")
-        raise UserError(
-            f"{checkpoint}: was saved {how} FSDP, whose optimizer state is another; go on {mend} it"
-        )
-    if not by_fsdp:
+    check_saved(trainer, checkpoint)
+    if not trainer.is_fsdp_enabled:
         yield
         return
+    whole = checkpoint / OPTIMIZER_NAME_BIN
     accelerator: Any = trainer.accelerator
     plugin = accelerator.state.fsdp_plugin
     names = ("state_dict_type", "state_dict_config", "optim_state_dict_config")
     before = {name: getattr(plugin, name) for name in names}
-    plugin.state_dict_config = plugin.optim_state_dict_config = None
-    plugin.set_state_dict_type("FULL_STATE_DICT" if whole.is_file() else "SHARDED_STATE_DICT")
+    _set_form(plugin, "FULL_STATE_DICT" if whole.is_file() else "SHARDED_STATE_DICT")
     try:
         yield
     finally:
@@ -159,10 +152,39 @@ def as_saved(trainer: Trainer, checkpoint: Path) -> Iterator[None]:
             setattr(plugin, name, value)
 
 
+def check_saved(trainer: Trainer, checkpoint: Path) -> None:
+    """UserError where a checkpoint of FSDP's is to be resumed without it, or the other way about.
+
+    The optimizer counts parameters there and names them here.
+    """
+    parts = checkpoint / f"{OPTIMIZER_NAME_BIN.partition('.')[0]}_0"
+    by_fsdp = (checkpoint / OPTIMIZER_NAME_BIN).is_file() or parts.is_dir()
+    if by_fsdp != trainer.is_fsdp_enabled:
+        how, mend = ("under", "with") if by_fsdp else ("without", "without")
+        raise UserError(
+            f"{checkpoint}: was saved {how} FSDP, whose optimizer state is another; go on {mend} it"
+            " (any number of processes), or remove the checkpoints to start anew"
+        )
+
+
+def save_in_parts(trainer: Trainer) -> None:
+    """Have the Trainer's own checkpoints written in parts, a process its own, by torch's DCP.
+
+    It writes whole ones too, but stumbles over tied weights (transformers 5.23).
+    """
+    accelerator: Any = trainer.accelerator
+    _set_form(accelerator.state.fsdp_plugin, "SHARDED_STATE_DICT")
+
+
+def _set_form(plugin: Any, form: str) -> None:
+    plugin.state_dict_config = plugin.optim_state_dict_config = None
+    plugin.set_state_dict_type(form)
+
+
 def _check(plugin: FullyShardedDataParallelPlugin) -> None:
     """UserError for FSDP settings that would train something else, or nothing."""
     if plugin.fsdp_version != 2:
-        raise UserError("fsdp_config: fsdp_version is 1, which PPO does not support; set it to 2")
+        raise UserError("fsdp_config: fsdp_version is 1, which is not supported; set it to 2")
     if plugin.cpu_ram_efficient_loading:
         raise UserError(
             "fsdp_config: fsdp_cpu_ram_efficient_loading leaves every process but the first "

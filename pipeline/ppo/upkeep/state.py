@@ -179,15 +179,18 @@ def policy_weights(model: ActorCritic) -> dict[str, Tensor] | None:
 
     Every process must call this. ``None`` where no weights are split.
     """
-    if not isinstance(model, FSDPModule):
-        return None
+    return gathered(model.policy) if isinstance(model, FSDPModule) else None
+
+
+def gathered(policy: nn.Module) -> dict[str, Tensor]:
+    """The whole weights of a policy that FSDP splits, as :func:`policy_weights` gives them."""
     options = StateDictOptions(
         full_state_dict=True,
         cpu_offload=True,
-        ignore_frozen_params=isinstance(model.policy, PeftModel),
+        ignore_frozen_params=isinstance(policy, PeftModel),
     )
-    weights: dict[str, Any] = get_model_state_dict(model.policy, options=options)
-    for name in getattr(model.policy, "all_tied_weights_keys", None) or {}:
+    weights: dict[str, Any] = get_model_state_dict(policy, options=options)
+    for name in getattr(policy, "all_tied_weights_keys", None) or {}:
         weights.pop(name, None)  # stored once, as without FSDP
     return weights
 

