@@ -39,6 +39,7 @@ TOOLS = {
         "pipeline.overoptimise.command",
     ),
     "play": ("what each policy makes of a prompt, with rewards and KL", "pipeline.play.command"),
+    "plan": ("memory, length and speed of an experiment before it is run", "pipeline.plan.command"),
     "sweep": ("policies × β × seeds, side by side, on one picture", "pipeline.sweep.command"),
     "inspect": ("a page that shows a PPO rollout token by token", "pipeline.report.inspection"),
 }

@@ -40,6 +40,7 @@ StageFunction = Callable[[Experiment], None]
 REPORT = "pipeline.stages.report"
 AHEAD = "pipeline.stages.ahead"
 BUDGET = "pipeline.stages.budget"
+MEMORY = "pipeline.plan.warning"
 # What flock answers where there are no locks (some network mounts).
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
@@ -224,6 +225,7 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
         try:
             if command == "run":
                 _tell_expected(experiment, steps)
+            _warn_of_memory(experiment, steps)
             for step in steps:
                 if step.action == "skip":
                     say(f"{step.stage}: finished already, skipped")
@@ -320,6 +322,15 @@ def _tell_expected(experiment: Experiment, steps: Sequence[Step]) -> None:
     # For the toy it says nothing, and its imports would take seconds.
     if before and experiment.model.model_name_or_path != "toy":
         importlib.import_module(BUDGET).tell(experiment, before)
+        free_memory()
+
+
+def _warn_of_memory(experiment: Experiment, steps: Sequence[Step]) -> None:
+    """Say where a stage with work to do will need more memory than is free."""
+    stages = [step.stage for step in steps if step.action != "skip"]
+    # For the toy it says nothing, and its imports would take seconds.
+    if stages and experiment.model.model_name_or_path != "toy":
+        importlib.import_module(MEMORY).warn(experiment, stages)
         free_memory()
 
 

@@ -46,7 +46,7 @@ def tell(experiment: Experiment, stages: Mapping[str, float]) -> None:
         return
     try:
         with torch.random.fork_rng(devices=[]):  # a run is the same with and without it
-            counter = _counter(experiment)
+            counter = counter_of(experiment)
     # An estimate must not end a run: what is wrong the stages will say, each in its own words.
     except Exception:
         return
@@ -122,7 +122,8 @@ def _about(seconds: float) -> str:
     return clock(60 * minutes) if minutes >= 60 else f"{minutes} min" if minutes else "< 1 min"
 
 
-def _counter(experiment: Experiment) -> Counter | None:
+def counter_of(experiment: Experiment) -> Counter | None:
+    """Time this processor on the experiment's model; None where that is too large for it."""
     tokenizer = load_tokenizer(experiment.model)
     with listening():
         data = load_data(experiment)

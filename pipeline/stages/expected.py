@@ -159,6 +159,37 @@ class Counter:
         view = Counter(self.experiment.of(stage), self.texts, self.speed, self.encoder)
         return _AROUND + _KNOWN[self.experiment.stage(stage).section](view)
 
+    def tokens(self, stage: str) -> float:
+        """Prompt and completion tokens that the stage learns from or measures; 0 where unknown.
+
+        PPO's count once for each episode, however often it is learned from.
+        """
+        section = self.experiment.stage(stage).section
+        if section not in _TOKENS:
+            return 0.0
+        view = Counter(self.experiment.of(stage), self.texts, self.speed, self.encoder)
+        return _TOKENS[section](view)
+
+    def _sft_tokens(self) -> float:
+        if self.experiment.sft.skip:
+            return 0.0
+        from trl import SFTConfig
+
+        arguments = stage_arguments(self.experiment, "sft", SFTConfig)
+        _, passes = _steps(arguments, self.texts.learnt)
+        return passes * self.texts.learnt * fmean(self.texts.demonstrations)
+
+    def _ppo_tokens(self) -> float:
+        episodes = self._ppo_arguments().planned_episodes(self.texts.prompts)
+        return episodes * (self.texts.prompt + self.texts.response)
+
+    def _dpo_tokens(self) -> float:
+        from trl import DPOConfig
+
+        count = self.experiment.pairs.max_pairs
+        _, passes = _steps(stage_arguments(self.experiment, "dpo", DPOConfig), count)
+        return passes * 2 * count * (self.texts.prompt + self.texts.response)
+
     # Positions: one text through the whole model, or its upper part, and completions drawn.
 
     def _upper(self) -> int:
@@ -290,6 +321,8 @@ _KNOWN = {
     "dpo": Counter._dpo,
     "compare": Counter._compare,
 }
+
+_TOKENS = {"sft": Counter._sft_tokens, "ppo": Counter._ppo_tokens, "dpo": Counter._dpo_tokens}
 
 
 def trains_classifier(experiment: Experiment) -> bool:

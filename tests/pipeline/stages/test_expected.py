@@ -155,7 +155,7 @@ def said(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> list[str]:
     """The lines of `budget.tell`, with the counter above in the place of a measurement."""
     lines: list[str] = []
     monkeypatch.setattr(budget, "say", lines.append)
-    monkeypatch.setattr(budget, "_counter", lambda made: Counter(made, TEXTS, SPEED, ENCODER))
+    monkeypatch.setattr(budget, "counter_of", lambda made: Counter(made, TEXTS, SPEED, ENCODER))
     return lines
 
 
@@ -193,7 +193,7 @@ def test_what_is_not_known_is_said_or_left_out(
     said.clear()
     budget.tell(load_experiment(tiny), {"ppo": 0.0})  # the toy
     budget.tell(own, {})  # nothing to do
-    monkeypatch.setattr(budget, "_counter", lambda made: 1 / 0)
+    monkeypatch.setattr(budget, "counter_of", lambda made: 1 / 0)
     budget.tell(own, {"ppo": 0.0})
     monkeypatch.setenv("WORLD_SIZE", "2")
     budget.tell(own, {"ppo": 0.0})

@@ -1,0 +1,1 @@
+"""What an experiment needs before it is run: memory by role, sequence length, tokens a second."""
