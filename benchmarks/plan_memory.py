@@ -107,8 +107,9 @@ def predicted(case: Case) -> tuple[float, str]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="", help="cases with this in their name")
-    chosen = [case for case in CASES if parser.parse_args().only.lower() in case.name.lower()]
+    parser.add_argument("--only", default="", help="cases with one of these words in their name")
+    words = parser.parse_args().only.lower().split(",")
+    chosen = [case for case in CASES if any(word.strip() in case.name.lower() for word in words)]
     print("| stage | predicted, GiB | at | measured, GiB | predicted is off by |")
     print("| --- | --- | --- | --- | --- |", flush=True)
     worst = 0.0

@@ -1,5 +1,7 @@
 """Where curves, tables and pictures go beside a run's own files: Weights & Biases, TensorBoard.
 
+Others are in `common.trackers`.
+
 A tracker is a guest. Without an account Weights & Biases logs offline; nothing asks a question or
 waits for long; whatever goes wrong costs one warning line and never the run.
 """
@@ -182,7 +184,7 @@ class WeightsAndBiases:
     def table(self, name: str, rows: Rows, step: int) -> None:
         """See `Backend`."""
         columns: list[Any] = list(rows[0])
-        cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+        cells = [[cell(row.get(column)) for column in columns] for row in rows]
         table = self._wandb.Table(columns=columns, data=cells, allow_mixed_types=True)
         self.run.log({name: table, self._axis: step})
 
@@ -340,7 +342,8 @@ def _start(wandb: Any, mode: str, arguments: Mapping[str, Any]) -> Any:
     )
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
+    """Return a value as a table of any tracker holds it: a number, text, or None."""
     value = json_able(value)
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -348,5 +351,5 @@ def _cell(value: Any) -> Any:
 
 
 def _in_markdown(value: Any) -> str:
-    cell = _cell(value)
-    return " ".join(str("" if cell is None else cell).split()).replace("|", "\\|")
+    plain = cell(value)
+    return " ".join(str("" if plain is None else plain).split()).replace("|", "\\|")

@@ -28,10 +28,12 @@ from transformers.integrations.integration_utils import (
     WandbCallback,
     get_available_reporting_integrations,
     is_tensorboard_available,
+    rewrite_logs,
 )
 
 from common import files
-from common.tracking import Source, TensorBoard, Tracker, WeightsAndBiases, run_id
+from common.trackers import MLflow, SwanLab, Trackio
+from common.tracking import Backend, Source, TensorBoard, Tracker, WeightsAndBiases, run_id
 from common.words import flatten, json_able
 from pipeline.errors import UserError
 from pipeline.output.console import is_main_process, say
@@ -48,6 +50,9 @@ STEP = "train/global_step"  # as the Trainer's W&B callback calls it
 
 # Of the stage that runs now, by their names in `tracking.report_to`.
 _trackers: dict[str, Tracker] = {}
+# Those whose curves come from here too, and what messages call them.
+_OWN_CURVES = {"trackio": "trackio", "mlflow": "MLflow", "swanlab": "SwanLab"}
+_told: set[str] = set()
 
 
 def tracked(stage: str) -> Callable[[Stage], Stage]:
@@ -75,11 +80,12 @@ def setup(experiment: Experiment, stage: str, keep: Path | None = None) -> None:
     W&B's files are in ``output_dir/wandb``, its run's id is kept in the stage's folder, so that a
     resumed stage goes on in the same run. TensorBoard's settings, samples and comparison are in
     ``<stage>/tensorboard``, its curves where the Trainer puts them (``<stage>/checkpoints``);
-    ``tensorboard --logdir output_dir`` shows all. Never asks: on any trouble one warning line is
-    printed and the run goes on untracked. ``keep`` is another folder than the stage's for that.
+    ``tensorboard --logdir output_dir`` shows all. trackio, MLflow and SwanLab are in
+    `common.trackers`. Never asks: on any trouble one warning line is printed and the run goes on
+    untracked. ``keep`` is another folder than the stage's for that.
 
     Raises:
-        UserError: another tracker than these is asked for and not installed.
+        UserError: a tracker that is asked for is not installed.
     """
     # TRL's trainers send telemetry and W&B prints a banner unless they are told not to.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -96,6 +102,30 @@ def setup(experiment: Experiment, stage: str, keep: Path | None = None) -> None:
         folder, called = keep / "tensorboard", experiment.called(stage)
         start = partial(TensorBoard, folder, f"{called}/config", flatten(config), resume=True)
         _trackers["tensorboard"] = Tracker("TensorBoard", start, say)
+    for name in (name for name in _OWN_CURVES if name in asked):
+        start = partial(_backend, name, experiment, stage, config, keep)
+        _trackers[name] = Tracker(_OWN_CURVES[name], start, say)
+    others = sorted({*asked} - {*_trackers, "none"} - _told)
+    if others:
+        _told.update(others)
+        say(
+            f"tracking.report_to: {', '.join(others)} gets the Trainer's curves alone; samples and"
+            " the comparison go to wandb, tensorboard, trackio, mlflow and swanlab"
+        )
+
+
+def _backend(
+    name: str, experiment: Experiment, stage: str, config: dict[str, Any], keep: Path
+) -> Backend:
+    """Start a run of trackio, MLflow or SwanLab, or go on in the one that ``keep`` knows."""
+    project, group = experiment.tracking.project, experiment.name
+    called, folder = f"{group}-{experiment.called(stage)}", experiment.output_dir / name
+    if name == "trackio":  # whose runs go by their names, which another experiment's may be too
+        run = f"{called}-{run_id(keep / 'trackio.json')}"
+        return Trackio(project, run, group, config)
+    if name == "mlflow":
+        return MLflow(folder, project, called, group, config, keep / "mlflow.json")
+    return SwanLab(folder, project, called, group, config, run_id(keep / "swanlab.json"))
 
 
 def _weights_and_biases(
@@ -129,9 +159,10 @@ def _asked(experiment: Experiment) -> list[str]:
 
 
 def report_to(experiment: Experiment) -> list[str]:
-    """Return what to pass as ``TrainingArguments.report_to``: what the config asks for, less a
-    W&B that could not be started and a TensorBoard that is not installed."""
-    names = _asked(experiment)
+    """Return what to pass as ``TrainingArguments.report_to``: what the config asks for, less those
+    whose curves `Curves` sends, a W&B that could not be started and a TensorBoard that is not
+    installed."""
+    names = [name for name in _asked(experiment) if name not in _OWN_CURVES]
     if "wandb" in _trackers and _trackers["wandb"].backend is None:
         names = [name for name in names if name != "wandb"]
     if not is_tensorboard_available():
@@ -259,15 +290,36 @@ class GuardedWandbCallback(WandbCallback):
         self._guard(super().on_predict, *args, **kwargs)
 
 
+class Curves(TrainerCallback):
+    """Sends the Trainer's curves to the run that `setup` started, under the Trainer's own names.
+
+    In the place of the Trainer's callbacks for these trackers, which begin a run of their own, end
+    it before the last samples are logged, and of trackio and MLflow lose the step or the run where
+    one is resumed.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Send what is a number."""
+        if state.is_world_process_zero:
+            numbers = {k: v for k, v in (logs or {}).items() if isinstance(v, int | float)}
+            self._tracker.log(state.global_step, rewrite_logs(numbers))
+
+
 def callbacks(experiment: Experiment, stage: str, part: str | None = None) -> list[TrainerCallback]:
-    """Return the callbacks every trainer gets: the JSONL of its metrics, and the terminal.
+    """Return the callbacks every trainer gets: the JSONL of its metrics, the terminal, and the
+    curves of trackers that get them from here.
 
     ``part`` tells apart several trainers of one stage (the reward stage's ``proxy`` and
     ``gold``): their metrics go to ``metrics-<part>.jsonl``.
     """
     name = f"metrics-{part}.jsonl" if part else "metrics.jsonl"
     label = f"{experiment.called(stage)} {part}" if part else experiment.called(stage)
-    return [MetricsFile(experiment.stage_dir(stage) / name), Terminal(label)]
+    made: list[TrainerCallback] = [MetricsFile(experiment.stage_dir(stage) / name), Terminal(label)]
+    own = (_trackers[name] for name in _OWN_CURVES if name in _trackers)
+    return [*made, *(Curves(tracker) for tracker in own)]
 
 
 def quieten(trainer: Any) -> None:
