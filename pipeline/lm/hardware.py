@@ -31,7 +31,7 @@ def one_device(arguments: TrainingArguments) -> None:
     """Make a process without a launcher use one GPU, where there are several.
 
     The Trainer would wrap the model in ``nn.DataParallel``, which neither TRL's trainers nor
-    PPO's batches go through. Several GPUs are used with ``accelerate launch`` or ``torchrun``.
+    PPO's batches go through. Several GPUs are used with ``--accelerate`` or ``torchrun``.
     """
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1
