@@ -13,8 +13,8 @@ from pipeline.plan.formulas import USABLE
 
 GIB = 2**30
 PROCESSOR = "cpu"
-# What Python and the libraries take in each process: the stages of configs/tiny.yaml end at it.
-INTERPRETER = 0.6 * GIB
+# What Python, the libraries, a tokenizer and some data take in each process; toys end at 0.6.
+INTERPRETER = 0.7 * GIB
 CUDA_CONTEXT = 0.6 * GIB
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,7 @@ _TRAINED_HEAD, _FROZEN_HEAD, _WITH_ENTROPY = 16, 12, 20
 _DRAWN = 10  # bytes of each logit where tokens are drawn
 # TRL's fused head computes the logits of so many vocabulary entries at a time, for all tokens.
 _TILE = {True: 1024, False: 32_768}
+_MOMENTARY = ("KV cache", "logits", "activations", "copies for autocast")
 _CACHED_TRUNK = 4 * 2**30  # bytes that DPO over a frozen trunk keeps at most
 
 
@@ -203,16 +204,26 @@ def _fused(setting: Setting, rows: int, length: int) -> Roles:
     return {"logits": 12.0 * rows * length * tile + _head_gradient(setting)}
 
 
-def _updates(setting: Setting, held: Roles, passes: Roles) -> Iterator[Phase]:
-    """Learning from a microbatch, and the optimizer's step.
+def _updates(
+    setting: Setting, held: Roles, passes: Roles, before: Sequence[Phase] = ()
+) -> Iterator[Phase]:
+    """Learning from a microbatch, the optimizer's step, and the result's way to the disk.
 
     The backward pass frees activations as it makes gradients, so without accumulation the two are
-    never whole side by side.
+    never whole side by side. A processor's allocator keeps what the phases ``before`` held for a
+    moment, in pieces too small for what comes after (measured).
     """
+    if setting.machine.device.is_processor:
+        moments = (p.roles[role] for p in before for role in _MOMENTARY if role in p.roles)
+        held = held | {"freed, not returned": sum(moments)}
     gradients, flight = _gradients(setting), _in_flight(setting)
     beside = gradients if setting.accumulates else {}
     yield Phase("learning", held | beside | passes | flight)
     yield Phase("stepping", held | gradients)
+    if setting.policy.adapted and getattr(setting.model, "save", "merged") != "adapter":
+        # Adapters are merged in float32, in the place of the weights that they are over.
+        merged = held | {"frozen weights": 0.0, "merged weights": 4.0 * setting.policy.parameters}
+        yield Phase("saving", merged)
 
 
 def _ppo(setting: Setting) -> Iterator[Phase]:
@@ -227,7 +238,8 @@ def _ppo(setting: Setting) -> Iterator[Phase]:
     accumulated = int(setting.argument("gradient_accumulation_steps") or 1)
     rollout = rows * minibatches * accumulated
     given = setting.argument("generation_batch_size") or setting.experiment.generation.batch_size
-    yield _sampling(setting, min(rollout, int(given)), held)
+    sampling = _sampling(setting, min(rollout, int(given)), held)
+    yield sampling
     size, length = setting.dtype.itemsize, lengths.sequence
     kept = dict.fromkeys(("rollout's trunk", "reference's states"), 0.0)
     if policy.upper < policy.layers and setting.argument("cache_trunk"):
@@ -239,12 +251,13 @@ def _ppo(setting: Setting) -> Iterator[Phase]:
     scored = formulas.logits(min(tokens, _chunk(setting)), policy.vocabulary)
     states = 2.0 * 4 * rows * length * policy.width
     one = _one_layer(setting, rows, length) + states
-    yield Phase(
-        "scoring", held | kept | {"logits": scored, "activations": one} | _in_flight(setting)
-    )
+    momentary = {"logits": scored, "activations": one} | _in_flight(setting)
+    scoring = Phase("scoring", held | kept | momentary)
+    yield scoring
     passes = _passes(setting, rows, length)
     passes["activations"] += rows * length * policy.width * size if kept["rollout's trunk"] else 0
-    yield from _updates(setting, held | kept, passes | _learnt_logits(setting, tokens))
+    passes |= _learnt_logits(setting, tokens)
+    yield from _updates(setting, held | kept, passes, (sampling, scoring))
 
 
 def _dpo(setting: Setting) -> Iterator[Phase]:
@@ -266,7 +279,7 @@ def _dpo(setting: Setting) -> Iterator[Phase]:
         states = completions * lengths.sequence_mean * policy.width * setting.dtype.itemsize
         held["cached trunk"] = min(states, _CACHED_TRUNK)
     passes = _passes(setting, rows, length) | _learnt_logits(setting, rows * lengths.response)
-    yield from _updates(setting, held, passes)
+    yield from _updates(setting, held, passes, (sampling,))
 
 
 def _pair_rows(setting: Setting) -> int:
@@ -284,17 +297,18 @@ def _by_trl(setting: Setting) -> Iterator[Phase]:
     rows = setting.rows * (2 if section in ("dpo", "orpo", "cpo", "simpo") else 1)
     length = _cut(setting, lengths.sequence)
     sampled = setting.experiment.data.preferences_name is None
+    sampling: list[Phase] = []
     if sampled or section in ("rloo", "grpo"):
         before = held if section in ("rloo", "grpo") else _held(setting, 0.0, stepped=False)
         batch = setting.experiment.generation.batch_size
-        sampling = _sampling(setting, batch, before)
-        yield Phase("sampling", sampling.roles | {"reward models": loaded_rewards(setting)})
+        sampling = [_sampling(setting, batch, before)]
+        yield Phase("sampling", sampling[0].roles | {"reward models": loaded_rewards(setting)})
     passes = _passes(setting, rows, length)
     if section in ("orpo", "cpo", "simpo"):  # their logits are whole
         passes |= {"logits": formulas.logits(rows * length, policy.vocabulary, _TRAINED_HEAD)}
     else:
         passes |= _fused(setting, rows, length)
-    yield from _updates(setting, held, passes)
+    yield from _updates(setting, held, passes, sampling)
 
 
 def _reward(setting: Setting) -> Iterator[Phase]:

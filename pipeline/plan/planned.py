@@ -20,7 +20,10 @@ from pipeline.plan.sizes import read_config
 
 # Columns of the table, and the roles that each sums up.
 _COLUMNS = {
-    "weights": ("frozen weights", "trained weights", "policy", "policy gathered whole"),
+    "weights": (
+        *("frozen weights", "trained weights", "merged weights", "policy"),
+        "policy gathered whole",
+    ),
     "gradients": ("gradients", "buckets of DDP"),
     "Adam": ("Adam",),
     "reference": ("reference",),
@@ -30,7 +33,7 @@ _COLUMNS = {
     "KV cache": ("KV cache",),
     "rollout": ("rollout's trunk", "reference's states", "cached trunk"),
     "reward": ("reward models",),
-    "process": ("process",),
+    "process": ("process", "freed, not returned"),
 }
 
 

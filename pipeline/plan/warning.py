@@ -52,6 +52,5 @@ def _machine() -> Machine:
 
 
 def _splits() -> bool:
-    """Whether the launcher splits the weights: FSDP, or DeepSpeed, which is reckoned like it."""
-    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    return fsdp or os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    """Whether the launcher splits the weights over the processes."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
