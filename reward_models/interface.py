@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from common.addresses import is_url as is_url
+from common.addresses import without_secrets as without_secrets
 
 RewardFunction = Callable[..., list[float]]
 """``reward(prompts, completions, **columns)`` gives one finite number for each completion, higher
@@ -64,19 +66,6 @@ def messages_of(prompt: str) -> list[dict[str, Any]]:
 def answer_of(completion: str) -> list[dict[str, Any]]:
     """A completion as the assistant's message."""
     return [{"role": "assistant", "content": completion}]
-
-
-def is_url(spec: str) -> bool:
-    """True where the name of a reward is the address of a service."""
-    return spec.lower().startswith(("http://", "https://"))
-
-
-def without_secrets(spec: str) -> str:
-    """The name of a reward as it may be printed: an address without user, password and query."""
-    if not is_url(spec):
-        return spec
-    scheme, colon, rest = re.split(r"[?#]", spec)[0].partition("://")
-    return f"{scheme}{colon}{rest.rpartition('@')[2]}"  # a password may hold a slash
 
 
 class RewardError(ValueError):
