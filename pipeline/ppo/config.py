@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from annotated_types import Ge, Gt, Le
 from transformers import TrainingArguments
 
+from common.service import ServiceMistake, parsed
 from pipeline.bounds import AboveZero, Count, NotNegative, out_of_bounds
 
 _LEAST_SEEN = 0.01  # of the score by a completion's first token, less is warned of
@@ -46,6 +47,25 @@ class PPOConfig(TrainingArguments):
             engine's μ not being the policy the trainer computes (truncated importance sampling,
             Espeholt et al. 2018, arXiv 1802.01561; for engines Yao et al. 2025, "Your Efficient RL
             Framework Secretly Brings You Off-Policy RL Training"); ``None`` = no correction.
+
+    > Engine (docs/generation.md)
+
+        generation: what draws completions: ``loop``, the trainer's own; ``continuous``, the
+            continuous batching of transformers, in the trainer's process; ``vllm``, a server that
+            runs beside.
+        server: the address of that server, ``http://host:port``.
+        server_weights: how it gets the weights: ``adapter`` loads LoRA's from a folder, ``folder``
+            all of them, ``nccl`` sends them from card to card; ``auto`` is adapter for LoRA and
+            folder without.
+        server_folder: where those folders are; the server must see it too. ``None`` is ``server``
+            in the output folder.
+        server_header_env: environment variable that holds a header for the server,
+            ``Authorization: Bearer …``.
+        server_timeout: seconds for one request.
+        server_retries: further tries of a request that was not answered, with the same seeds, after
+            1, 2, 4, … up to 60 seconds.
+        server_tolerance: nats a token by which the server's log-probabilities may differ from the
+            trainer's, on average over a few sequences, before the run ends.
 
     > Reward
 
@@ -167,6 +187,16 @@ class PPOConfig(TrainingArguments):
     generation_batch_size: Count | None = None
     importance_cap: AboveZero | None = 2.0
 
+    # Engine
+    generation: Literal["loop", "continuous", "vllm"] = "loop"
+    server: str | None = None
+    server_weights: Literal["auto", "adapter", "folder", "nccl"] = "auto"
+    server_folder: str | None = None
+    server_header_env: str | None = None
+    server_timeout: AboveZero = 600.0
+    server_retries: Annotated[int, Ge(0)] = 8
+    server_tolerance: AboveZero = 0.05
+
     # Reward
     reward_clip: AboveZero | None = None
     normalize_rewards: bool = False
@@ -286,6 +316,12 @@ class PPOConfig(TrainingArguments):
             yield "kl_coef", "above 0 with kl_target"
         if values["gold_stop"] and values["eval_strategy"] in ("no", None):
             yield "eval_strategy", "steps or epoch with gold_stop, which looks at evaluations"
+        if values["generation"] == "vllm":
+            problem = _address_problem(values["server"])
+            if problem is not None:
+                yield "server", problem
+        elif values["server"] is not None:
+            yield "generation", "vllm with a server"
         if values["save_steps"] < 1:
             yield "save_steps", "a number of steps, at least 1"
 
@@ -315,6 +351,17 @@ class PPOConfig(TrainingArguments):
 def sharded(args: TrainingArguments) -> bool:
     """Whether FSDP splits the weights over the processes, by these arguments or by accelerate's."""
     return bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def _address_problem(url: str | None) -> str | None:
+    """What ``server`` must be, where it is not."""
+    if url is None:
+        return "the address of a vLLM server, http://host:port, with generation: vllm"
+    try:
+        parsed(url, "it", "server_header_env")
+    except ServiceMistake as error:
+        return f"http://host:port; {error}"
+    return None
 
 
 def _up_to(steps: int, multiple: int) -> int:

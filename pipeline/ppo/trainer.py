@@ -42,6 +42,7 @@ from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.control import KLController, RunningDeviation
 from pipeline.ppo.engines import Called, Drawn, Engine, Request, Sampler, checked
+from pipeline.ppo.engines.choice import chosen
 from pipeline.ppo.prefix import PrefixCritic, prefixes
 from pipeline.ppo.rollout import (
     Microbatch,
@@ -137,7 +138,7 @@ class PPOTrainer(BaseTrainer):
         if args.float32_logits:
             make_head_float32(model)
         check_policy(model, processing_class, longest)
-        self.engine = _engine(sampler)
+        self.engine = _engine(sampler, args)
         if self.engine is not None:
             self.engine.begin(model, processing_class, longest)
         self._loaded: int | None = None  # the optimizer step whose weights the engine has
@@ -492,5 +493,10 @@ class PPOTrainer(BaseTrainer):
         return metrics
 
 
-def _engine(sampler: Sampler | Engine | None) -> Engine | None:
-    return Called(sampler) if sampler is not None and not isinstance(sampler, Engine) else sampler
+def _engine(sampler: Sampler | Engine | None, args: PPOConfig) -> Engine | None:
+    """What draws completions, if not the trainer's own loop."""
+    if sampler is None:
+        return chosen(args)
+    if args.generation != "loop":
+        raise UserError(f"generation={args.generation}: there is a sampler already; leave one out")
+    return sampler if isinstance(sampler, Engine) else Called(sampler)

@@ -1,0 +1,45 @@
+"""The engine that a configuration names."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.output.console import is_main_process
+from pipeline.ppo.config import PPOConfig, sharded
+from pipeline.ppo.engines.interface import Engine
+
+
+def chosen(args: PPOConfig) -> Engine | None:
+    """The engine of ``args.generation``; None for the trainer's own loop.
+
+    Raises:
+        UserError: its settings are none, or the weights are split over processes.
+    """
+    if args.generation == "loop":
+        return None
+    if sharded(args):
+        raise UserError(
+            f"generation={args.generation}: not where FSDP splits the weights; set it to"
+            " loop, or train LoRA under DDP"
+        )
+    if args.generation == "continuous":
+        from pipeline.ppo.engines.continuous import Continuous
+
+        return Continuous()
+    from pipeline.ppo.engines.vllm import VLLM
+
+    own = Path(str(args.output_dir)) / "server"
+    if is_main_process():
+        shutil.rmtree(own, ignore_errors=True)  # what a run that was killed has left
+    return VLLM(
+        str(args.server),
+        Path(args.server_folder or own),
+        temperature=args.temperature,
+        header_env=args.server_header_env,
+        timeout=args.server_timeout,
+        retries=args.server_retries,
+        weights=args.server_weights,
+        tolerance=args.server_tolerance,
+    )
