@@ -106,10 +106,14 @@ def _problems(
         )
 
 
-def _logps(base: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """Next-token log-probabilities ``(L, V)`` of one row, as they are scored."""
+def _logps(base: PreTrainedModel, tokens: Tensor, start: int = 0) -> Tensor:
+    """Next-token log-probabilities ``(L − start, V)`` of one row, from ``start``, as scored.
+
+    Of all 4,096 tokens of a row and a vocabulary of 151,936 they would take gigabytes.
+    """
     with autocast(base):
-        return lm_head(base)(hidden_states(base, tokens)[0]).float().log_softmax(-1)
+        states = hidden_states(base, tokens)[0, start:]
+        return lm_head(base)(states).float().log_softmax(-1)
 
 
 def _apart(first: Tensor, second: Tensor) -> float:
@@ -142,8 +146,9 @@ def _sampling_difference(
     worst = 0.0
     for row, (prompt, tokens_and_padding) in enumerate(zip(prompts, made, strict=True)):
         new, _ = cut_at_eos(tokens_and_padding, end_tokens(base))
-        scored = _logps(base, torch.tensor([[*prompt, *new]], device=base.device))
+        sequence = torch.tensor([[*prompt, *new]], device=base.device)
+        scored = _logps(base, sequence, start=len(prompt) - 1)
         for step, token in enumerate(new):
             drawn = recorder.logits[step][row].log_softmax(-1)[token]
-            worst = max(worst, _apart(drawn, scored[len(prompt) - 1 + step, token]))
+            worst = max(worst, _apart(drawn, scored[step, token]))
     return worst

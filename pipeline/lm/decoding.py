@@ -29,7 +29,7 @@ class Decoder:
     Args:
         temperature: divides the logits.
         draws: ``(B, max_new_tokens)`` numbers in [0, 1), one for each token; else torch's
-            generator gives them.
+            generator gives them. They go to the model's device once, as the loop begins.
     """
 
     def __init__(self, temperature: float, draws: Tensor | None = None) -> None:
@@ -57,6 +57,8 @@ class Decoder:
         place = torch.arange(rows, device=input_ids.device)  # in `tokens`, of the batch's rows
         done = torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
         look = 1 if input_ids.device.type == "cpu" else _LOOK
+        if self.draws is not None:  # at once: a copy a token would make an accelerator wait
+            self.draws = self.draws.to(input_ids.device)
         for step in range(length):
             given = model.prepare_inputs_for_generation(
                 input_ids,
@@ -87,7 +89,7 @@ class Decoder:
         if self.draws is None:  # for all rows, also those that left: a row's numbers are its own
             draw = torch.rand(rows, 1, device=logits.device)
         else:
-            draw = self.draws[:, step, None].to(logits.device)
+            draw = self.draws[:, step, None]
         weights = logits.to(torch.float32, copy=True)
         if self.temperature != 1.0:
             weights.div_(self.temperature)

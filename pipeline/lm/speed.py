@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,7 +32,7 @@ _MOST_POSITIONS = 768
 _PRODUCTS = 3e9  # multiply-adds of a layer's timing, at most
 _LEAST_TIME = 0.15  # seconds that each timing takes, at least
 _DECODED = 6
-_LARGEST = 400_000_000  # weights of the model that is timed; above, it takes too long to make
+_MOST = 2**30  # bytes that the timing takes, and at most a quarter of what memory is free
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Speed:
 
 
 def measure(section: ModelSection, tokenizer: PreTrainedTokenizerBase, rows: int) -> Speed | None:
-    """Time the model's parts; ``None`` where it is too large for that to be quick.
+    """Time the model's parts; ``None`` where that would not be quick, or take a gigabyte.
 
     Args:
         rows: completions drawn at once.
@@ -75,27 +76,35 @@ def measure(section: ModelSection, tokenizer: PreTrainedTokenizerBase, rows: int
     )
     layers = config.get_text_config().num_hidden_layers
     dtype = compute_dtype(section)
-    shallow, deep = (_few_layers(config, depth, dtype, section) for depth in (1, _DEPTH))
-    if shallow is None or deep is None:
+    empty, few = _empty(config, section), _few(section)
+    if _bytes(empty, few, dtype) > min(_MOST, psutil.virtual_memory().available // 4):
         return None
-    for model in (shallow, deep):
+    weights = sum(p.numel() for p in decoder_layers(empty).parameters()) // _DEPTH
+    count = max(_LENGTH, min(_MOST_POSITIONS, int(_PRODUCTS / weights)) // _LENGTH * _LENGTH)
+    drawn = max(1, min(rows, count // 4))
+
+    def made(depth: int) -> PreTrainedModel:
+        model = _few_layers(config, depth, dtype, section)
         prepare(model, tokenizer)
         use_plain_attention(model, torch.device("cpu"), _LENGTH)
-        model.eval()
-    weights = sum(p.numel() for p in decoder_layers(deep).parameters()) // _DEPTH
-    count = max(_LENGTH, min(_MOST_POSITIONS, int(_PRODUCTS / weights)) // _LENGTH * _LENGTH)
+        return model.eval()
+
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        one_layer = _drawing(made(1), tokenizer, drawn)  # gone before the next one is made
+        deep = made(_DEPTH)
+        more_layers = _drawing(deep, tokenizer, drawn)
+        drawing = max(more_layers - one_layer, 0.0) / (_DEPTH - 1)
         forward = _forward(deep, count) / (_DEPTH * count)
-        drawing, drawing_head = _drawing((shallow, deep), tokenizer, max(1, min(rows, count // 4)))
         head = _head(deep, count // 2, training=False) / (count // 2)
-        trained = section.trainable_layers
-        few = {"trainable_layers": min(trained, _DEPTH) if trained else None}
-        policy = make_trainable(deep, section.model_copy(update=few))
+        policy = make_trainable(deep, few)
         training = _training(policy, count) / (_DEPTH * count)
         head_training = _head(deep, count // 2, training=True) / (count // 2)
-    upper = min(trained or layers, layers)
-    step = _step(policy) / _DEPTH * upper
-    return Speed(layers, upper, forward, training, head, head_training, drawing, drawing_head, step)
+    upper = min(section.trainable_layers or layers, layers)
+    return Speed(
+        layers, upper, forward, training, head, head_training, drawing,
+        drawing_head=max(one_layer - drawing, 0.0),
+        step=_step_of_layers(policy, deep, upper),
+    )  # fmt: skip
 
 
 def classifier(model: nn.Module, rows: int, length: int, mixed: bool) -> tuple[float, float, float]:
@@ -115,21 +124,46 @@ def classifier(model: nn.Module, rows: int, length: int, mixed: bool) -> tuple[f
 
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         seconds = [_seconds(lambda training=training: work(training)) for training in (False, True)]
-    return seconds[0] / tokens.numel(), seconds[1] / tokens.numel(), _step(model)
+    trained = [p for p in model.parameters() if p.grad is not None]
+    return seconds[0] / tokens.numel(), seconds[1] / tokens.numel(), _step(trained)
+
+
+def _few(section: ModelSection) -> ModelSection:
+    """What is trained of the model that is timed."""
+    trained = section.trainable_layers
+    less = {"trainable_layers": min(trained, _DEPTH) if trained else None}
+    return section.model_copy(update=less)
 
 
 def _few_layers(
     config: Any, depth: int, dtype: torch.dtype, section: ModelSection
-) -> PreTrainedModel | None:
+) -> PreTrainedModel:
     """The architecture with ``depth`` layers of random weights."""
     config = copy.deepcopy(config)
     config.get_text_config().num_hidden_layers = depth
-    arguments = {"trust_remote_code": section.trust_remote_code}
+    return AutoModelForCausalLM.from_config(
+        config, dtype=dtype, trust_remote_code=section.trust_remote_code
+    )
+
+
+def _empty(config: Any, section: ModelSection) -> PreTrainedModel:
+    """The model that is timed, without its weights."""
     with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(config, **arguments)
-    if sum(p.numel() for p in empty.parameters()) > _LARGEST:
-        return None
-    return AutoModelForCausalLM.from_config(config, dtype=dtype, **arguments)
+        return _few_layers(config, _DEPTH, torch.float32, section)
+
+
+def _bytes(empty: PreTrainedModel, section: ModelSection, dtype: torch.dtype) -> int:
+    """About what the timing takes: weights, trained ones in float32 with gradients, Adam's two
+    moments of the layers' own, and two chunks of logits."""
+    sizes = {id(p): p.numel() for p in empty.parameters()}
+    layers = sum(p.numel() for p in decoder_layers(empty).parameters())
+    share = (section.trainable_layers or _DEPTH) / _DEPTH
+    learned = 0 if section.use_peft else int(share * layers)
+    whole = not section.use_peft and section.trainable_layers is None
+    trained = sum(sizes.values()) if whole else learned
+    chunk = logits_chunk(torch.device("cpu")) * empty.config.get_text_config().vocab_size
+    frozen = (sum(sizes.values()) - trained) * dtype.itemsize
+    return frozen + trained * 8 + learned * 8 + 2 * chunk * 4
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -178,33 +212,35 @@ def _head(model: PreTrainedModel, count: int, training: bool) -> float:
     return _seconds(work)
 
 
-def _drawing(
-    models: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, rows: int
-) -> tuple[float, float]:
-    """Seconds for a token of a row: of one layer, and of all that is not layers."""
+def _drawing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int) -> float:
+    """Seconds for a token of a row, through the layers there are and the head."""
     encoded = [(2, 3, 4, 5)] * rows
-    shallow, deeper = (
-        _seconds(
-            lambda model=model: sample_tokens(
-                model,
-                tokenizer,
-                encoded,
-                max_new_tokens=_DECODED,
-                temperature=1.0,
-                batch_size=rows,
-                seed=0,
-            )
-        )
-        / (rows * _DECODED)
-        for model in models
-    )
-    layer = max(deeper - shallow, 0.0) / (_DEPTH - 1)
-    return layer, max(shallow - layer, 0.0)
+
+    def work() -> None:
+        sample_tokens(
+            model, tokenizer, encoded, max_new_tokens=_DECODED, temperature=1.0, batch_size=rows,
+            seed=0,
+        )  # fmt: skip
+
+    return _seconds(work) / (rows * _DECODED)
 
 
-def _step(model: nn.Module) -> float:
-    """An optimizer step on the trained weights, whose gradients are there, clipping included."""
-    trained = [p for p in model.parameters() if p.grad is not None]
+def _step_of_layers(policy: nn.Module, deep: PreTrainedModel, upper: int) -> float:
+    """An optimizer step on ``upper`` layers and on whatever else is trained, by their weights.
+
+    It is timed on the layers alone: Adam's moments of an embedding would take most of the memory.
+    """
+    inside = {id(p) for p in decoder_layers(deep).parameters()}
+    trained = [p for p in policy.parameters() if p.grad is not None]
+    layers = [p for p in trained if id(p) in inside]
+    weights = sum(p.numel() for p in layers)
+    others = sum(p.numel() for p in trained) - weights
+    in_time = min(upper, _DEPTH)
+    return _step(layers) * (upper / in_time + others / weights)
+
+
+def _step(trained: list[nn.Parameter]) -> float:
+    """An optimizer step on ``trained``, whose gradients are there, clipping included."""
     optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
 
     def work() -> None:

@@ -175,6 +175,8 @@ class PPOConfig(TrainingArguments):
     logging_steps: float | None = field(default=None)  # type: ignore[assignment]
     report_to: None | str | list[str] = field(default="none")
     remove_unused_columns: bool | None = field(default=False)
+    # The Trainer's filter asks the device after every microbatch; the guards look at each step.
+    logging_nan_inf_filter: bool = field(default=False)
     ddp_find_unused_parameters: bool | None = field(default=False)
     ddp_broadcast_buffers: bool | None = field(default=False)  # rotary tables, which never change
 

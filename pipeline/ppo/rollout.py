@@ -173,10 +173,10 @@ def dense_scores(
             "critic=prefix: the reward gives every token its own score, so that of a beginning says"
             " what was paid and not what is to come; set critic to head"
         )
-    paid = torch.zeros(mask.shape, device=mask.device)
+    paid = torch.zeros(mask.shape)  # on the processor, so that it goes to the device in one piece
     for row, values in enumerate(tokens):
-        paid[row, : len(values)] = torch.tensor(values, dtype=paid.dtype, device=paid.device)
-    paid = scaled_scores(paid, args, scale)
+        paid[row, : len(values)] = torch.tensor(values, dtype=paid.dtype)
+    paid = scaled_scores(paid.to(mask.device), args, scale)
     if args.missing_eos_penalty is not None:
         rows = torch.arange(len(paid), device=paid.device)
         paid[rows, mask.sum(1) - 1] -= torch.where(ended, 0.0, args.missing_eos_penalty)

@@ -418,7 +418,7 @@ class PPOTrainer(BaseTrainer):
         """
         kl = self.update_metrics.minibatch_kl(self.sum_over_processes)
         limit = self.args.target_kl
-        self.stopped_early |= limit is not None and kl > limit
+        self.stopped_early |= limit is not None and bool(kl > limit)
         model = self.actor_critic
         if self.stopped_early:
             model.zero_grad(set_to_none=True)

@@ -73,7 +73,7 @@ class BaseTrainer(Trainer):
         self.pending: list[Microbatch] = []  # of the rollout that is learned from
         self.reward_queries = 0  # of the rollout at hand, in this process
         self._rollout_metrics: dict[str, float] = {}
-        self.update_metrics = UpdateMetrics()
+        self.update_metrics = UpdateMetrics(self.args.device)
         self.performance = Performance(self.args.device)
         self.journal = Journal(Path(str(args.output_dir)) / "rollouts", processing_class)
         self.evaluations = EvaluationsFile(Path(str(args.output_dir)) / "evaluations.jsonl")

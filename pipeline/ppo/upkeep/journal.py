@@ -79,6 +79,7 @@ class Journal:
             rollout.advantages, rollout.returns, rollout.token_rewards, old.entropy,
         )  # fmt: skip
         rows = [column[:count].tolist() for column in columns]
+        scores = rollout.scores[:count].tolist()
         records = []
         for i, completion in enumerate(rollout.completions[:count]):
             length = len(completion.completion_ids)
@@ -86,7 +87,7 @@ class Journal:
             records.append(
                 {
                     "prompt": completion.prompt,
-                    "score": _rounded(float(rollout.scores[i])),
+                    "score": _rounded(scores[i]),
                     "ended": completion.ended,
                     "tokens": pieces(
                         self._tokenizer, completion.prompt_ids, completion.completion_ids
@@ -99,12 +100,12 @@ class Journal:
 
 def sample_rows(rollout: Rollout, args: PPOConfig) -> list[dict[str, Any]]:
     """The first ``args.log_completions`` completions as text, score and KL, for a sample log."""
-    kl = rollout.old.exact_kl.sum(1).tolist()
+    kl, scores = rollout.old.exact_kl.sum(1).tolist(), rollout.scores.tolist()
     return [
         {
             "prompt": completion.prompt,
             "completion": completion.text,
-            "score": round(float(rollout.scores[i]), 3),
+            "score": round(scores[i], 3),
             "kl": round(kl[i], 3),
         }
         for i, completion in enumerate(rollout.completions[: args.log_completions])

@@ -147,26 +147,32 @@ class UpdateMetrics:
         "val/ratio_squared",
     )
 
-    def __init__(self) -> None:
-        self._sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64)
-        self._minibatch_kl = torch.zeros(2, dtype=torch.float64)
-        self._ratios = (float("inf"), -float("inf"))
-        self._largest_kl = 0.0
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        """They stay on ``device`` until they are asked for: reading one makes it wait."""
+        self._sums = torch.zeros(len(self.NAMES) + 1, dtype=torch.float64, device=device)
+        self._minibatch_kl = self._sums.new_zeros(2)
+        self._largest_kl = self._sums.new_zeros(())
+        self._reset_ratios()
         self._norms: list[tuple[Tensor | float, Tensor | float]] = []
         self.tokens = 0.0
         """Completion tokens that were learned from, over all processes, at the last `collect`."""
         self.begin_minibatch()
 
+    def _reset_ratios(self) -> None:
+        self._least_ratio = self._sums.new_full((), float("inf"))
+        self._greatest_ratio = self._sums.new_full((), -float("inf"))
+
     def begin_minibatch(self) -> None:
         """Note what :meth:`undo_minibatch` goes back to."""
-        self._before = (
-            self._sums.clone(), self._minibatch_kl.clone(), self._ratios, list(self._norms)
-        )  # fmt: skip
+        tensors = (self._sums, self._minibatch_kl, self._least_ratio, self._greatest_ratio)
+        self._before = tuple(tensor.clone() for tensor in tensors), list(self._norms)
 
     def undo_minibatch(self) -> None:
         """Forget the microbatches since :meth:`begin_minibatch`: they are learned from again."""
-        sums, minibatch_kl, self._ratios, norms = self._before
-        self._sums, self._minibatch_kl = sums.clone(), minibatch_kl.clone()
+        tensors, norms = self._before
+        self._sums, self._minibatch_kl, self._least_ratio, self._greatest_ratio = (
+            tensor.clone() for tensor in tensors
+        )
         self._norms = list(norms)
 
     @torch.no_grad()
@@ -193,37 +199,39 @@ class UpdateMetrics:
             ratio.square(),
         )
         sums = torch.stack([torch.where(mask, c, 0.0).double().sum() for c in columns])
-        extremes = torch.stack([ratio[mask].min(), ratio[mask].max()]).double()
-        numbers = torch.cat([sums, mask.sum()[None].double(), extremes]).cpu()
-        self._sums += numbers[:-2]
-        self._minibatch_kl += numbers[[2, len(columns)]]
-        low, high = numbers[-2:].tolist()
-        self._ratios = (min(self._ratios[0], low), max(self._ratios[1], high))
+        self._sums += torch.cat([sums, mask.sum()[None].double()])
+        self._minibatch_kl += torch.stack([sums[2], mask.sum().double()])
+        least = torch.where(mask, ratio, float("inf")).amin().double()
+        greatest = torch.where(mask, ratio, -float("inf")).amax().double()
+        self._least_ratio = torch.minimum(self._least_ratio, least)
+        self._greatest_ratio = torch.maximum(self._greatest_ratio, greatest)
 
     def add_norms(self, actor: Tensor | float, critic: Tensor | float) -> None:
         """Take in one optimizer step's gradient norms, before clipping."""
         self._norms.append((actor, critic))
 
-    def minibatch_kl(self, reduce_sum: ReduceSum) -> float:
+    def minibatch_kl(self, reduce_sum: ReduceSum) -> Tensor:
         """Approximate KL to the rollout policy over the minibatch just gone through; resets."""
-        total, count = reduce_sum(self._minibatch_kl).tolist()
-        self._minibatch_kl.zero_()
-        kl = total / max(count, 1.0)
-        self._largest_kl = max(self._largest_kl, kl)
+        total, count = reduce_sum(self._minibatch_kl).unbind()
+        self._minibatch_kl = torch.zeros_like(self._minibatch_kl)
+        kl = total / count.clamp(min=1.0)
+        self._largest_kl = torch.maximum(self._largest_kl, kl)
         return kl
 
     def collect(self, reduce_sum: ReduceSum, gather: Gather) -> dict[str, float]:
         """The means and extremes since the last call; resets."""
         sums = reduce_sum(self._sums).cpu()
-        ratios = gather(torch.tensor(self._ratios, dtype=torch.float64))
+        ratios = gather(torch.stack([self._least_ratio, self._greatest_ratio])).cpu()
         norms = [(float(actor), float(critic)) for actor, critic in self._norms]
-        self._sums.zero_()
-        self._ratios, self._norms = (float("inf"), -float("inf")), []
+        self._sums = torch.zeros_like(self._sums)
+        self._reset_ratios()
+        self._norms = []
         self.tokens = float(sums[-1])
         means: list[float] = (sums[:-1] / max(self.tokens, 1.0)).tolist()
         metrics: dict[str, float] = dict(zip(self.NAMES, means, strict=True))
         squared = metrics.pop("val/ratio_squared")
-        metrics["policy/approxkl_max"], self._largest_kl = self._largest_kl, 0.0
+        metrics["policy/approxkl_max"] = float(self._largest_kl)
+        self._largest_kl = torch.zeros_like(self._largest_kl)
         metrics["val/ratio_var"] = max(squared - metrics["val/ratio"] ** 2, 0.0)
         metrics["val/ratio_min"] = float(ratios[:, 0].min())
         metrics["val/ratio_max"] = float(ratios[:, 1].max())

@@ -239,5 +239,5 @@ def test_a_model_is_timed_by_its_own_layers(
     assert made.layers == 6 and made.trained_layers == (4 if "trainable_layers" in overrides else 6)
     assert made.training > made.forward > 0 and made.head_training > 0 and made.head > 0
     assert made.drawing_head + made.drawing > 0 and made.step > 0
-    monkeypatch.setattr(speeds, "_LARGEST", 1000)
+    monkeypatch.setattr(speeds, "_MOST", 1000)
     assert measure(section, tokenizer, rows=8) is None
