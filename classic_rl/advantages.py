@@ -136,17 +136,24 @@ def gae(
 
 
 def completion_gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`gae` for completions: each row is one episode that ends at its last masked token.
 
-    The value beyond that token is 0 (a completion cut off by the length limit is terminal for the
-    language-model problem, whose horizon is that limit).
+    Without ``bootstrap`` the value beyond that token is 0: a completion cut off by the length limit
+    is terminal for the language-model problem whose horizon is that limit.
 
     Args:
         rewards, values: ``(B, T)``, ``values[:, t]`` belongs to the state *before* token ``t``.
         mask: bool ``(B, T)``, True on a contiguous run of tokens from the start of each row.
         gamma: discount in (0, 1]. lam: λ in [0, 1].
+        bootstrap: ``(B,)`` V of the state after the last token of a row that was cut off and would
+            have gone on, 0 for one that ended.
 
     Returns:
         advantages and returns, both ``(B, T)``, zero outside the mask.
@@ -156,6 +163,17 @@ def completion_gae(
     last = ~following
     next_values = torch.zeros_like(values)
     next_values[:, :-1] = values[:, 1:]
+    terminated = last
+    if bootstrap is not None:
+        terminated = torch.zeros_like(last)
+        next_values = torch.where(last, bootstrap[:, None].to(values.dtype), next_values)
     return gae(
-        rewards, values, next_values, terminated=last, ended=last, mask=mask, gamma=gamma, lam=lam
+        rewards,
+        values,
+        next_values,
+        terminated=terminated,
+        ended=last,
+        mask=mask,
+        gamma=gamma,
+        lam=lam,
     )

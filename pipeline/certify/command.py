@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.parser import Parser
 from pipeline.errors import UserError
@@ -37,7 +38,10 @@ def _parser() -> argparse.ArgumentParser:
         help="default: runs/certificate",
     )  # fmt: skip
     parser.add_argument(
-        "--switches", action="store_true", help="PPO with one of its switches changed at a time"
+        "--switches",
+        nargs="*",
+        metavar="NAME",
+        help="PPO with one of its switches changed at a time; all of them, or those named",
     )
     parser.add_argument(
         "--quick", action="store_true", help="a quarter of the steps: a look, not a certificate"
@@ -66,18 +70,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     if arguments.output.exists() and not arguments.output.is_dir():
         raise UserError(f"--output: {arguments.output} is a file; give a folder")
-    if "kto" in arguments.methods and arguments.beta > 1 and not arguments.switches:
+    if "kto" in arguments.methods and arguments.beta > 1 and arguments.switches is None:
         raise UserError("--methods kto: where it ends is known for --beta up to 1; leave it out")
     from pipeline.certify.methods import METHODS as KNOWN
     from pipeline.certify.switches import SWITCHES
     from pipeline.output import quiet
 
     quiet.after_imports()
-    if arguments.switches:
-        name, methods = "switches", [KNOWN["ppo"], *SWITCHES.values()]
+    if arguments.switches is not None:
+        name, methods = "switches", [KNOWN["ppo"], *_chosen(SWITCHES, arguments.switches)]
     else:
         name, methods = "methods", [KNOWN[method] for method in arguments.methods]
     _study(name, methods, arguments)
+
+
+def _chosen(switches: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
+    """The switches of these names, in their order; all of them where none is named."""
+    short = {name.removeprefix("ppo-"): switch for name, switch in switches.items()}
+    for name in names:
+        if name not in short:
+            raise UserError(f"--switches: there is no {name!r}; choose from {', '.join(short)}")
+    return [switch for name, switch in short.items() if not names or name in names]
 
 
 def _study(name: str, methods: Sequence, arguments: argparse.Namespace) -> None:

@@ -55,6 +55,7 @@ class Method:
         build: ``(problem, folder, method)`` to a trainer.
         settings: fields of the trainer's arguments.
         optimum: the distribution ``(N,)`` that the method aims at, where it is not π*.
+        given: the completions ``(N,)`` that its optimum says something of, where not of all.
         why: one sentence: what the optimum is, and where a difference comes from.
         batch, rounds: completions of a rollout and rollouts; for pairs, of a step and steps.
     """
@@ -65,6 +66,7 @@ class Method:
     why: str
     settings: Settings
     optimum: Optimum | None = None
+    given: Optimum | None = None
     batch: int = ROLLOUT
     rounds: int = ROLLOUTS
 

@@ -93,6 +93,7 @@ class Problem:
         texts: what a reward function sees of each completion; all different.
         reference, rewards, optimal: π_ref(y), r(y) and π*(y), each ``(N,)``.
         kl: KL(π*‖π_ref) in nats.
+        ended: bool ``(N,)``, whether each completion ends by EOS.
     """
 
     def __init__(self, seed: int, beta: float) -> None:
@@ -103,6 +104,7 @@ class Problem:
         table = next_token_table(self.model(), blank)
         self.env = TokenMDP(TOKENS, LENGTH, blank.sequence_rewards, table, eos=EOS)
         self.rewards = self.env.sequence_rewards
+        self.ended = np.array([y[-1] == EOS for y in self.env.sequences])
         self.texts = [self.text(y) for y in self.env.sequences]
         assert len(set(self.texts)) == len(self.texts)
         self._paid = dict(zip(self.texts, self.rewards.tolist(), strict=True))
@@ -137,8 +139,14 @@ class Problem:
         ]
         return [made[i] for i in drawn.choice(len(made), size=count, p=share)]
 
-    def measure(self, model: nn.Module, own: np.ndarray | None = None) -> Measurement:
-        """Hold ``model`` against π* and against the optimum ``own`` ``(N,)`` of its method."""
+    def measure(
+        self, model: nn.Module, own: np.ndarray | None = None, given: np.ndarray | None = None
+    ) -> Measurement:
+        """Hold ``model`` against π* and against the optimum ``own`` ``(N,)`` of its method.
+
+        Args:
+            given: ``(N,)`` completions that ``own`` says something of; ``None`` is all of them.
+        """
         table = next_token_table(model, self.env)
         logps = self.env.sequence_logps(table)
         written = np.exp(logps)
@@ -146,7 +154,7 @@ class Problem:
         return Measurement(
             optimality=optimality(self.env, table, self.beta),
             distance=distance(written, self.optimal),
-            own_distance=distance(written, target),
+            own_distance=distance(_conditional(written, given), _conditional(target, given)),
             kl=_kl(written, self.reference),
             reward=float(written @ self.rewards),
         )
@@ -176,6 +184,11 @@ def next_token_table(model: nn.Module, env: TokenMDP) -> np.ndarray:
 def distance(first: np.ndarray, second: np.ndarray) -> float:
     """Total variation distance of two distributions over completions ``(N,)``."""
     return 0.5 * float(np.abs(first - second).sum())
+
+
+def _conditional(distribution: np.ndarray, given: np.ndarray | None) -> np.ndarray:
+    kept = distribution if given is None else np.where(given, distribution, 0.0)
+    return kept if given is None else kept / kept.sum()
 
 
 def _kl(first: np.ndarray, second: np.ndarray) -> float:

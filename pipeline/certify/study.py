@@ -42,14 +42,18 @@ class _Watch(TrainerCallback):
     """Measures the policy exactly, about `POINTS` times along a run, and then calls ``tell``."""
 
     def __init__(
-        self, problem: Problem, own: np.ndarray | None, tell: Callable[[float], None]
+        self,
+        problem: Problem,
+        own: np.ndarray | None,
+        given: np.ndarray | None,
+        tell: Callable[[float], None],
     ) -> None:
-        self.problem, self.own, self.tell = problem, own, tell
+        self.problem, self.own, self.given, self.tell = problem, own, given, tell
         self.curve: list[dict[str, float]] = []
 
     def _measure(self, state: Any, model: Any) -> None:
         policy = getattr(model, "policy", model)  # PPO's actor-critic holds it
-        point = asdict(self.problem.measure(policy, self.own))
+        point = asdict(self.problem.measure(policy, self.own, self.given))
         self.curve.append({"progress": state.global_step / state.max_steps} | point)
         self.tell(self.curve[-1]["progress"])
 
@@ -82,7 +86,8 @@ def certify(
     """
     problem = Problem(seed, beta)
     own = None if method.optimum is None else method.optimum(problem)
-    watch = _Watch(problem, own, tell)
+    given = None if method.given is None else method.given(problem)
+    watch = _Watch(problem, own, given, tell)
     with tempfile.TemporaryDirectory() as folder:
         trainer = method.trainer(problem, Path(folder), effort)
         trainer.add_callback(watch)

@@ -5,16 +5,29 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from pipeline.certify import optima
 from pipeline.certify.methods import METHODS, Method, Optimum
+from pipeline.certify.problem import Problem
 
 
 def _in_loss(tilt: Any) -> Optimum:
     return lambda problem: optima.in_loss(problem, tilt, problem.beta)
 
 
+def _among_ended(problem: Problem) -> np.ndarray:
+    kept = np.where(problem.ended, problem.optimal, 0.0)
+    return kept / kept.sum()
+
+
 def _switch(
-    name: str, title: str, why: str, optimum: Optimum | None = None, **settings: Any
+    name: str,
+    title: str,
+    why: str,
+    optimum: Optimum | None = None,
+    given: Optimum | None = None,
+    **settings: Any,
 ) -> Method:
     plain = METHODS["ppo"]
     return replace(
@@ -24,6 +37,7 @@ def _switch(
         why=why,
         settings=plain.settings | settings,
         optimum=optimum,
+        given=given,
     )
 
 
@@ -98,6 +112,22 @@ SWITCHES = {
             kl_estimator="exact",
             critic="prefix",
             lam=0.9,
+        ),
+        _switch(
+            "cut-mask",
+            "cut-off completions masked",
+            "π* among the completions that end (its own optimum; the distance to it is among them);"
+            " how many end is left to drift",
+            _among_ended,
+            lambda problem: problem.ended,
+            cut_off="mask",
+        ),
+        _switch(
+            "cut-bootstrap",
+            "cut-off completions bootstrapped",
+            "another problem, texts without a limit: what one is worth beyond it the critic says,"
+            " and no completion shows it that",
+            cut_off="bootstrap",
         ),
         _switch("lam-0.95", "λ = 0.95", "π* as far as the critic is right", lam=0.95),
         _switch(

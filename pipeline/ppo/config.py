@@ -76,6 +76,15 @@ class PPOConfig(TrainingArguments):
             sums.
         missing_eos_penalty: subtracted from the score of a completion without EOS, of the last
             token's where each has its own; ``None`` = 0.
+        cut_off: what a completion that ``response_length`` cuts off teaches. ``keep``: its score
+            as it stands, as if it had ended there, less ``missing_eos_penalty``; the optimum is
+            that of texts of at most this length. ``mask``: nothing, none of its tokens is in a
+            loss, a deviation or a fit (DAPO's overlong filtering, Yu et al. 2025, section 3.4,
+            arXiv 2503.14476; TRL's ``mask_truncated_completions``); among completions that end the
+            optimum is the same, but how many end is nobody's aim. ``bootstrap``: it would have
+            gone on, so it is paid no score but the critic's value of where it stands (Pardo et al.
+            2018, arXiv 1712.00378; Gymnasium's ``truncated``): the problem of texts without a
+            limit, as far as the critic knows what none has shown it. See ``docs/cut-off.md``.
 
     > KL
 
@@ -203,6 +212,7 @@ class PPOConfig(TrainingArguments):
     reward_clip: AboveZero | None = None
     normalize_rewards: bool = False
     missing_eos_penalty: NotNegative | None = None
+    cut_off: Literal["keep", "mask", "bootstrap"] = "keep"
 
     # KL
     kl_coef: NotNegative = 0.05
@@ -316,6 +326,9 @@ class PPOConfig(TrainingArguments):
             yield "kl_estimator", "k2 or k3 with kl_in: loss"
         if values["kl_target"] is not None and values["kl_coef"] == 0:
             yield "kl_coef", "above 0 with kl_target"
+        if values["cut_off"] != "keep" and values["missing_eos_penalty"] is not None:
+            how = "learns nothing from" if values["cut_off"] == "mask" else "goes on beyond"
+            yield "missing_eos_penalty", f"null with cut_off: {values['cut_off']}, which {how} them"
         if values["gold_stop"] and values["eval_strategy"] in ("no", None):
             yield "eval_strategy", "steps or epoch with gold_stop, which looks at evaluations"
         if values["generation"] == "vllm":

@@ -80,6 +80,14 @@ class PrefixCritic:
         self.sums = KEPT * self.sums + new
         return values
 
+    def beyond(self, scores: Tensor) -> Tensor:
+        """The last group's line at the scores ``(B,)`` of texts cut off; 0 before any fit.
+
+        To be asked before :meth:`values` takes in the rollout, whose returns this value is in.
+        """
+        slope, shift = self.lines()[-1].to(scores.device).unbind()
+        return (slope * scores.double() + shift).to(scores.dtype)
+
     def _groups(self, steps: int) -> Tensor:
         positions = torch.arange(steps).clamp(max=self.response_length - 1)
         return positions * len(self.sums) // self.response_length

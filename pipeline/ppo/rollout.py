@@ -43,6 +43,13 @@ class Rollout:
     """Of a reward made of several: each one's own scores ``(B,)``, NaN where it does not apply."""
     importance: Tensor | None = None
     """π_old/μ of each token where an engine with a distribution μ of its own drew it."""
+    learns: Tensor | None = None
+    """``(B, T)`` tokens that are learned from; ``None`` is all of them."""
+
+    @property
+    def learned(self) -> Tensor:
+        """``(B, T)`` tokens that are learned from: what losses, deviations and fits count."""
+        return self.batch.mask if self.learns is None else self.learns
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,17 @@ class Microbatch:
     advantages: Tensor
     returns: Tensor
     normalizer: float
-    """Completion tokens in the whole minibatch, over all microbatches and processes."""
+    """Tokens that the whole minibatch learns from, over all microbatches and processes."""
     kept_ref_states: Tensor | None = None
     """The whole rollout's."""
     kl_price: float = 0.0
+    learns: Tensor | None = None
+    """``(B, T)`` as the rollout's."""
+
+    @property
+    def learned(self) -> Tensor:
+        """``(B, T)`` tokens that are learned from."""
+        return self.batch.mask if self.learns is None else self.learns
 
     @property
     def trunk(self) -> Tensor | None:
@@ -141,12 +155,15 @@ def shaped_scores(
 ) -> Tensor:
     """Scores ``(B,)`` as PPO is paid them: clipped, normalised, less the missing-EOS penalty.
 
-    ``deviation`` takes in the clipped ones: an outlier must not set the scale of all others.
+    ``deviation`` takes in the clipped ones: an outlier must not set the scale of all others. Where
+    ``cut_off`` is not "keep", one that did not end is not in it; bootstrapped, it is paid nothing.
     """
     clipped = _clipped(scores, args)
-    everyone = torch.ones_like(scores, dtype=torch.bool)
-    deviation.update(*reduce_sum(moments(clipped, everyone)).tolist())
+    paid = torch.ones_like(ended) if args.cut_off == "keep" else ended
+    deviation.update(*reduce_sum(moments(clipped, paid)).tolist())
     scores = scaled_scores(scores, args, deviation)
+    if args.cut_off == "bootstrap":
+        scores = torch.where(ended, scores, 0.0)
     if args.missing_eos_penalty is not None:
         scores = torch.where(ended, scores, scores - args.missing_eos_penalty)
     return scores
@@ -282,7 +299,7 @@ def microbatches(
     rollout: Rollout, plan: list[list[Tensor]], reduce_sum: ReduceSum
 ) -> list[Microbatch]:
     """The microbatches of a :func:`schedule`, each knowing its whole minibatch's token count."""
-    lengths = rollout.batch.mask.sum(1).double()
+    lengths = rollout.learned.sum(1).double()
     counts = reduce_sum(torch.stack([lengths[torch.cat(parts)].sum() for parts in plan]))
     old, values, returns = rollout.old, rollout.old.values, rollout.returns
     if rollout.known_values is not None:  # the value head learns the rest
@@ -303,6 +320,7 @@ def microbatches(
                 normalizer=count,
                 kept_ref_states=rollout.ref_states,
                 kl_price=rollout.kl_price,
+                learns=None if rollout.learns is None else rollout.learns[index, :steps],
             )
             made.append(microbatch)
     return made

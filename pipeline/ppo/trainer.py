@@ -41,6 +41,7 @@ from pipeline.output.versions import warn_untested
 from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.control import KLController, RunningDeviation
+from pipeline.ppo.cut_off import beyond_the_end
 from pipeline.ppo.engines import Called, Drawn, Engine, Request, Sampler, checked
 from pipeline.ppo.engines.choice import chosen
 from pipeline.ppo.prefix import PrefixCritic, prefixes
@@ -130,7 +131,8 @@ class PPOTrainer(BaseTrainer):
         if not sharded(args):  # FSDP places it itself
             model.to(args.device)
         lm_head(model)  # that it runs on plain tokens, before anything else is asked of it
-        length = args.response_length
+        # V of a completion that was cut off is read at one position more.
+        length = args.response_length + (args.cut_off == "bootstrap")
         longest = check_prompts(base, processing_class, train_dataset, length, "training") + length
         if eval_dataset:
             check_prompts(base, processing_class, eval_dataset, length, "evaluation")
@@ -150,7 +152,8 @@ class PPOTrainer(BaseTrainer):
         horizon = args.kl_horizon or args.planned_episodes(len(train_dataset)) / _HORIZONS
         self.kl_control = KLController(args.kl_coef, args.kl_target, horizon)
         self.score_deviation = RunningDeviation()
-        self.prefix_critic = PrefixCritic(length)
+        self.prefix_critic = PrefixCritic(args.response_length)
+        self.minibatch_tokens = 0.0  # that the minibatch at hand learns from, all processes
         set_seed(args.seed)  # the Trainer does so later, but the value head is made here
         super().__init__(
             model=ActorCritic(model, args, longest),
@@ -199,6 +202,8 @@ class PPOTrainer(BaseTrainer):
 
         # 4. Pay the tokens: the (shaped) score at the last one or each its own, −β·KL at each.
         ended = torch.tensor([c.ended for c in completions], device=scores.device)
+        learns = mask & ended[:, None] if args.cut_off == "mask" else None
+        counted = mask if learns is None else learns
         shaped = shaped_scores(scores, ended, args, self.score_deviation, everyone)
         if said.tokens is not None:
             shaped = dense_scores(said.tokens, mask, ended, args, self.score_deviation)
@@ -206,16 +211,19 @@ class PPOTrainer(BaseTrainer):
         rewards = token_rewards(shaped, old, mask, beta, args.kl_estimator)
         price = beta if exact else 0.0  # of a token's own KL, which the loss charges
         if args.whiten_rewards:
-            price *= per_deviation(rewards, mask, everyone) if price else 1.0
-            rewards = whitened(rewards, mask, everyone, keep_mean=True)
+            price *= per_deviation(rewards, counted, everyone) if price else 1.0
+            rewards = whitened(rewards, counted, everyone, keep_mean=True)
 
         # 5. Estimate advantages and returns by GAE.
-        known = self._known_values(rewards, price, old, mask, prefix_scores)
+        beyond = self._beyond(batch, trunk, ended, scores, price)
+        known = self._known_values(rewards, price, old, counted, prefix_scores, beyond)
         old = old._replace(values=old.values + known)
-        advantages, returns = completion_gae(rewards, old.values, mask, args.gamma, args.lam)
+        advantages, returns = completion_gae(
+            rewards, old.values, mask, args.gamma, args.lam, beyond
+        )
         if args.whiten_advantages:
-            price *= per_deviation(advantages, mask, everyone) if price else 1.0
-            advantages = whitened(advantages, mask, everyone)
+            price *= per_deviation(advantages, counted, everyone) if price else 1.0
+            advantages = whitened(advantages, counted, everyone)
         importance = importance_ratios(completions, old.logps, mask)
         if importance is not None and args.importance_cap is not None:
             # A constant factor of both sides of the clipped surrogate's minimum.
@@ -225,7 +233,7 @@ class PPOTrainer(BaseTrainer):
         rollout = Rollout(
             completions, batch, trunk, scores, old, rewards, advantages, returns,
             known_values=known, ref_states=ref_states, kl_price=price, parts=self._parts(said),
-            importance=importance,
+            importance=importance, learns=learns,
         )  # fmt: skip
         self.stopped_early = False
         parts = microbatches(*share(rollout, args, self._seed(1)), everyone)
@@ -243,18 +251,50 @@ class PPOTrainer(BaseTrainer):
         old: TokenRecord,
         mask: Tensor,
         prefix_scores: Tensor | None,
+        beyond: Tensor | None,
     ) -> Tensor:
         """What of V(s_t) is known without the value head, ``(B, T)``; the head learns the rest.
 
         Args:
             rewards: what each token is paid, its KL included. price: β on their scale.
+            mask: tokens that are learned from. beyond: ``(B,)`` V where texts were cut off.
         """
-        known = own_kl_values(old, mask, price)
+        known, gamma = own_kl_values(old, mask, price), self.args.gamma
         if prefix_scores is None:
             return known
         scores = scaled_scores(prefix_scores, self.args, self.score_deviation)
-        rest = discounted_sums(rewards, self.args.gamma) - known
+        paid = rewards
+        if beyond is not None:
+            paid = rewards.clone()
+            paid[torch.arange(len(paid), device=paid.device), mask.sum(1) - 1] += gamma * beyond
+        rest = discounted_sums(paid, gamma) - known
         return known + self.prefix_critic.values(scores, rest, mask, self.sum_over_processes)
+
+    def _beyond(
+        self, batch: TokenBatch, trunk: Tensor | None, ended: Tensor, scores: Tensor, price: float
+    ) -> Tensor | None:
+        """V of the state after a completion that was cut off ``(B,)``, 0 after one that ended.
+
+        Its parts are those of :meth:`_known_values`, and the head's. ``None`` where nothing is
+        bootstrapped.
+        """
+        args, model = self.args, self.actor_critic
+        if args.cut_off != "bootstrap":
+            return None
+        lengths = batch.prompt_lengths + batch.mask.sum(1)
+        order = lengths.argsort(stable=True)
+        # Where weights are split every process makes as many passes, whatever was cut off.
+        cut = order if args.world_size > 1 else order[~ended[order]]
+        with self.accelerator.autocast():
+            head, kl = self.memory.fit(
+                "looking beyond",
+                args.per_device_train_batch_size,
+                lambda rows: beyond_the_end(model, batch, trunk, cut, rows),
+            )
+        line = torch.zeros_like(head)
+        if args.critic == "prefix":
+            line = self.prefix_critic.beyond(scaled_scores(scores, args, self.score_deviation))
+        return torch.where(ended, 0.0, head - price * kl + line)
 
     def _sample(
         self,
@@ -379,7 +419,7 @@ class PPOTrainer(BaseTrainer):
         args, data = self.args, inputs["microbatch"]
         if self.stopped_early:  # the rest of this update is skipped, see target_kl
             return torch.zeros((), device=args.device, requires_grad=True)
-        mask = data.batch.mask
+        mask = data.learned
         output = model(data.batch, data.trunk, args.entropy_coef > 0, data.ref_states)
 
         # 1. The ratio ρ = π / π_old, as its logarithm.
@@ -405,7 +445,8 @@ class PPOTrainer(BaseTrainer):
 
         # 6. The mean over the N tokens of the whole minibatch: all microbatches, all processes.
         # DDP averages gradients over processes; the normalizer already counts all their tokens.
-        scale = args.world_size / data.normalizer
+        self.minibatch_tokens = data.normalizer
+        scale = args.world_size / max(data.normalizer, 1.0)
         loss = torch.where(mask, total, 0.0).sum() * scale
         self.update_metrics.add(args, data, log_ratio, policy, critic, output.values)
         return (loss, output) if return_outputs else loss
@@ -414,13 +455,14 @@ class PPOTrainer(BaseTrainer):
         """Before an optimizer step: drop the gradients that must not be applied.
 
         A parameter without gradient is left alone by the optimizer, momentum and weight decay
-        included. That is how an update beyond ``target_kl`` ends and how the critic warms up.
+        included. That is how an update beyond ``target_kl`` ends, how the critic warms up, and how
+        a minibatch without a token to learn from (``cut_off: mask``) changes nothing.
         """
         kl = self.update_metrics.minibatch_kl(self.sum_over_processes)
         limit = self.args.target_kl
         self.stopped_early |= limit is not None and bool(kl > limit)
         model = self.actor_critic
-        if self.stopped_early:
+        if self.stopped_early or not self.minibatch_tokens:
             model.zero_grad(set_to_none=True)
         elif self.rollout_index < self.args.value_warmup_rollouts:
             model.policy.zero_grad(set_to_none=True)

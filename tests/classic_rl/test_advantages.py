@@ -48,6 +48,26 @@ def test_gae_at_lambda_zero_is_the_td_error(rollout) -> None:
             assert advantages[row, t] == pytest.approx(float(delta), abs=1e-6)
 
 
+def test_a_row_that_was_cut_off_goes_on_with_the_value_beyond() -> None:
+    """By hand, γ = 0.5, λ = 0.5: row 0 is cut off where V is 8, row 1 ended after one token."""
+    rewards = torch.tensor([[1.0, 2.0], [3.0, 0.0]])
+    values = torch.tensor([[4.0, 6.0], [1.0, 0.0]])
+    mask = torch.tensor([[True, True], [True, False]])
+    beyond = torch.tensor([8.0, 0.0])
+    advantages, returns = completion_gae(rewards, values, mask, 0.5, 0.5, beyond)
+    # δ₁ = 2 + 0.5·8 − 6 = 0, δ₀ = 1 + 0.5·6 − 4 = 0; row 1: δ₀ = 3 − 1 = 2.
+    assert advantages.tolist() == [[0.0, 0.0], [2.0, 0.0]]
+    assert returns.tolist() == [[4.0, 6.0], [3.0, 0.0]]
+    beyond[0] = 12.0  # δ₁ = 2, of which a quarter reaches the first token
+    advantages, _ = completion_gae(rewards, values, mask, 0.5, 0.5, beyond)
+    assert advantages.tolist() == [[0.5, 2.0], [2.0, 0.0]]
+    plain = completion_gae(rewards, values, mask, 0.5, 0.5)
+    for ours, theirs in zip(
+        completion_gae(rewards, values, mask, 0.5, 0.5, torch.zeros(2)), plain, strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
 def test_nothing_behind_the_mask_reaches_a_result(rollout) -> None:
     rewards, values, mask = rollout
     expected = completion_gae(rewards, values, mask)

@@ -43,7 +43,8 @@ def _rows_of(data: Microbatch, start: int, stop: int) -> Microbatch:
     steps = batch.mask.shape[1]
     columns = ("old_logps", "ref_logps", "old_values", "advantages", "returns")
     shorter = {name: getattr(data, name)[index, :steps] for name in columns}
-    return replace(data, batch=batch, index=data.index[index], **shorter)
+    learns = None if data.learns is None else data.learns[index, :steps]
+    return replace(data, batch=batch, index=data.index[index], learns=learns, **shorter)
 
 
 class Memory:

@@ -52,21 +52,22 @@ def rollout_metrics(
     metrics = dict(zip(columns, (sums / sums[-1]).tolist(), strict=True))
     count = float(sums[-1])
     del metrics["val/count"]
+    learned = rollout.learned
     advantages = rollout.returns - old.values  # as they were before whitening
     everyone = torch.ones_like(scores, dtype=torch.bool)
     spread = (
-        (scores, everyone), (lengths, everyone), (advantages, mask), (rollout.returns, mask)
+        (scores, everyone), (lengths, everyone), (advantages, learned), (rollout.returns, learned)
     )  # fmt: skip
     sums = reduce_sum(torch.cat([moments(*each) for each in spread])).view(-1, 3)
     variances: list[float] = torch.stack([mean_and_variance(row)[1] for row in sums]).tolist()
     score_variance, length_variance, unexplained, return_variance = variances
     explained = 1 - unexplained / return_variance if return_variance > 1e-12 else 0.0
-    metrics |= _extremes(scores, lengths, advantages[mask], gather)
+    metrics |= _extremes(scores, lengths, advantages, learned, gather)
     metrics |= part_metrics(rollout.parts, reduce_sum)
     return metrics | {
         "objective/scores_std": score_variance**0.5,
         "objective/kl_coef": beta,
-        "policy/entropy_avg": metrics["objective/entropy"] * count / float(sums[2, 0]),
+        "policy/entropy_avg": metrics["objective/entropy"] * count / float(sums[1, 1]),
         "val/advantages_std": unexplained**0.5,
         "val/explained_variance": explained,  # see classic_rl.losses.explained_variance
         "val/length_std": length_variance**0.5,
@@ -116,15 +117,20 @@ def engine_metrics(
 
 
 def _extremes(
-    scores: Tensor, lengths: Tensor, advantages: Tensor, gather: Gather
+    scores: Tensor, lengths: Tensor, advantages: Tensor, learned: Tensor, gather: Gather
 ) -> dict[str, float]:
-    """Quantiles of the scores ``(B,)``; the range of lengths ``(B,)`` and advantages ``(N,)``."""
-    ranges = [f(x) for x in (lengths, advantages) for f in (torch.amin, torch.amax)]
+    """Quantiles of the scores ``(B,)``; the range of lengths ``(B,)`` and of the advantages
+    ``(B, T)`` that are learned from, 0 where none is."""
+    least = torch.where(learned, advantages, float("inf")).amin()
+    most = torch.where(learned, advantages, -float("inf")).amax()
+    ranges = [lengths.amin(), lengths.amax(), least, most]
     everyone = gather(torch.cat([scores.double(), torch.stack(ranges).double()]))
     levels = torch.tensor(QUANTILES, dtype=torch.float64, device=everyone.device) / 100
     values: list[float] = everyone[:, :-4].flatten().quantile(levels).tolist()
     low: list[float] = everyone[:, -4:].amin(0).tolist()
     high: list[float] = everyone[:, -4:].amax(0).tolist()
+    if low[2] > high[3]:
+        low[2] = high[3] = 0.0
     quantiles = {f"objective/scores_q{q:02d}": v for q, v in zip(QUANTILES, values, strict=True)}
     return quantiles | {
         "val/length_min": low[0],
@@ -186,7 +192,7 @@ class UpdateMetrics:
         values: Tensor,
     ) -> None:
         """Take in one microbatch; all tensors are ``(B, T)``."""
-        mask = data.batch.mask
+        mask = data.learned
         clip_value = args.cliprange_value or float("inf")
         ratio = log_ratio.exp()
         columns = (
@@ -235,6 +241,9 @@ class UpdateMetrics:
         metrics["val/ratio_var"] = max(squared - metrics["val/ratio"] ** 2, 0.0)
         metrics["val/ratio_min"] = float(ratios[:, 0].min())
         metrics["val/ratio_max"] = float(ratios[:, 1].max())
+        if not self.tokens:  # completions were all cut off, and are not learned from
+            metrics |= dict.fromkeys(("val/ratio", "val/ratio_min", "val/ratio_max"), 1.0)
+            metrics["val/ratio_var"] = 0.0
         for name, column in zip(("policy", "val"), zip(*norms, strict=True), strict=False):
             metrics[f"{name}/grad_norm"] = sum(column) / len(column)
             metrics[f"{name}/grad_norm_max"] = max(column)

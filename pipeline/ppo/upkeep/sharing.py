@@ -194,6 +194,7 @@ def _fetch_rows(rollout: Rollout, exchange: _Exchange) -> Rollout:
         returns=tokens(rollout.returns),
         known_values=None if rollout.known_values is None else tokens(rollout.known_values),
         ref_states=None if rollout.ref_states is None else tokens(rollout.ref_states),
+        learns=None if rollout.learns is None else tokens(rollout.learns),
     )
 
 
