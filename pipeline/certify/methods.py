@@ -22,6 +22,7 @@ from trl import DPOConfig, GRPOConfig, KTOConfig, RLOOConfig, SFTConfig
 
 from pipeline.certify import optima
 from pipeline.certify.problem import EOS, LENGTH, PROMPT, Problem
+from pipeline.certify.sampler import FromThePolicy
 from pipeline.config.losses import REBEL
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.stages import dpo, kto, selected
@@ -96,6 +97,7 @@ def _common(problem: Problem, folder: Path) -> Settings:
 
 
 def _ppo(problem: Problem, folder: Path, method: Method) -> Trainer:
+    """PPO by its own loop, or with ``overlap`` by a sampler that draws from the same policy."""
     arguments = _common(problem, folder) | {
         "per_device_train_batch_size": method.batch,
         "num_mini_batches": 1,
@@ -104,12 +106,14 @@ def _ppo(problem: Problem, folder: Path, method: Method) -> Trainer:
         "response_length": LENGTH,
         "kl_coef": problem.beta,
     }
+    model, args = problem.model(), PPOConfig(**(arguments | method.settings))
     return PPOTrainer(
-        model=problem.model(),
+        model=model,
         reward_function=problem.pay,
-        args=PPOConfig(**(arguments | method.settings)),
+        args=args,
         processing_class=problem.tokenizer,
         train_dataset=[PROMPT] * method.batch,
+        sampler=FromThePolicy(model, problem.tokenizer) if args.overlap else None,
     )
 
 

@@ -129,6 +129,19 @@ SWITCHES = {
             " and no completion shows it that",
             cut_off="bootstrap",
         ),
+        _switch(
+            "overlap",
+            "one update old",
+            "π*: there every advantage is 0, whoever drew the completions",
+            overlap=True,
+        ),
+        _switch(
+            "overlap-exact",
+            "one update old, exact KL",
+            "π*: a policy that has come to rest draws what it is",
+            overlap=True,
+            kl_estimator="exact",
+        ),
         _switch("lam-0.95", "λ = 0.95", "π* as far as the critic is right", lam=0.95),
         _switch(
             "shared",

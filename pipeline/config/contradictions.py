@@ -76,6 +76,13 @@ def of_method(experiment: Experiment, method: str) -> Iterator[tuple[str, str]]:
                 "beta",
                 "0 is no coefficient that ppo.kl_target could steer; set it above 0: beta=0.05",
             )
+        engine = given.get("generation") or "loop"
+        if given.get("overlap") and engine in ("loop", "continuous"):
+            yield (
+                "ppo.overlap",
+                f"true gains nothing with ppo.generation={engine}, which draws in this process from"
+                " the weights that an update changes; set ppo.generation=vllm, or it to false",
+            )
         no_judge = not reward.trains_here() and reward.gold in (None, reward.source)
         if no_judge and given.get("gold_stop"):
             yield (

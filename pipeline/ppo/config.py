@@ -47,6 +47,9 @@ class PPOConfig(TrainingArguments):
             engine's μ not being the policy the trainer computes (truncated importance sampling,
             Espeholt et al. 2018, arXiv 1802.01561; for engines Yao et al. 2025, "Your Efficient RL
             Framework Secretly Brings You Off-Policy RL Training"); ``None`` = no correction.
+        overlap: draw a rollout's completions while the one before is learned from, by the weights
+            before that update: one step off-policy, corrected by ``importance_cap``. For engines
+            with weights of their own; docs/overlap.md says what it changes and when it pays.
 
     > Engine (docs/generation.md)
 
@@ -197,6 +200,7 @@ class PPOConfig(TrainingArguments):
     temperature: AboveZero = 1.0
     generation_batch_size: Count | None = None
     importance_cap: AboveZero | None = 2.0
+    overlap: bool = False
 
     # Engine
     generation: Literal["loop", "continuous", "vllm"] = "loop"
@@ -329,6 +333,8 @@ class PPOConfig(TrainingArguments):
         if values["cut_off"] != "keep" and values["missing_eos_penalty"] is not None:
             how = "learns nothing from" if values["cut_off"] == "mask" else "goes on beyond"
             yield "missing_eos_penalty", f"null with cut_off: {values['cut_off']}, which {how} them"
+        if values["overlap"] and values["importance_cap"] is None:
+            yield "importance_cap", "a number with overlap, whose completions are one update old"
         if values["gold_stop"] and values["eval_strategy"] in ("no", None):
             yield "eval_strategy", "steps or epoch with gold_stop, which looks at evaluations"
         if values["generation"] == "vllm":

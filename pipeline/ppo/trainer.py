@@ -23,13 +23,7 @@ from pipeline.data.prompts import as_prompts
 from pipeline.data.records import Prompt
 from pipeline.errors import UserError
 from pipeline.lm.check import check_policy
-from pipeline.lm.generation import (
-    Completion,
-    completions_of,
-    encode_prompt,
-    end_tokens,
-    sample_tokens,
-)
+from pipeline.lm.generation import Completion
 from pipeline.lm.hardware import one_device, use_plain_attention
 from pipeline.lm.models import base_of, prepare, upcast_trained
 from pipeline.lm.positions import check_prompts
@@ -42,7 +36,8 @@ from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.control import KLController, RunningDeviation
 from pipeline.ppo.cut_off import beyond_the_end
-from pipeline.ppo.engines import Called, Drawn, Engine, Request, Sampler, checked
+from pipeline.ppo.drawing import DrawingTrainer
+from pipeline.ppo.engines import Called, Engine, Sampler
 from pipeline.ppo.engines.choice import chosen
 from pipeline.ppo.prefix import PrefixCritic, prefixes
 from pipeline.ppo.rollout import (
@@ -60,22 +55,18 @@ from pipeline.ppo.rollout import (
     whitened,
 )
 from pipeline.ppo.upkeep import distributed
-from pipeline.ppo.upkeep.base import BaseTrainer, SampleLog
+from pipeline.ppo.upkeep.base import SampleLog
 from pipeline.ppo.upkeep.gold import GoldWatch
 from pipeline.ppo.upkeep.guards import failed_reward, reward_call
 from pipeline.ppo.upkeep.metrics import evaluation_metrics, part_metrics
-from pipeline.ppo.upkeep.sharing import (
-    evaluation_part,
-    rollout_draws,
-    share,
-    whole_evaluation,
-)
+from pipeline.ppo.upkeep.overlap import runs_beside
+from pipeline.ppo.upkeep.sharing import evaluation_part, share, whole_evaluation
 from reward_models import RewardCall, RewardError, RewardFunction, Scores
 
 _HORIZONS = 20  # of the KL controller in a run, where its length is not configured
 
 
-class PPOTrainer(BaseTrainer):
+class PPOTrainer(DrawingTrainer):
     """Proximal policy optimisation of a causal language model against any reward function.
 
     Args:
@@ -141,6 +132,7 @@ class PPOTrainer(BaseTrainer):
             make_head_float32(model)
         check_policy(model, processing_class, longest)
         self.engine = _engine(sampler, args)
+        self._beside = args.overlap and runs_beside(self.engine)
         if self.engine is not None:
             self.engine.begin(model, processing_class, longest)
         self._loaded: int | None = None  # the optimizer step whose weights the engine has
@@ -181,11 +173,9 @@ class PPOTrainer(BaseTrainer):
         """Make one rollout and cut it into the microbatches of its whole update."""
         args, everyone = self.args, self.sum_over_processes
 
-        # 1. Sample a completion y ~ π(·|x) of each prompt x.
+        # 1. Sample a completion y ~ π(·|x) of each prompt x, or y ~ μ(·|x) one update before.
         self.performance.start("generate")
-        encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
-        draws = rollout_draws([len(ids) for ids in encoded], args, self._seed(0))
-        completions = self._sample(prompts, encoded, draws, self._seed(0))
+        completions = self._completions(prompts)
 
         # 2. Score each by the reward r(x, y).
         self.performance.start("reward")
@@ -240,7 +230,8 @@ class PPOTrainer(BaseTrainer):
         metrics = self.on_rollout(rollout)
 
         # 7. Steer β by the KL of this rollout, where it is steered.
-        measured = metrics["objective/kl_exact" if exact else "objective/kl"]
+        # The log-ratios of completions drawn from μ fall short of it by KL(μ‖π).
+        measured = metrics["objective/kl_exact" if exact or args.overlap else "objective/kl"]
         self.kl_control.update(measured, args.rollout_batch_size)
         return parts
 
@@ -296,65 +287,6 @@ class PPOTrainer(BaseTrainer):
             line = self.prefix_critic.beyond(scaled_scores(scores, args, self.score_deviation))
         return torch.where(ended, 0.0, head - price * kl + line)
 
-    def _sample(
-        self,
-        prompts: Sequence[Prompt],
-        encoded: Sequence[tuple[int, ...]],
-        draws: Tensor,
-        seed: int,
-    ) -> list[Completion]:
-        """A completion of each prompt."""
-        args, model = self.args, base_of(self.actor_critic.policy)
-        stop = end_tokens(model)
-        request = Request(
-            encoded, args.response_length, args.temperature, frozenset(stop), seed,
-            args.process_index * len(encoded), draws, self.state.global_step,
-        )  # fmt: skip
-        if self.engine is None:
-            drawn = Drawn(self._loop(request))
-        else:
-            self._load_engine(self.engine)
-            known = model.config.get_text_config().vocab_size
-            drawn = checked(self.engine(request), request, known)
-        tokens, logps = drawn.tokens, drawn.logps
-        return completions_of(self.tokenizer, prompts, encoded, tokens, stop, logps)
-
-    def _load_engine(self, engine: Engine) -> None:
-        """Give the engine the weights of now, where it has others."""
-        step, model = self.state.global_step, self.actor_critic
-        if step == self._loaded:
-            return
-
-        def load() -> None:
-            if self.is_world_process_zero():
-                engine.load(model.policy, step)
-
-        distributed.sample_whole(model, load)
-        self.accelerator.wait_for_everyone()
-        self._loaded = step
-
-    def _loop(self, request: Request) -> list[list[int]]:
-        """Tokens from the policy as it is, as many rows at once as fit."""
-        args, model = self.args, self.actor_critic
-
-        def draw(rows: int) -> list[list[int]]:
-            return sample_tokens(
-                model.policy,
-                self.tokenizer,
-                request.prompt_ids,
-                max_new_tokens=request.max_new_tokens,
-                temperature=request.temperature,
-                batch_size=rows,
-                seed=request.seed,
-                draws=request.draws,
-            )
-
-        rows = args.generation_batch_size or len(request.prompt_ids)
-        with self.accelerator.autocast():
-            return distributed.sample_whole(
-                model, lambda: self.memory.fit("generating", rows, draw)
-            )
-
     def _reward(self, completions: Sequence[Completion], judge: RewardCall | None = None) -> Scores:
         """What the reward, or the judge, says of the completions.
 
@@ -393,14 +325,6 @@ class PPOTrainer(BaseTrainer):
                 "evaluating", rows, lambda rows: record_in_parts(model, batch, rows, keep_states)
             )
         return batch, *recorded
-
-    def _seed(self, purpose: int) -> int:
-        """A seed of this rollout and ``purpose``, for all processes; no state to save."""
-        parts = (self.args.seed, self.rollout_index, purpose)
-        seed = 0
-        for part in parts:
-            seed = (seed * 1_000_003 + part + 1) % (2**63 - 1)
-        return seed
 
     # -- the update ----------------------------------------------------------------------------
 
@@ -505,7 +429,7 @@ class PPOTrainer(BaseTrainer):
         if eval_dataset is not None and not self.is_fsdp_enabled:  # whose layers are split by now
             base = base_of(self.actor_critic.policy)
             check_prompts(base, self.tokenizer, prompts, args.response_length, "evaluation")
-        encoded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        encoded = self._encoded(prompts)
         rows, draws = evaluation_part([len(ids) for ids in encoded], args)
         own = [prompts[row] for row in rows], [encoded[row] for row in rows]
         completions = self._sample(*own, draws, args.seed)

@@ -40,8 +40,8 @@ def _best_by(experiment: Experiment) -> str | None:
 class _Counted(PPOTrainer):
     """The trainer, which counts what it asks for; its judge costs the policy nothing."""
 
-    def _sample(self, *given: Any, **settings: Any) -> list[Completion]:
-        completions = super()._sample(*given, **settings)
+    def _made(self, *given: Any) -> list[Completion]:
+        completions = super()._made(*given)
         count(self, sampled=completions)
         return completions
 

@@ -67,7 +67,12 @@ Sampler = Callable[[Request], "Drawn | Sequence[Sequence[int]]"]
 
 @runtime_checkable
 class Engine(Protocol):
-    """A sampler with a copy of the policy's weights."""
+    """A sampler with a copy of the policy's weights.
+
+    One that draws elsewhere, from weights that an update does not touch, says so by an attribute
+    ``beside = True``: ``PPOConfig.overlap`` then calls it in a thread of its own, one call at a
+    time, and never beside :meth:`load`.
+    """
 
     def begin(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
         """Before any work: refuse in one line what cannot draw from this policy.

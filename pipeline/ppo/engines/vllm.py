@@ -61,6 +61,8 @@ class VLLM:
         tolerance: nats a token by which the server's log-probabilities may differ on average.
     """
 
+    beside = True  # it has weights of its own, so it may draw while these change (overlap)
+
     def __init__(
         self,
         url: str,

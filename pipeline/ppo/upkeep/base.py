@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, Trainer
 
+from common.words import first_line
 from pipeline.data.records import Prompt
 from pipeline.output.checkpoints import CompleteMarker, require_whole
 from pipeline.ppo.actor_critic import ActorCritic, parameter_groups
@@ -30,6 +32,7 @@ from pipeline.ppo.upkeep.guards import Guards
 from pipeline.ppo.upkeep.journal import Journal, sample_rows
 from pipeline.ppo.upkeep.memory import Memory
 from pipeline.ppo.upkeep.metrics import UpdateMetrics, engine_metrics, rollout_metrics
+from pipeline.ppo.upkeep.overlap import Ahead
 from pipeline.ppo.upkeep.performance import Performance
 from pipeline.ppo.upkeep.sharing import RolloutSampler
 
@@ -75,6 +78,7 @@ class BaseTrainer(Trainer):
         self._rollout_metrics: dict[str, float] = {}
         self.update_metrics = UpdateMetrics(self.args.device)
         self.performance = Performance(self.args.device)
+        self.ahead = Ahead()
         self.journal = Journal(Path(str(args.output_dir)) / "rollouts", processing_class)
         self.evaluations = EvaluationsFile(Path(str(args.output_dir)) / "evaluations.jsonl")
         self._within_loop = False
@@ -113,6 +117,7 @@ class BaseTrainer(Trainer):
         repeats = args.steps_per_rollout * args.gradient_accumulation_steps
         prompts: Any = self.train_dataset
         self.pending = []  # an earlier call that ended in an error may have left some
+        self.ahead = Ahead()
         self._sampler = RolloutSampler(len(prompts), args.rollout_batch_size, repeats, args.seed)
         loader = DataLoader(
             prompts,
@@ -189,6 +194,21 @@ class BaseTrainer(Trainer):
             self._rollout_metrics = {}
         super().log(logs, start_time)
 
+    def failed_ahead(self) -> bool:
+        """Wait for what is drawn ahead; whether that failed, on any process."""
+        if not self.args.overlap:
+            return False
+        self.performance.start("generate")
+        self.ahead.wait()
+        self.performance.stop()
+        own = self.ahead.error
+        failed = self.sum_over_processes(torch.tensor([float(own is not None)]))
+        if float(failed) == 0:
+            return False
+        reasons = gather_object([None if own is None else first_line(own)])
+        self.ahead.failed_elsewhere(next(reason for reason in reasons if reason is not None))
+        return True
+
     # -- steps ---------------------------------------------------------------------------------
 
     def begin_minibatch(self) -> None:
@@ -242,6 +262,7 @@ class BaseTrainer(Trainer):
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
         output = super()._finalize_training(*args, **kwargs)  # type: ignore[misc]
         self.guards.end(self.state.global_step)
+        self.ahead.end(self.state.global_step)
         return output
 
     # -- processes and checkpoints -------------------------------------------------------------
@@ -284,6 +305,18 @@ class BaseTrainer(Trainer):
             return plain(checkpoint)
         with distributed.as_saved(self, Path(checkpoint)):
             plain(checkpoint)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """What each process has of its own: random states, and completions drawn ahead."""
+        super()._save_rng_state(output_dir)  # type: ignore[misc]
+        if self.args.overlap:
+            self.ahead.save(Path(output_dir), self.args.process_index, self.args.world_size)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)  # type: ignore[misc]
+        if self.args.overlap and checkpoint is not None:
+            args = self.args
+            self.ahead.load(Path(checkpoint), args.process_index, args.world_size)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self.args.should_save:
@@ -334,10 +367,12 @@ class Hooks(CompleteMarker):
         self._trainer.gate_gradients()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Beyond ``kl_stop``: save, and end the run."""
+        """Beyond ``kl_stop``, or without a next rollout: save, and end the run."""
         super().on_step_end(args, state, control)
         self._trainer.performance.stop()
-        if self._trainer.guards.wants_to_stop:
+        due = state.global_step % args.steps_per_rollout == 0
+        failed = due and self._trainer.failed_ahead()
+        if self._trainer.guards.wants_to_stop or failed:
             control.should_save = control.should_training_stop = True
 
     def hold(self, args: Any, state: Any, control: Any) -> None:

@@ -285,6 +285,13 @@ def test_evaluations_and_checkpoints_go_together(
     assert "multiple" in complaint(tiny, *chosen, "ppo.save_steps=9", "ppo.eval_steps=6")
 
 
+@pytest.mark.parametrize("engine", [[], ["ppo.generation=continuous"]])
+def test_nothing_overlaps_in_one_process(tiny: Path, engine: list[str]) -> None:
+    message = complaint(tiny, *engine, "ppo.overlap=true")
+    assert "ppo.overlap=true: true gains nothing with ppo.generation=" in message
+    load_experiment(tiny, ["ppo.overlap=true", "ppo.generation=vllm", "ppo.server=http://a:1"])
+
+
 def test_without_a_price_of_kl_nothing_steers_it(tiny: Path) -> None:
     load_experiment(tiny, ["beta=0"])
     message = complaint(tiny, "ppo.kl_target=3", "beta=0")
