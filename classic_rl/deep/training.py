@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from classic_rl.algorithms import find_algorithm
-from classic_rl.deep import evaluation, policy_file
+from classic_rl.deep import card, evaluation, policy_file
 from classic_rl.deep.best import Best
 from classic_rl.deep.configuration import write_yaml
 from classic_rl.deep.run import BEST_FOLDER, CHECKPOINT_FILE, RESULT_FILE, Result, RunConfig
@@ -99,13 +99,18 @@ def train(
 def evaluate(
     folder: str | Path, episodes: int = 100, seed: int = EVALUATION_SEED
 ) -> evaluation.Evaluation:
-    """Play a trained policy greedily and write the folder's ``evaluation.json``."""
+    """Play a trained policy greedily and write the folder's ``evaluation.json`` and card."""
     folder = Path(folder)
     policy, env_id, env_kwargs = policy_file.load_policy(folder)
     measured = evaluation.evaluate(policy, env_id, episodes, seed, env_kwargs=env_kwargs)
     content = {"env_id": env_id, "episodes": episodes, "seed": seed, **summary(measured.returns)}
     target = folder if folder.is_dir() else folder.parent
     write_json(target / EVALUATION_FILE, content | asdict(measured))
+    best = target.name == BEST_FOLDER
+    result = (target.parent if best else target) / RESULT_FILE
+    if result.is_file():
+        about = json.loads(result.read_text(encoding="utf-8"))
+        card.write_card(target, about, content, best)
     return measured
 
 
@@ -171,11 +176,12 @@ def _train(
 def _replace(folder: Path, began: float, resume: bool) -> None:
     """Remove what an earlier run left in the folder, whatever is older than ``began``."""
     kept = {CHECKPOINT_FILE} if resume else set()
-    policy = {EVALUATION_FILE, policy_file.POLICY_FILE}
+    policy = {EVALUATION_FILE, policy_file.POLICY_FILE, card.CARD_FILE}
     best = {f"{BEST_FOLDER}/{name}" for name in policy}
     for name in (policy | best | {RESULT_FILE, CHECKPOINT_FILE}) - kept:
         path = folder / name
-        if path.exists() and path.stat().st_mtime < began:
+        own = path.name == card.CARD_FILE and not card.is_replaceable(path)
+        if path.exists() and path.stat().st_mtime < began and not own:
             path.unlink()
 
 

@@ -60,6 +60,7 @@ def test_train_then_evaluate(
     assert "evaluation" in out and str(tmp_path) in out
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {
+        "README.md",
         "checkpoint.safetensors",
         "config.yaml",
         "evaluation.json",
