@@ -38,6 +38,7 @@ TOOLS = {
         "proxy and gold as optimisation goes on: best-of-n, PPO, ensembles",
         "pipeline.overoptimise.command",
     ),
+    "push": ("send finished models, rewards, the report to the hub", "pipeline.sharing.command"),
     "play": ("what each policy makes of a prompt, with rewards and KL", "pipeline.play.command"),
     "plan": ("memory, length and speed of an experiment before it is run", "pipeline.plan.command"),
     "sweep": ("policies × β × seeds, side by side, on one picture", "pipeline.sweep.command"),

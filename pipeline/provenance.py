@@ -19,6 +19,7 @@ from common.words import flatten
 from pipeline.config import OVER_SFT, PAIRWISE, Experiment, RewardPart, stages
 from pipeline.config.choices import left_out, trains
 from pipeline.config.content import checkpoint_hash, content_hash
+from pipeline.config.hub import HUB_KEYS
 from pipeline.worlds import ACCUMULATED, ROWS, same_batch
 from reward_models.loading import kind_of
 
@@ -110,6 +111,8 @@ def _keys(stage: stages.Stage) -> Callable[[str], bool]:
     """Which dotted keys of the config decide the stage's output."""
 
     def is_read(key: str) -> bool:
+        if key.rpartition(".")[2] in HUB_KEYS:  # where the result goes changes nothing in it
+            return False
         return _within(key, stage.reads) and not _within(key, stage.unread)
 
     return is_read

@@ -26,9 +26,10 @@ from common.files import write_json
 from common.words import clock
 from pipeline.config import Experiment
 from pipeline.config.choices import left_out
+from pipeline.config.hub import pushes
 from pipeline.config.stages import find_stage
 from pipeline.errors import LostProcess, UserError
-from pipeline.output import hub, quiet
+from pipeline.output import quiet
 from pipeline.output.console import is_main_process, say, wait_for_every_rank
 from pipeline.output.memory import peak_memory
 from pipeline.output.versions import warn_untested
@@ -41,6 +42,8 @@ REPORT = "pipeline.stages.report"
 AHEAD = "pipeline.stages.ahead"
 BUDGET = "pipeline.stages.budget"
 MEMORY = "pipeline.plan.warning"
+CARDS = "pipeline.cards.writing"
+PUSHING = "pipeline.sharing.pushing"
 # What flock answers where there are no locks (some network mounts).
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
@@ -168,6 +171,8 @@ def _run_step(experiment: Experiment, step: Step) -> None:
                 # When the stage failed, its own exception says more (a full disk, say).
                 if record["status"] == "finished":
                     raise
+    if main:
+        importlib.import_module(CARDS).write_cards(experiment, [stage])
     say(f"{stage}: finished in {clock(record['seconds'])}, peak memory {peak_memory():.1f} GiB")
     wait_for_every_rank()
 
@@ -219,7 +224,7 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
         raise UserError("--overwrite: not with several processes; remove the outputs first")
     start = time.monotonic()
     with lock(experiment.output_dir) if is_main_process() else nullcontext():
-        steps = _checked(experiment, command, overwrite)
+        steps, hub = _checked(experiment, command, overwrite)
         if several:
             _check_alone(experiment, command, steps)
         try:
@@ -231,9 +236,14 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
                     say(f"{step.stage}: finished already, skipped")
                     continue
                 _run_step(experiment, step)
+                if not several:  # the others would wait, and their libraries lose patience
+                    _push(experiment, hub, [step.stage])
                 free_memory()
+            if steps and is_main_process():  # of older runs too
+                importlib.import_module(CARDS).write_cards(experiment, [s.stage for s in steps])
             if command in ("run", "report") and is_main_process():
                 stage_function("report")(experiment)
+            failed = _push(experiment, hub)
         except Exception as error:
             if _disk_is_full(error):
                 raise UserError(
@@ -250,6 +260,8 @@ def run(experiment: Experiment, command: str, overwrite: bool = False) -> None:
         say(f"report: {experiment.stage_dir('report') / 'index.html'}")
     if command == "run":
         say(f"all stages done in {clock(time.monotonic() - start)}, peak {peak_memory():.1f} GiB")
+    if failed:
+        raise importlib.import_module(PUSHING).told(failed)
 
 
 def ready(experiment: Experiment, command: str, overwrite: bool = False) -> list[Step]:
@@ -259,26 +271,28 @@ def ready(experiment: Experiment, command: str, overwrite: bool = False) -> list
         UserError: as `run` before any work.
     """
     with lock(experiment.output_dir):
-        steps = _checked(experiment, command, overwrite)
+        steps, _ = _checked(experiment, command, overwrite)
         for step in steps:
             if step.action == "replace":
                 _remove(experiment, step.stage)
     return steps
 
 
-def _checked(experiment: Experiment, command: str, overwrite: bool) -> list[Step]:
-    """The plan of a command, once everything that can be known to fail has been looked at."""
+def _checked(
+    experiment: Experiment, command: str, overwrite: bool
+) -> tuple[list[Step], Sequence[Any]]:
+    """The plan of a command and its places on the hub, once everything that can be known to fail
+    has been looked at."""
     steps = plan(experiment, _asked(experiment, command), overwrite)
     warn_untested()
-    if is_main_process():
-        _check_hub(experiment, steps)
+    hub = _checked_hub(experiment, command, steps)
     if command == "report":
         _need_comparison(experiment)
     check_ahead(experiment, [step.stage for step in steps if step.action != "skip"])
     for stage, why in left_out(experiment).items() if command == "run" else ():
         say(f"{stage}: left out ({why})")
     _tell_needed(experiment, command, steps)
-    return steps
+    return steps, hub
 
 
 def _check_alone(experiment: Experiment, command: str, steps: Sequence[Step]) -> None:
@@ -334,14 +348,19 @@ def _warn_of_memory(experiment: Experiment, steps: Sequence[Step]) -> None:
         free_memory()
 
 
-def _check_hub(experiment: Experiment, steps: Sequence[Step]) -> None:
-    """UserError where a stage with work to do is to push its model and cannot."""
-    trained_now = {step.stage for step in steps if step.action != "skip"}
-    for stage in experiment.stages():
-        arguments = experiment.of(stage.name).trainer_args(stage.section) if stage.arguments else {}
-        if stage.name in trained_now and arguments.get("push_to_hub"):
-            hub.check_account(f"{stage.section}.push_to_hub")
-            return
+def _checked_hub(experiment: Experiment, command: str, steps: Sequence[Step]) -> Sequence[Any]:
+    """Where the output of this command goes on the hub; UserError where it cannot."""
+    if not pushes(experiment) or not is_main_process():
+        return ()
+    stages = [step.stage for step in steps]
+    return importlib.import_module(PUSHING).check_command(experiment, command, stages)
+
+
+def _push(
+    experiment: Experiment, places: Sequence[Any], stages: Sequence[str] | None = None
+) -> list[str]:
+    """Push what is finished, of ``stages`` or all; what could not be is returned."""
+    return importlib.import_module(PUSHING).push(experiment, places, stages) if places else []
 
 
 def _need_comparison(experiment: Experiment) -> None:

@@ -31,6 +31,7 @@ from pipeline.errors import UserError
 from pipeline.lm.hardware import autocast, best_device
 from pipeline.lm.models import EMBEDDED_MODEL, prepare
 from pipeline.lm.route import FAILS
+from pipeline.lm.saving import adapter_base
 
 LOADING = (*FAILS, ImportError, SafetensorError)  # what loading a broken model may raise
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -240,6 +241,7 @@ def _load_adapted(
     source = config.base_model_name_or_path
     if not source:
         raise _Refused(f"its {_ADAPTER} names no base_model_name_or_path; write it there")
+    source = adapter_base(name, source)
     if config.task_type not in (None, "CAUSAL_LM"):
         raise _Refused(f"is an adapter for {config.task_type}, not for a causal language model")
     base_name, base_revision = _base(source, config.revision)

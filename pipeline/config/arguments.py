@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pipeline.bounds import AboveZero, Count, NotNegative, out_of_bounds
 from pipeline.config.evaluation import problems
 from pipeline.config.former import today
+from pipeline.config.hub import NOT_HERE
 from pipeline.config.stages import Stage
 
 # Arguments that the pipeline sets itself, and what to set instead.
@@ -34,6 +35,7 @@ _OWNED = {
     "run_name": "name",
     "project": "tracking.project",
     "hub_token": "the environment variable HF_TOKEN, which is never written to disk",
+    **NOT_HERE,
     "do_train": "nothing: a stage trains",
     "do_eval": "eval_strategy",
     "do_predict": "nothing: a stage trains",

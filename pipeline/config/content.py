@@ -14,6 +14,8 @@ from pipeline.config.rewards import is_trained_here
 # cost more than it tells.
 _WHOLE = 64 * 2**20
 _END = 2**20
+CARD_MARK = "<!-- This card is rewritten when more is measured; without this line it is kept. -->"
+"""Ends a policy's model card."""
 
 
 def _hash_file(path: Path) -> str:
@@ -42,6 +44,16 @@ def _file_of(module: str) -> Path:
     return Path(found.origin) if found and found.origin else path
 
 
+def is_own_card(file: Path) -> bool:
+    """Whether a README.md is a card of this project, which is completed after a comparison.
+
+    Nothing is made from it, so it counts for no content: what builds on the model stays valid.
+    """
+    if file.name != "README.md":
+        return False
+    return CARD_MARK in file.read_text(encoding="utf-8", errors="replace")
+
+
 def content_hash(name: str | None, without: Container[str] = ()) -> str | None:
     """sha256 of what a config value names on this machine; None when it names nothing here.
 
@@ -63,7 +75,7 @@ def content_hash(name: str | None, without: Container[str] = ()) -> str | None:
     for file in sorted(file for file in path.rglob("*") if file.is_file()):
         relative = file.relative_to(path)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if not hidden and str(relative) not in without:
+        if not hidden and str(relative) not in without and not is_own_card(file):
             digest.update(f"{relative.as_posix()}\0{_hash_file(file)}\n".encode())
     return digest.hexdigest()
 

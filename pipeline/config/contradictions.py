@@ -30,6 +30,12 @@ def of(experiment: Experiment) -> Iterator[tuple[str, str]]:
             "does not go with model.use_peft, whose modules are model.lora_target_modules;"
             " set model.policy_modules=null",
         )
+    if model.save != "merged" and not model.use_peft:
+        yield (
+            "model.save",
+            f"{model.save} is of LoRA adapters, and there are none: set model.use_peft=true, or"
+            " leave it out",
+        )
     if data.min_words > data.max_words:
         yield "data.min_words", f"{data.min_words} is above data.max_words ({data.max_words})"
     if data.prompt_words >= data.min_words:

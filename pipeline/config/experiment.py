@@ -33,6 +33,7 @@ from pipeline.config.arguments import (
     unknown_key,
 )
 from pipeline.config.base import Name, Section, TrainerSection, Unsaid
+from pipeline.config.hub import HUB_KEYS
 from pipeline.config.method_sections import (
     CPOSection,
     GRPOSection,
@@ -65,6 +66,7 @@ from pipeline.config.sections import (
     OveroptimiseSection,
     PairsSection,
     PPOSection,
+    ReportSection,
     RewardSection,
     SFTSection,
     TrackingSection,
@@ -115,6 +117,9 @@ class Experiment(Section):
     compare: CompareSection = CompareSection()
     overoptimise: OveroptimiseSection = OveroptimiseSection()
     sweep: SweepSection = Field(default=SweepSection(), exclude_if=lambda s: s == SweepSection())
+    report: ReportSection = Field(
+        default=ReportSection(), exclude_if=lambda s: s == ReportSection()
+    )
     tracking: TrackingSection = TrackingSection()
 
     _policy: str | None = PrivateAttr(None)
@@ -214,7 +219,10 @@ _SECTIONS = {
 }
 # Where a bare key belongs: {"max_new_tokens": "generation.max_new_tokens", ...}.
 _HOME = {
-    key: f"{name}.{key}" for name, section in _SECTIONS.items() for key in section.model_fields
+    key: f"{name}.{key}"
+    for name, section in _SECTIONS.items()
+    for key in section.model_fields
+    if key not in HUB_KEYS  # many sections have them
 } | {key: key for key in Experiment.model_fields}
 
 

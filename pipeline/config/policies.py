@@ -17,7 +17,7 @@ from pipeline.config.stages import METHODS, NO_METHODS, STAGES, find_stage
 _TAKEN = {
     *(stage.name for stage in STAGES),
     *("report", "run", "data", "best_of_n", "overoptimise", "certify", "label", "inspect"),
-    *("evaluate-reward", "play", "plan", "sweep", "trials", "shared", "wandb", "pairs"),
+    *("evaluate-reward", "play", "plan", "push", "sweep", "trials", "shared", "wandb", "pairs"),
     "checkpoints",
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")

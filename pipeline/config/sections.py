@@ -39,6 +39,11 @@ class ModelSection(Section):
     lora_alpha: Annotated[float, Field(gt=0)] = 32
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     lora_target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    save: Literal["merged", "adapter", "both"] = Field(
+        default="merged", exclude_if=lambda form: form == "merged"
+    )
+    """What is kept of a policy trained by LoRA: a whole model (`<policy>/model`), its adapters over
+    the SFT model (`<policy>/adapter`), or both."""
     trust_remote_code: bool = False
     """Run Python code that comes with a hub model. Off, as it should be for most."""
 
@@ -266,6 +271,9 @@ class RewardSection(TrainerSection):
 class PPOSection(TrainerSection):
     """Fields of pipeline.ppo.config.PPOConfig, which is a transformers.TrainingArguments."""
 
+    save_value_head: bool = Field(default=False, exclude_if=_is_unset)
+    """Keep the trained value head too, in `<policy>/value_head`."""
+
 
 class PairsSection(Section):
     """Preference pairs drawn from the SFT model's own samples."""
@@ -351,6 +359,16 @@ class OveroptimiseSection(Section):
     """The sizes of the proxies that PPO optimises, from `sizes`."""
     episodes: Count = 640
     """Completions of each PPO run, in the place of `ppo.total_episodes`."""
+
+
+class ReportSection(Section):
+    """Where the report goes beside its folder: a static Space of the hub, which shows the page."""
+
+    push_to_hub: bool = False
+    hub_space_id: Unsaid[Name] = None
+    """`owner/name`, or a name in your own account; null is `<name>-report`."""
+    hub_private_repo: Unsaid[bool] = None
+    """Null is as the account has it: public, mostly."""
 
 
 class TrackingSection(Section):

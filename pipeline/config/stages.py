@@ -26,7 +26,7 @@ _PPO_METRICS |= {"kl": None, "length": None, "ended": None}
 
 
 # Of the model section, what SFT does without.
-_POLICY_MODULES = "model.policy_modules"
+_OF_POLICIES = ("model.policy_modules", "model.save")
 # How long a Trainer runs.
 _LENGTHS = ("max_steps", "num_train_epochs")
 # Of the data section, what only DPO's own pairs need.
@@ -147,7 +147,7 @@ STAGES: tuple[Stage, ...] = (
         reads=("model", "data", "sft", "seed"),
         unread=(
             *OWN_PAIRS,
-            _POLICY_MODULES,
+            *_OF_POLICIES,
             "data.train_prompts",
             "data.validation_prompts",
             "data.label_column",
@@ -189,7 +189,7 @@ METHODS: tuple[Stage, ...] = (
         module="pipeline.stages.ppo",
         does="optimise the reward by PPO with a KL penalty",
         needs=("sft", "reward"),
-        reads=(_POLICY_MODULES, "data", "generation", "beta", "ppo", "seed"),
+        reads=(*_OF_POLICIES, "data", "generation", "beta", "ppo", "seed"),
         unread=OWN_PAIRS,
         arguments="pipeline.ppo.config:PPOConfig",
         owned={
@@ -207,7 +207,7 @@ METHODS: tuple[Stage, ...] = (
         module="pipeline.stages.dpo",
         does="draw preference pairs from the SFT model and train DPO on them",
         needs=("sft", "reward"),
-        reads=(_POLICY_MODULES, "data", "generation", "beta", "pairs", "dpo", "seed"),
+        reads=(*_OF_POLICIES, "data", "generation", "beta", "pairs", "dpo", "seed"),
         unread=("data.validation_prompts",),
         arguments="trl:DPOConfig",
         owned={"beta": _BETA},
@@ -222,7 +222,7 @@ METHODS: tuple[Stage, ...] = (
         module="pipeline.stages.kto",
         does="train KTO on the completions of the pairs, each labelled alone",
         needs=("sft", "reward"),
-        reads=(_POLICY_MODULES, "data", "generation", "beta", "pairs", "kto", "seed"),
+        reads=(*_OF_POLICIES, "data", "generation", "beta", "pairs", "kto", "seed"),
         unread=("data.validation_prompts",),
         arguments="trl:KTOConfig",
         owned={"beta": _BETA},
@@ -243,7 +243,7 @@ METHODS: tuple[Stage, ...] = (
         module="pipeline.stages.rloo",
         does="optimise the reward by RLOO with the KL in the reward",
         needs=("sft", "reward"),
-        reads=(_POLICY_MODULES, "data", "generation", "beta", "rloo", "seed"),
+        reads=(*_OF_POLICIES, "data", "generation", "beta", "rloo", "seed"),
         unread=OWN_PAIRS,
         arguments="trl:RLOOConfig",
         owned=_ROLLOUTS_OWNED,
@@ -257,7 +257,7 @@ METHODS: tuple[Stage, ...] = (
         module="pipeline.stages.grpo",
         does="optimise the reward by GRPO with the KL in the loss",
         needs=("sft", "reward"),
-        reads=(_POLICY_MODULES, "data", "generation", "beta", "grpo", "seed"),
+        reads=(*_OF_POLICIES, "data", "generation", "beta", "grpo", "seed"),
         unread=OWN_PAIRS,
         arguments="trl:GRPOConfig",
         owned=_ROLLOUTS_OWNED,
@@ -272,7 +272,7 @@ METHODS: tuple[Stage, ...] = (
         module="pipeline.stages.rejection",
         does="fine-tune on the best of n samples of the SFT model for each prompt",
         needs=("sft", "reward"),
-        reads=(_POLICY_MODULES, "data", "generation", "rejection", "seed"),
+        reads=(*_OF_POLICIES, "data", "generation", "rejection", "seed"),
         unread=(*OWN_PAIRS, "data.validation_prompts"),
         arguments="trl:SFTConfig",
         owned=_SELECTED_OWNED,
@@ -286,7 +286,7 @@ METHODS: tuple[Stage, ...] = (
         module="pipeline.stages.reweighted",
         does="fine-tune on samples of the SFT model, drawn again by exp(reward/β)",
         needs=("sft", "reward"),
-        reads=(_POLICY_MODULES, "data", "generation", "beta", "reweighted", "seed"),
+        reads=(*_OF_POLICIES, "data", "generation", "beta", "reweighted", "seed"),
         unread=(*OWN_PAIRS, "data.validation_prompts"),
         arguments="trl:SFTConfig",
         owned=_SELECTED_OWNED,
@@ -301,7 +301,7 @@ METHODS: tuple[Stage, ...] = (
         module="pipeline.stages.orpo",
         does="train ORPO on the pairs, without a reference",
         needs=("sft", "reward"),
-        reads=(_POLICY_MODULES, "data", "generation", "pairs", "orpo", "seed"),
+        reads=(*_OF_POLICIES, "data", "generation", "pairs", "orpo", "seed"),
         unread=("data.validation_prompts",),
         arguments="trl.experimental.orpo:ORPOConfig",
         owned=_TOKEN_PAIRS_OWNED,
@@ -317,7 +317,7 @@ METHODS: tuple[Stage, ...] = (
         module="pipeline.stages.cpo",
         does="train CPO on the pairs, without a reference",
         needs=("sft", "reward"),
-        reads=(_POLICY_MODULES, "data", "generation", "pairs", "cpo", "seed"),
+        reads=(*_OF_POLICIES, "data", "generation", "pairs", "cpo", "seed"),
         unread=("data.validation_prompts",),
         arguments="trl.experimental.cpo:CPOConfig",
         owned=_TOKEN_PAIRS_OWNED,
@@ -334,7 +334,7 @@ METHODS: tuple[Stage, ...] = (
         module="pipeline.stages.simpo",
         does="train SimPO on the pairs, without a reference",
         needs=("sft", "reward"),
-        reads=(_POLICY_MODULES, "data", "generation", "pairs", "simpo", "seed"),
+        reads=(*_OF_POLICIES, "data", "generation", "pairs", "simpo", "seed"),
         unread=("data.validation_prompts",),
         arguments="pipeline.stages.simpo:SimPOConfig",
         owned={

@@ -1,4 +1,4 @@
-"""Loading and saving of policies and tokenizers, and what of a policy is trained."""
+"""Loading of policies and tokenizers, and what of a policy is trained."""
 
 from __future__ import annotations
 
@@ -22,17 +22,15 @@ from transformers import (
 )
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from common.files import new_folder
 from common.words import first_line
 from pipeline.config import ModelSection
 from pipeline.data import embedded, toy
 from pipeline.errors import UserError
 from pipeline.lm.hardware import best_device, compute_dtype
-from pipeline.output.console import say
+from pipeline.lm.saving import adapter_base, merged
+from pipeline.output.policies import ADAPTER, is_policy
 
 EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
-# Below this share of an adapter's update that rounding leaves, it is told.
-_TOLD_BELOW = 0.99
 
 
 def switch_dropout_off(model: nn.Module) -> None:
@@ -84,51 +82,16 @@ def _load_adapted(
     name: str, dtype: torch.dtype | str, revision: str | None, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Adapters merged into the base that they name, and their tokenizer, else the base's."""
-    source = PeftConfig.from_pretrained(name, revision=revision).base_model_name_or_path
+    config = PeftConfig.from_pretrained(name, revision=revision)
+    source = config.base_model_name_or_path
     if not source:
         raise ValueError("its adapter_config.json names no base_model_name_or_path")
-    base, tokenizer = load_pretrained(source, dtype, trust_remote_code=trust_remote_code)
+    source = adapter_base(name, source)
+    base, tokenizer = load_pretrained(source, dtype, config.revision, trust_remote_code)
     with suppress(OSError, ValueError):  # adapters often come without one
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     adapted = PeftModel.from_pretrained(base, name, revision=revision)
     return merged(adapted, base.dtype, name), tokenizer
-
-
-def merged(model: PeftModel, dtype: torch.dtype, label: str) -> PreTrainedModel:
-    """The plain model with the adapters of ``model`` in its weights, which it is of no use after.
-
-    The sum is made in float32. Rounded to bfloat16 afterwards, what adapters add to a weight
-    vanishes where it is below half a step of that weight, so how much remains is told.
-
-    Args:
-        dtype: of the result. label: what the adapters are called.
-    """
-    kept = 1.0 if dtype == torch.float32 else _share_kept(model, dtype)
-    plain = model.float().merge_and_unload()  # type: ignore[operator]
-    if kept < _TOLD_BELOW:
-        say(
-            f"warning: {label}: merged in {str(dtype).removeprefix('torch.')}, {kept:.0%} of what "
-            "the adapters add to the weights remains; model.dtype=float32 keeps all of it"
-        )
-    return plain.to(dtype).requires_grad_(True)
-
-
-@torch.no_grad()
-def _share_kept(model: PeftModel, dtype: torch.dtype) -> float:
-    """The part of the adapters' update that rounding to ``dtype`` leaves, along the update."""
-    whole = kept = 0.0
-    for module in model.modules():
-        if not hasattr(module, "get_delta_weight") or not hasattr(module, "get_base_layer"):
-            continue
-        weight = module.get_base_layer().weight  # type: ignore[operator, union-attr]
-        for adapter in model.active_adapters:
-            if adapter not in getattr(module, "lora_A", {}):
-                continue
-            delta = module.get_delta_weight(adapter).float()  # type: ignore[operator]
-            rounded = (weight.float() + delta).to(dtype).float() - weight.to(dtype).float()
-            whole += float((delta * delta).sum())
-            kept += float((rounded * delta).sum())
-    return kept / whole if whole > 0 else 1.0
 
 
 def load_base(
@@ -153,14 +116,16 @@ def load_checkpoint(
     """A finished stage's policy in evaluation mode on the best device.
 
     Args:
-        path: a Hugging Face folder. dtype: ``None`` keeps the one it was saved in.
+        path: a Hugging Face folder, of a model or of adapters, which are merged into their base.
+        dtype: ``None`` keeps the one it was saved in; adapters are then merged in float32.
 
     Raises:
         UserError: the folder is missing or holds no model.
     """
-    if not (path / "config.json").is_file():
+    if not is_policy(path):
         raise UserError(f"{path}: no model folder (config.json is missing); run its stage first")
-    model, tokenizer = load_pretrained(str(path), dtype or "auto")
+    kept = torch.float32 if path.name == ADAPTER else "auto"
+    model, tokenizer = load_pretrained(str(path), dtype or kept)
     return prepare(model, tokenizer).eval().to(best_device()), tokenizer  # type: ignore[arg-type]
 
 
@@ -332,22 +297,3 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 def base_of(model: nn.Module) -> PreTrainedModel:
     """The Hugging Face model inside a PEFT model, or the model itself."""
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
-
-
-def save_policy(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: torch.dtype
-) -> None:
-    """Write a finished policy as a plain Hugging Face folder, atomically; LoRA is merged in.
-
-    Args:
-        dtype: of the weights. Under bfloat16 autocast trained float32 matrices were rounded at
-            every forward pass, so bfloat16 is what was trained; adapters were not, so what they
-            are merged into must be float32 (:func:`merged`).
-    """
-    if isinstance(model, PeftModel):
-        policy = merged(model, dtype, folder.parent.name)
-    else:
-        policy = cast(PreTrainedModel, model).to(dtype)  # type: ignore[arg-type]
-    with new_folder(folder) as beside:
-        policy.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)

@@ -36,6 +36,7 @@ from pipeline.lm.kept import keep_samples, kept_samples
 from pipeline.lm.models import load_checkpoint
 from pipeline.lm.positions import check_prompts
 from pipeline.output.metrics_file import read_metrics
+from pipeline.output.policies import is_policy, policy_folder
 from pipeline.overoptimise.grid import (
     Array,
     How,
@@ -330,7 +331,7 @@ class Work:
 
     def has_run(self, size: Size, how: How, beta: float) -> bool:
         """Whether that PPO run has ended."""
-        return (self.ppo(size, how, beta).stage_dir("ppo") / "model" / "config.json").is_file()
+        return is_policy(policy_folder(self.ppo(size, how, beta).stage_dir("ppo")))
 
     def run(self, size: Size, how: How, beta: float) -> None:
         """Train PPO against the proxies of ``size``, combined ``how``, at ``beta`` a nat of KL."""

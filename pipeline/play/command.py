@@ -19,6 +19,7 @@ from common.words import json_able
 from pipeline.compare.wording import number, signed
 from pipeline.errors import UserError
 from pipeline.output.console import complain, say
+from pipeline.output.policies import is_policy, policy_folder
 
 if TYPE_CHECKING:  # they import torch
     from pipeline.config import Experiment
@@ -160,7 +161,7 @@ def _finished(experiment: Experiment) -> dict[str, Path]:
     from pipeline.compare import methods
 
     return {
-        method.name: experiment.stage_dir(method.stage) / "model"
+        method.name: policy_folder(experiment.stage_dir(method.stage))
         for method in methods.named(experiment)
         if method.stage is not None
     }
@@ -172,12 +173,11 @@ def _sources(experiment: Experiment, wanted: Sequence[str]) -> dict[str, str]:
     Raises:
         UserError: a policy of the experiment is not finished, or named twice, or none is there.
     """
-    from pipeline.play.players import has_model
 
     own = _finished(experiment)
     elsewhere = experiment.compare.policies
     if not wanted:
-        there = {name: str(folder) for name, folder in own.items() if has_model(folder)}
+        there = {name: str(folder) for name, folder in own.items() if is_policy(folder)}
         if not there and not elsewhere:
             raise UserError(
                 f"{experiment.output_dir}: no policy is finished there; run `rlhf run` with this"
@@ -188,7 +188,7 @@ def _sources(experiment: Experiment, wanted: Sequence[str]) -> dict[str, str]:
     for name in wanted:
         if name in sources:
             raise UserError(f"{name}: is named twice; leave one out")
-        if name in own and not has_model(own[name]):
+        if name in own and not is_policy(own[name]):
             raise UserError(f"{name}: {own[name]} is not there; run `rlhf {name}` first")
         sources[name] = str(own[name]) if name in own else elsewhere.get(name, name)
     return sources
@@ -213,7 +213,7 @@ def _ready(
 ) -> tuple[Continue, Settings]:
     """What continues a prompt by every policy, each loaded once; and how."""
     from pipeline.lm.hardware import policy_dtype
-    from pipeline.play.players import Settings, has_model, load_player, play
+    from pipeline.play.players import Settings, load_player, play
     from pipeline.stages.reward_sources import gold_reward, judge_is_proxy, proxy_reward
 
     proxy = proxy_reward(experiment)
@@ -233,7 +233,7 @@ def _ready(
             raise UserError(f"{error}; policies of this experiment: {named}") from error
 
     base, folder = next(iter(_finished(experiment).items()))
-    reference = loaded(base, str(folder)) if has_model(folder) else None
+    reference = loaded(base, str(folder)) if is_policy(folder) else None
     players = [
         reference if reference is not None and source == str(folder) else loaded(name, source)
         for name, source in sources.items()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -191,8 +190,3 @@ def _against(
             len(states),
         )
     return float(told.exact_kl.double().sum()), (told.logps - told.ref_logps).tolist()
-
-
-def has_model(folder: Path) -> bool:
-    """Whether a finished policy lies there."""
-    return (folder / "config.json").is_file()

@@ -40,6 +40,7 @@ from pipeline.lm.kept import kept_samples
 from pipeline.lm.models import load_checkpoint
 from pipeline.output.console import is_main_process, say
 from pipeline.output.metrics_file import read_metrics
+from pipeline.output.policies import is_policy, policy_folder
 from pipeline.report import figures
 from pipeline.stages import elsewhere, tracking
 from pipeline.stages.heldout import whole_texts
@@ -100,7 +101,7 @@ def measure(experiment: Experiment) -> dict[str, Evaluation]:
         say(f"compare: {stage} is left out ({why})")
     made = _made_from(experiment)
     finished = [m for m in folders if made is None or m.stage in made]
-    there = {m for m in finished if (folders[m] / "config.json").is_file()}
+    there = {m for m in finished if is_policy(folders[m])}
     if reference not in there:
         raise UserError(
             f"{folders[reference]}: there is no {reference.title} model to compare with; run"
@@ -222,7 +223,7 @@ def _reference_files(experiment: Experiment) -> list[Path]:
 def _trained(experiment: Experiment) -> dict[Method, Path]:
     """Where the checkpoint of each method that a stage trains is, or would be."""
     return {
-        method: experiment.stage_dir(method.stage) / "model"
+        method: policy_folder(experiment.stage_dir(method.stage))
         for method in methods.named(experiment)
         if method.stage is not None
     }

@@ -24,6 +24,7 @@ from pipeline.lm.generation import Completion
 from pipeline.lm.models import load_checkpoint
 from pipeline.lm.paths import completion_nll
 from pipeline.output.console import is_main_process, say
+from pipeline.output.policies import policy_folder
 from pipeline.stages.cost import write_cost
 from pipeline.stages.preferences import make_pairs, pairs_cost
 from pipeline.stages.tokens import learnt_tokens
@@ -131,7 +132,7 @@ def finish(
     logps = []
     try:
         for folder in (experiment.stage_dir("sft"), experiment.stage_dir(stage)):
-            model, _ = load_checkpoint(folder / "model")
+            model, _ = load_checkpoint(policy_folder(folder))
             logps.append(_logps(model, pairs))
             del model
     except torch.OutOfMemoryError:  # beside the trainer; the training itself is done

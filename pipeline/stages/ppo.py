@@ -12,6 +12,7 @@ from pipeline.lm.generation import Completion
 from pipeline.output.metrics_file import read_metrics
 from pipeline.ppo.config import PPOConfig, sharded
 from pipeline.ppo.trainer import PPOTrainer
+from pipeline.ppo.value_head import FOLDER, save_value_head
 from pipeline.report import figures
 from pipeline.stages import tracking
 from pipeline.stages.cost import Spent, count, spent_by, write_cost
@@ -117,5 +118,9 @@ def train(
     trainer.evaluations.path = experiment.stage_dir("ppo") / EVALUATIONS
     fit(trainer, experiment, "ppo")
     save_trained(trainer, experiment, "ppo", trainer.actor_critic.policy)
+    if experiment.ppo.save_value_head and trainer.is_world_process_zero():
+        prefix = trainer.prefix_critic if arguments.critic == "prefix" else None
+        head = trainer.actor_critic.value_head
+        save_value_head(head, experiment.stage_dir("ppo") / FOLDER, prefix)
     write_cost(experiment, "ppo", **spent_by(trainer))
     return trainer.state.global_step

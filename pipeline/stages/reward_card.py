@@ -6,21 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from common.words import flatten
+from pipeline.cards.known import ON_THE_HUB, RATINGS
 from pipeline.config import OVER_SFT, PAIRWISE, Experiment, is_trained_here
-from pipeline.stages.encoders import EMBEDDED_ENCODER
 from pipeline.stages.reward_scale import Part
 from pipeline.stages.reward_sources import PARTS, folders_of, trained_source
 from reward_models.card import Facts, write_card
 
-# What the embedded assets are on the hub.
-_HUB = {
-    EMBEDDED_ENCODER: "sentence-transformers/all-MiniLM-L6-v2",
-    "embedded:smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
-}
-_EMBEDDED_RATINGS = (
-    "the {kind} of Hutto & Gilbert 2014 (VADER), snippets that about 20 people each rated from −4 "
-    "to +4, MIT licence"
-)
 _HALVES = {
     "proxy": "It is the proxy: the reward that a policy is optimised against.",
     "gold": "It is the gold judge, trained on the other half of the texts: nothing is optimised "
@@ -65,9 +56,9 @@ def _facts(
     return Facts(
         name=f"{experiment.name} reward {folder.name}",
         trained_on=described,
-        base_model=_HUB.get(base, "random weights, for tests" if base == "toy" else base),
-        dataset=_EMBEDDED_RATINGS.format(kind=ratings) if embedded else data.dataset_name,
-        license="apache-2.0" if embedded and base in _HUB else None,
+        base_model=ON_THE_HUB.get(base, "random weights, for tests" if base == "toy" else base),
+        dataset=f"{RATINGS.format(kind=ratings)}, MIT licence" if embedded else data.dataset_name,
+        license="apache-2.0" if embedded and base in ON_THE_HUB else None,
         measured=_measured(metrics[part], index),
         ceiling=(metrics.get("one_rater") or {}).get("accuracy"),
         texts=metrics["texts"],

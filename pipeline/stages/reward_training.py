@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments, se
 
 from common.files import new_folder
 from pipeline.config import OVER_SFT, PAIRWISE, Experiment
+from pipeline.config.hub import without_hub
 from pipeline.data.comparisons import Comparison, Comparisons
 from pipeline.data.records import RatedText
 from pipeline.data.splits import ExperimentData
@@ -274,7 +275,8 @@ def _arguments(job: Job, kind: type[TrainingArguments], **own: Any) -> Any:
     if experiment.reward.encoder == OVER_SFT:  # the base's dtype decides
         owned["bf16"] = hardware["bf16"]
     try:
-        made = kind(**{**DEFAULTS, **own, **hardware, **experiment.trainer_args("reward"), **owned})
+        given = without_hub(experiment.trainer_args("reward"))
+        made = kind(**{**DEFAULTS, **own, **hardware, **given, **owned})
     except (ValueError, ImportError) as error:  # e.g. fp16 on a processor
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"reward: these training arguments do not go together: {reason}") from error

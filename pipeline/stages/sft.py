@@ -14,9 +14,10 @@ from pipeline.data.records import Demonstration
 from pipeline.data.splits import load_data
 from pipeline.lm.check import check_policy
 from pipeline.lm.hardware import best_device, compute_dtype
-from pipeline.lm.models import load_base, make_trainable, save_policy
+from pipeline.lm.models import load_base, make_trainable
 from pipeline.lm.positions import check_prompts, cut_length
 from pipeline.lm.route import lm_head
+from pipeline.lm.saving import save_policy
 from pipeline.output.console import is_main_process, say
 from pipeline.stages import tracking
 from pipeline.stages.batches import LikeLengths, epoch_of

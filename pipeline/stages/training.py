@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import torch
 from accelerate.utils import broadcast_object_list
+from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import (
@@ -24,9 +24,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from pipeline.config import Experiment
 from pipeline.config.arguments import listed
+from pipeline.config.hub import without_hub
 from pipeline.errors import UserError
 from pipeline.lm.hardware import compute_dtype, one_device, policy_dtype, trainer_precision
-from pipeline.lm.models import load_base, load_pretrained, make_trainable, prepare, save_policy
+from pipeline.lm.models import load_base, load_pretrained, make_trainable, prepare
+from pipeline.lm.saving import save_adapter, save_policy
 from pipeline.output.checkpoints import (
     CompleteMarker,
     beside,
@@ -35,6 +37,7 @@ from pipeline.output.checkpoints import (
     set_aside_after,
 )
 from pipeline.output.console import is_main_process, say
+from pipeline.output.policies import ADAPTER, MODEL
 from pipeline.ppo.config import sharded
 from pipeline.ppo.upkeep import distributed
 from pipeline.ppo.upkeep.base import BaseTrainer
@@ -58,7 +61,7 @@ def stage_arguments(
             " start with configs/accelerate/fsdp2.yaml"
         )
     hints = get_type_hints(config_class)
-    given = experiment.trainer_args(stage)  # a list's only item may be given bare
+    given = without_hub(experiment.trainer_args(stage))  # a list's only item may be given bare
     arguments = {
         "seed": experiment.seed,
         "save_strategy": "steps",
@@ -70,10 +73,6 @@ def stage_arguments(
         "report_to": tracking.report_to(experiment),
         "disable_tqdm": True,
     }
-    if arguments.get("push_to_hub") and not arguments.get("hub_model_id"):
-        # The Trainer would take the name of the folder, which is the same for all.
-        name = f"{experiment.name}-{experiment.called(stage)}"
-        arguments["hub_model_id"] = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
     try:
         made = config_class(**arguments)
     except (ValueError, TypeError) as error:
@@ -155,8 +154,9 @@ def evaluates(arguments: TrainingArguments) -> bool:
 
 
 def save_trained(trainer: Trainer, experiment: Experiment, stage: str, policy: nn.Module) -> None:
-    """Write the finished ``policy`` with its tokenizer to ``<stage>/model``, on one process.
+    """Write the finished ``policy`` with its tokenizer, on one process.
 
+    It goes to ``<stage>/model``, or as ``model.save`` has it to ``<stage>/adapter``, or to both.
     Every process must call this: where FSDP has split the policy, all have a part of it.
     """
     if any(isinstance(module, FSDPModule) for module in policy.modules()):
@@ -166,10 +166,16 @@ def save_trained(trainer: Trainer, experiment: Experiment, stage: str, policy: n
             put(weights, policy, stage)
     if trainer.is_world_process_zero():
         tokenizer: Any = trainer.processing_class
-        folder = experiment.stage_dir(stage) / "model"
+        folder, form = experiment.stage_dir(stage), experiment.model.save
         # π_ref is what is saved, so it may be rounded; what is measured against it may not.
         dtype = compute_dtype if stage == "sft" else policy_dtype
-        save_policy(policy, tokenizer, folder, dtype(experiment.model))
+        if stage == "sft" or not isinstance(policy, PeftModel):
+            form = "merged"  # π_ref is the base of all adapters
+        if isinstance(policy, PeftModel) and form != "merged":
+            base = experiment.stage_dir("sft") / MODEL
+            save_adapter(policy, tokenizer, folder / ADAPTER, base)
+        if form != "adapter":  # last: adapters are gone once they are merged
+            save_policy(policy, tokenizer, folder / MODEL, dtype(experiment.model))
 
 
 def _untrained(experiment: Experiment, stage: str) -> nn.Module:

@@ -141,7 +141,8 @@ class Status:
 
     def _tidy(self, trial: Trial) -> None:
         """Remove what is not to be kept of a finished trial."""
-        gone = {"all": (), "models": ("checkpoints",), "numbers": ("checkpoints", "model")}
+        weights = ("checkpoints", "model", "adapter", "value_head")
+        gone = {"all": (), "models": weights[:1], "numbers": weights}
         for name in gone[self.sweep.section.keep]:
             shutil.rmtree(trial.folder / trial.policy / name, ignore_errors=True)
 

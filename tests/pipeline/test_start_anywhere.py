@@ -167,26 +167,3 @@ def test_a_longer_run_from_within_a_rollout_is_another(fakes: Fakes, load: Load)
     (checkpoints / "checkpoint-8").mkdir(parents=True)
     runner.run(load(*own, "rloo.max_steps=16"), "rloo")
     assert fakes.take()[-3:] == ["rloo", "rloo", "rloo"]
-
-
-@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "dpo"])
-def test_pushing_needs_an_account_before_any_work(
-    fakes: Fakes, load: Load, stage: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pushing = load(f"{stage}.push_to_hub=true")
-    message = refusal(pushing, "run")
-    assert message.startswith(f"{stage}.push_to_hub: HF_HUB_OFFLINE is set")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    assert "there is no account: set HF_TOKEN" in refusal(pushing, "run")
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_of_nobody")
-
-    def unreachable() -> None:
-        raise OSError("[Errno -2] Name or service not known\nsecond line")
-
-    monkeypatch.setattr("huggingface_hub.whoami", unreachable)
-    assert "the hub cannot be used ([Errno -2] Name or service" in refusal(pushing, "run")
-    assert fakes.take() == []
-    monkeypatch.setattr("huggingface_hub.whoami", lambda: {"name": "me"})
-    runner.run(pushing, stage if stage in ("sft", "reward") else "run")
-    assert fakes.take()

@@ -17,7 +17,8 @@ from pipeline.data.toy import toy_tokenizer
 from pipeline.errors import UserError
 from pipeline.lm.generation import sample
 from pipeline.lm.hardware import autocast
-from pipeline.lm.models import make_trainable, save_policy
+from pipeline.lm.models import make_trainable
+from pipeline.lm.saving import save_policy
 from pipeline.lm.scoring import TokenBatch
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.ppo.actor_critic import ActorCritic

@@ -14,7 +14,8 @@ from torch import nn
 from pipeline.data.toy import toy_language_model, toy_tokenizer
 from pipeline.errors import UserError
 from pipeline.lm.generation import sample
-from pipeline.lm.models import load_pretrained, merged, save_policy
+from pipeline.lm.models import load_pretrained
+from pipeline.lm.saving import merged, save_policy
 from pipeline.lm.scoring import TokenBatch
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.ppo.actor_critic import ActorCritic

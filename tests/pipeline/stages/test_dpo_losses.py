@@ -96,8 +96,7 @@ def test_a_list_of_one_may_be_given_bare_by_a_policy_too(tiny: Path) -> None:
     assert (made.loss_type, made.loss_weights) == (["ipo"], [0.5])
 
 
-def test_a_policy_is_pushed_under_its_own_name(tiny: Path) -> None:
-    experiment = load_experiment(tiny, ["policies.ipo.method=dpo", "dpo.push_to_hub=true"])
-    for name in ("dpo", "ipo"):
-        made = stage_arguments(experiment.of(name), "dpo", DPOConfig)
-        assert made.hub_model_id == f"tiny-{name}"
+def test_the_trainer_pushes_nothing_itself(tiny: Path) -> None:
+    pushed = ["dpo.push_to_hub=true", "dpo.hub_model_id=me/it", "dpo.hub_private_repo=true"]
+    made = stage_arguments(load_experiment(tiny, pushed), "dpo", DPOConfig)
+    assert not made.push_to_hub and made.hub_model_id is None and not made.hub_private_repo

@@ -1,0 +1,1 @@
+"""Model cards of finished policies: what a README.md of the hub says of each."""

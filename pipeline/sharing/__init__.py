@@ -1,0 +1,1 @@
+"""Pushing what an experiment has finished to the Hugging Face hub."""
