@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -19,7 +20,8 @@ from typing import Any
 # As in conftest.py, which does not run here.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path[0] = str(Path(__file__).resolve().parents[3])
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[0] = str(ROOT)
 
 from pipeline.output import quiet  # noqa: E402
 
@@ -31,6 +33,7 @@ from torch.distributed import TCPStore  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 from transformers import PrinterCallback  # noqa: E402
 
+from pipeline import cli  # noqa: E402
 from pipeline.output import console  # noqa: E402
 from pipeline.ppo import trainer as ppo  # noqa: E402
 from tests.pipeline.ppo.test_trainer import make_trainer  # noqa: E402
@@ -103,6 +106,23 @@ def fail_together(folder: Path) -> None:
         console.complain("error: the same mistake")
 
 
+def sft(case: Path, rows: int, again: bool = False) -> None:
+    """The SFT stage of the command line, in the same folder once more where it is to go on."""
+    output = case.with_name("sft-fsdp") / "run" if again else case / "run"
+    words = ["sft", "--config", str(ROOT / "configs" / "tiny.yaml"), f"output_dir={output}"]
+    words += ["data.demonstrations=128", f"sft.per_device_train_batch_size={rows}"]
+    code = cli.main([*words, "sft.save_steps=4"])
+    assert code == 0, code
+
+
+def interrupt_sft(run: Path) -> None:
+    """Make a finished run one that was interrupted before its last checkpoint."""
+    record = run / "sft" / "stage.json"
+    record.write_text(record.read_text().replace('"finished",', '"started",', 1))
+    shutil.move(run / "sft" / "model", run / "sft-model")
+    shutil.rmtree(run / "sft" / "checkpoints" / "checkpoint-8")
+
+
 def spread(processes: int, case: Path, function: Callable[..., None], **arguments: Any) -> None:
     """Run ``function(case, **arguments)`` in forked processes; exit when one of them fails."""
     case.mkdir()
@@ -141,6 +161,7 @@ def main(root: Path) -> None:
     spread(1, root / "ddp-alone", train, resume=root / "ddp" / "run" / "checkpoint-8")
     spread(2, root / "ddp-own-statistics", own_statistics, total_episodes=16)
     spread(1, root / "one-lora", train, section=LORA, total_episodes=32)
+    spread(1, root / "sft-one", sft, rows=16)
     spread(2, root / "fail", fail_together)
     os.environ |= {
         "ACCELERATE_USE_FSDP": "true",
@@ -154,6 +175,9 @@ def main(root: Path) -> None:
     checkpoint = root / "fsdp" / "run" / "checkpoint-8"
     spread(2, root / "fsdp-again", train, gradient_accumulation_steps=2, resume=checkpoint)
     spread(4, root / "fsdp-four", train, resume=checkpoint)
+    spread(2, root / "sft-fsdp", sft, rows=8)
+    interrupt_sft(root / "sft-fsdp" / "run")
+    spread(1, root / "sft-again", sft, rows=16, again=True)
     os.environ["FSDP_STATE_DICT_TYPE"] = "SHARDED_STATE_DICT"
     each = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}  # as docs/scaling.md says
     settings: dict[str, Any] = {"gradient_accumulation_steps": 2, "accelerator_config": each}

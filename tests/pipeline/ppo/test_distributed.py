@@ -132,6 +132,19 @@ def test_a_run_goes_on_under_another_number_of_processes(
     assert losses(cases / before)[:4] != pytest.approx(expected, rel=1e-2)
 
 
+def test_sft_under_fsdp_and_gone_on_in_one_process_is_that_of_one(cases: Path) -> None:
+    """Other stages than PPO leave their checkpoints to the Trainer."""
+    run = cases / "sft-fsdp" / "run"
+    one = load_file(cases / "sft-one" / "run" / "sft" / "model" / "model.safetensors")
+    parts = run / "sft" / "checkpoints" / "checkpoint-4" / "pytorch_model_fsdp_0"
+    assert len(list(parts.glob("*.distcp"))) == 2
+    for folder in (run / "sft-model", run / "sft" / "model"):
+        model = load_file(folder / "model.safetensors")
+        assert model.keys() == one.keys()
+        for name, value in one.items():
+            assert torch.allclose(model[name], value, rtol=1e-4, atol=1e-5), name
+
+
 @pytest.mark.parametrize(("file", "under"), [("optimizer.pt", True), ("optimizer.bin", False)])
 def test_another_optimizer_is_refused(tmp_path: Path, file: str, under: bool) -> None:
     (tmp_path / file).touch()
