@@ -117,7 +117,8 @@ def test_slurm_ends_and_requeues_before_its_time_is_over(
 
 def test_slurm_asks_for_what_it_starts() -> None:
     lines = [line.split() for line in SLURM.read_text().splitlines() if line.startswith("#SBATCH")]
-    asked = dict(line[1].lstrip("-").partition("=")[::2] for line in lines)
+    words = [line[1].lstrip("-").partition("=") for line in lines]
+    asked = {name: value for name, _, value in words}
     assert asked["nodes"] == "2" and asked["ntasks-per-node"] == "1"
     assert asked["gpus-per-node"] == "8"
     assert asked["signal"].startswith("B:USR1@") and "requeue" in asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def read(*words: str) -> Launch | None:
     return read_settings(parser.parse_args(words))
 
 
-def changed(tmp_path: Path, base: Path = DDP, **values: object) -> str:
+def changed(tmp_path: Path, base: Path = DDP, **values: Any) -> str:
     """A config of accelerate like ``base``; None takes a key away."""
     config = yaml.safe_load(base.read_text()) | values
     path = tmp_path / "accelerate.yaml"
@@ -50,7 +51,7 @@ def test_options_go_before_the_file(tmp_path: Path) -> None:
     words += ["--main-process-ip", "10.0.0.1", "--main-process-port", "29611"]
     launch = read("--accelerate", str(DDP), *words)
     assert launch == Launch(DDP, 6, 3, 2, "10.0.0.1", 29611)
-    assert launch.here == 2 and ports(launch) == [29611, 29612]
+    assert launch is not None and launch.here == 2 and ports(launch) == [29611, 29612]
     assert read() is None
 
 
@@ -70,7 +71,7 @@ def test_options_go_before_the_file(tmp_path: Path) -> None:
         ({"fsdp_config": {"fsdp_version": 2}}, "does nothing with distributed_type: MULTI_GPU"),
     ],
 )
-def test_a_wrong_file(tmp_path: Path, values: dict[str, object], expected: str) -> None:
+def test_a_wrong_file(tmp_path: Path, values: dict[str, Any], expected: str) -> None:
     path = changed(tmp_path, **values)
     with pytest.raises(UserError) as told:
         read("--accelerate", path)
