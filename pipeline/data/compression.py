@@ -1,23 +1,27 @@
-"""Compressed files: what the standard library unpacks."""
+"""Compressed files: what the standard library unpacks, as streams of bytes."""
 
 from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import lzma
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any, cast
 
 from common.words import first_line
 from pipeline.errors import UserError
 
+_BUFFER = 2**20
 
-def _only_member(data: bytes) -> bytes:
+
+@contextmanager
+def _only_member(path: Path) -> Iterator[IO[bytes]]:
     """The single file of a zip archive, aside from what macOS puts beside it."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    with zipfile.ZipFile(path) as archive:
         names = [
             name
             for name in archive.namelist()
@@ -25,38 +29,92 @@ def _only_member(data: bytes) -> bytes:
         ]
         if len(names) != 1:
             raise ValueError(f"it holds {len(names)} files, not one; unpack it and name the folder")
-        return archive.read(names[0])
+        with archive.open(names[0]) as member:
+            yield member
 
 
-_UNPACK: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-    ".lzma": lzma.decompress,
+_OPEN: dict[str, Callable[[Path], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".lzma": lzma.open,
     ".zip": _only_member,
 }
-PACKED = tuple(_UNPACK)
+PACKED = tuple(_OPEN)
 """The suffixes of compressed files."""
 
 
-def unpacked(path: Path) -> bytes:
-    """The file's bytes, unpacked where its suffix is one of ``PACKED``.
+def is_packed(path: Path) -> bool:
+    """Whether the file's suffix is one of ``PACKED``."""
+    return path.suffix.lower() in _OPEN
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes as a stream, unpacked where its suffix is one of ``PACKED``.
 
     Raises:
-        OSError: It cannot be read.
-        UserError: It is not compressed so, is cut off or damaged, or too large for memory.
+        UserError: It cannot be read, is not compressed so, or is cut off or damaged; inside the
+            block too, where that shows.
     """
-    data = path.read_bytes()
-    unpack = _UNPACK.get(path.suffix.lower())
-    if unpack is None:
-        return data
+    if not is_packed(path):
+        try:
+            with path.open("rb", buffering=_BUFFER) as plain:
+                yield plain
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return
     try:
-        return unpack(data)
-    # A damaged archive shows as any of these, by where the damage lies; RuntimeError and
-    # NotImplementedError are zipfile's for a password and for an unknown method.
-    except (
-        OSError, EOFError, ValueError, MemoryError, RuntimeError,
-        zlib.error, lzma.LZMAError, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
-        what = path.suffix.lower().removeprefix(".")
-        raise UserError(f"{path}: cannot be unpacked as {what} ({first_line(error)})") from error
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    packed = _Packed(path)
+    with packed:
+        yield cast("IO[bytes]", packed)
+
+
+class _Packed:
+    """A compressed file, whose damage is told in one line wherever it shows."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._context: Any = None
+        self._stream: Any = None
+
+    def __enter__(self) -> _Packed:
+        def open_it() -> None:
+            self._context = _OPEN[self._path.suffix.lower()](self._path)
+            self._stream = self._context.__enter__()
+
+        self._told(open_it)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(None, None, None)
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to ``size`` bytes; all that are left where it is negative."""
+        data: bytes = self._told(lambda: self._stream.read(size))
+        return data
+
+    def readline(self) -> bytes:
+        """The bytes up to the next line end and with it."""
+        line: bytes = self._told(self._stream.readline)
+        return line
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
+
+    def _told(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        # A damaged archive shows as any of these, by where the damage lies; RuntimeError and
+        # NotImplementedError are zipfile's for a password and for an unknown method.
+        except (
+            OSError, EOFError, ValueError, MemoryError, RuntimeError,
+            zlib.error, lzma.LZMAError, zipfile.BadZipFile,
+        ) as error:  # fmt: skip
+            what = self._path.suffix.lower().removeprefix(".")
+            raise UserError(
+                f"{self._path}: cannot be unpacked as {what} ({first_line(error)})"
+            ) from error

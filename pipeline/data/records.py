@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 3, 40, 40
@@ -18,12 +18,34 @@ Prompt = str | Messages
 :func:`columns_of`."""
 
 
+class Span(NamedTuple):
+    """Where a row can be read again.
+
+    Attributes:
+        number: Of its line or row, from 1.
+        start, length: Of its bytes in the file; or the row of an Arrow table, from 0, and 0.
+        part: Which of the data set's files.
+    """
+
+    number: int
+    start: int
+    length: int
+    part: int = 0
+
+
 @dataclass(frozen=True)
 class Row:
-    """One row of a data set: its columns, and where it stands (``reviews.csv, line 3``)."""
+    """One row of a data set.
+
+    Attributes:
+        place: Where it stands, for people (``reviews.csv, line 3``).
+        values: Its columns.
+        at: Where it can be read again; None where it cannot.
+    """
 
     place: str
     values: dict[str, Any]
+    at: Span | None = field(default=None, compare=False)
 
 
 def shown(value: Any) -> str:

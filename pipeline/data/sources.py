@@ -41,7 +41,7 @@ def read_rows(
     """
     path = Path(name).expanduser()
     if path.is_file():
-        rows = read_file(path, column)
+        rows = list(read_file(path, column))
     elif path.is_dir():
         rows = _read_folder(path, split, column)
     elif _looks_local(name):

@@ -27,7 +27,7 @@ def values(path: Path) -> list[dict]:
 
 def refusal(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        read_file(path, "text")
+        list(read_file(path, "text"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
