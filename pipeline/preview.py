@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +13,7 @@ from pipeline.data.preferences import Pair, read_pairs
 from pipeline.data.records import Demonstration, Prompt, RatedText
 from pipeline.data.sources import read_rows
 from pipeline.data.splits import ExperimentData, load_data
+from pipeline.data.stored import column
 from pipeline.data.tally import listening
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.errors import UserError
@@ -79,13 +81,14 @@ def _show_rows(experiment: Experiment, key: str, name: str) -> None:
             config=section.dataset_config if whole else None,
             column=section.text_column if whole else section.columns.prompt or "prompt",
         )
+        filled: Counter[str] = Counter()
+        count = 0
+        for row in rows:
+            count += 1
+            filled.update({str(c): value not in (None, "") for c, value in row.values.items()})
     _show_lines(lines)
-    filled = Counter(
-        column for row in rows for column, value in row.values.items() if value not in (None, "")
-    )
-    columns = list(dict.fromkeys(str(column) for row in rows for column in row.values))
-    shown = [f"{c} ({filled[c]:,} filled)" if filled[c] < len(rows) else c for c in columns]
-    print(f"  {len(rows):,} rows; columns: {', '.join(shown)}")
+    shown = [f"{c} ({n:,} filled)" if n < count else c for c, n in filled.items()]
+    print(f"  {count:,} rows; columns: {', '.join(shown)}")
 
 
 def _show_lines(lines: Sequence[str]) -> None:
@@ -103,10 +106,10 @@ def _show_splits(experiment: Experiment, data: ExperimentData) -> None:
     }
     print("  " + ", ".join(f"{size:,} {name}" for name, size in sizes.items()))
     limit = experiment.data.positive_above
-    rated: dict[str, list[RatedText]] = {"the reward": data.proxy, "the judge": data.gold}
+    rated: dict[str, Sequence[RatedText]] = {"the reward": data.proxy, "the judge": data.gold}
     for name, texts in rated.items():
         if texts:
-            positive = sum(text.rating > limit for text in texts)
+            positive = int((column(texts, "rating", attrgetter("rating")) > limit).sum())
             print(f"  {name} learns from {len(texts):,} texts, {positive:,} of them positive")
 
 

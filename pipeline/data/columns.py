@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.data.records import Row, shown
@@ -58,7 +58,7 @@ class Columns:
         check_characters(row.place, name, value)
         return value
 
-    def number(self, row: Row, ours: str, known: Mapping[str, float], rows: Sequence[Row]) -> float:
+    def number(self, row: Row, ours: str, known: Mapping[str, float], rows: Iterable[Row]) -> float:
         """A column's number, or the one that ``known`` (``data.label_values``) gives its word.
 
         Args:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pipeline.data.columns import Columns
 from pipeline.data.conversations import check_answer, check_prompt, is_blank, is_conversation
+from pipeline.data.forms import NUMBERS, Forms
+from pipeline.data.large import keep
 from pipeline.data.prompts import without_answer
-from pipeline.data.records import Demonstration, Prompt, Row
+from pipeline.data.records import Demonstration, Prompt, Row, number_of
 from pipeline.data.shapes import (
     Found,
     as_messages,
@@ -19,6 +22,7 @@ from pipeline.data.shapes import (
     side,
     tell_columns,
 )
+from pipeline.data.stored import Kept, Seen
 from pipeline.data.tally import Tally
 from pipeline.errors import UserError
 
@@ -36,8 +40,8 @@ def are_demonstrations(row: Row, columns: Columns) -> bool:
 
 
 def read_demonstrations(
-    name: str, rows: Sequence[Row], columns: Mapping[str, str]
-) -> list[Demonstration]:
+    name: str, rows: Iterable[Row], columns: Mapping[str, str]
+) -> Sequence[Demonstration]:
     """The different demonstrations of these rows, in their order.
 
     Of a conversation the assistant's last words are the answer. Empty ones are left out, and one
@@ -46,13 +50,34 @@ def read_demonstrations(
     Raises:
         UserError: A row has another shape, or an answer that is not the assistant's.
     """
-    names = Columns(columns)
-    tally = Tally(name, "demonstrations")
-    kept: dict[str, Demonstration] = {}
+    make = _Demonstrations(Columns(columns))
+    return keep(
+        rows, ["demonstrations", columns], make, lambda kept: _read(name, rows, make, kept), NUMBERS
+    )
+
+
+class _Demonstrations:
+    """Makes demonstrations of rows; an object, so that it can be sent to other processes."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+
+    def __call__(self, row: Row, which: int = 0) -> Demonstration:
+        made, _ = _demonstration(row, self.columns)
+        assert isinstance(made, Demonstration)  # as it was when it was kept
+        return made
+
+
+def _read(name: str, rows: Iterable[Row], make: _Demonstrations, kept: Kept[Demonstration]) -> None:
+    """Keep the different demonstrations of the rows."""
+    tally, seen, forms = Tally(name, "demonstrations"), Seen(), Forms()
     used: set[str] = set()
-    kind = ""
+    columns: dict[Any, None] = {}
+    kind, count = "", 0
     for row in rows:
-        made, read = _demonstration(row, names)
+        count += 1
+        columns.update(dict.fromkeys(row.values))
+        made, read = _demonstration(row, make.columns)
         used.update(read)
         if isinstance(made, str):
             tally.leave_out(made, row.place)
@@ -62,17 +87,18 @@ def read_demonstrations(
         if this != kind:
             raise UserError(f"{row.place}: {this}, not {kind} as before: use one kind in all rows")
         key = json.dumps([made.prompt, made.completion], sort_keys=True)
-        if key in kept:
+        if seen.place(key, len(kept)) < len(kept):
             tally.leave_out("there already", row.place)
-        kept.setdefault(key, made)
-    if not kept:
+        else:
+            form = forms.number(made.prompt, made.completion)
+            kept.add(made, row, form=form, prompt=number_of(made.prompt))
+    if not len(kept):
         raise UserError(
-            f"data.dataset_name: none of the {len(rows)} demonstrations of {name} can be used "
+            f"data.dataset_name: none of the {count} demonstrations of {name} can be used "
             f"({tally.reasons()})"
         )
-    tell_columns(name, rows, used, [])
-    tally.tell(len(rows))
-    return list(kept.values())
+    tell_columns(name, columns, used, [])
+    tally.tell(count)
 
 
 def _demonstration(row: Row, columns: Columns) -> tuple[Demonstration | str, tuple[str, ...]]:

@@ -16,13 +16,14 @@ from itertools import chain
 from pathlib import Path
 
 from pipeline.data.compression import PACKED, is_packed
-from pipeline.data.json_rows import read_json
+from pipeline.data.json_rows import in_lines, read_json
 from pipeline.data.lines import text_lines
 from pipeline.data.records import Row, shown
-from pipeline.data.tables import read_table
+from pipeline.data.tables import TABLES, read_table
 from pipeline.errors import UserError
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt")
+_LINES = (".jsonl", ".ndjson", ".json")
+SUFFIXES = (*_LINES, ".csv", ".tsv", *TABLES, ".txt")
 """The local file formats; each may be compressed (``pipeline.data.compression.PACKED``)."""
 
 _DELIMITERS = ",;\t|"
@@ -50,7 +51,7 @@ def read_file(path: Path, column: str) -> Iterator[Row]:
             f"{path}: unknown format; use one of {', '.join(SUFFIXES)}, or one of them with "
             f"{', '.join(PACKED)}"
         )
-    if form in (".parquet", ".arrow", ".feather"):
+    if form in TABLES:
         yield from read_table(path, form)
     elif form in (".csv", ".tsv"):
         yield from _read_csv(path, tabs=form == ".tsv")
@@ -60,6 +61,11 @@ def read_file(path: Path, column: str) -> Iterator[Row]:
                 yield Row(f"{path}, line {line.number}", {column: line.text.strip()})
     else:
         yield from read_json(path, lines=form != ".json", in_place=not is_packed(path))
+
+
+def reads_in_place(path: Path) -> bool:
+    """Whether rows can be read again where they stand: lines of JSON in UTF-8."""
+    return format_of(path) in _LINES and not is_packed(path) and in_lines(path)
 
 
 # --- CSV ------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.words import first_line
 from pipeline.data.compression import opened
-from pipeline.data.lines import WHOLE, Line, beginning, text_lines, whole_text
+from pipeline.data.lines import WHOLE, Line, beginning, is_utf8, text_lines, whole_text
 from pipeline.data.records import Row, Span, shown
 from pipeline.errors import UserError
 
@@ -42,6 +42,11 @@ def read_json(path: Path, lines: bool, in_place: bool) -> Iterator[Row]:
             ) from error
         yield row
         first = False
+
+
+def in_lines(path: Path) -> bool:
+    """Whether a file is read an object a line, at places in its bytes: UTF-8, and no list."""
+    return is_utf8(path) and not beginning(path).lstrip().startswith("[")
 
 
 def row_of_line(path: Path, line: Line, in_place: bool = True) -> Row:
@@ -109,7 +114,9 @@ def _elements(path: Path) -> Iterator[Row]:
             if ended or len(text) - place > WHOLE:
                 line += text.count("\n", place, begin)
                 reason = reason or "nested too deeply"
-                raise UserError(f"{path}, line {line}: not JSON ({reason}): write a list of objects")
+                raise UserError(
+                    f"{path}, line {line}: not JSON ({reason}): write a list of objects"
+                )
             # As much again as waits already: each text is tried a few times, however long it is.
             more = pieces.read(max(2**20, len(text) - place))
             text, place, ended = text[place:] + more, 0, not more

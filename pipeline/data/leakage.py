@@ -17,7 +17,7 @@ Groups = Mapping[str, int]
 _LARGEST = 0.1
 # Characters of all texts together, above which the search would take long and gigabytes: every
 # stage makes it anew, and 10 million take six seconds and 200 MiB.
-_MOST = 10_000_000
+MOST_SEARCHED = 10_000_000
 
 
 def shingles(text: str) -> set[int]:
@@ -41,11 +41,8 @@ def near_groups(texts: Sequence[RatedText], name: str) -> Groups:
         name: What the message calls them.
     """
     alone = {text.text: index for index, text in enumerate(texts)}
-    if sum(len(text.text) for text in texts) > _MOST:
-        tell(
-            f"{name}: more than {_MOST // 10**6} million characters are not searched for "
-            f"{NEAR} words in a row that two texts share: only equal texts count as near-duplicates"
-        )
+    if sum(len(text.text) for text in texts) > MOST_SEARCHED:
+        tell_unsearched(name)
         return alone
     links = _Links(len(texts))
     for index, text in enumerate(texts):
@@ -57,6 +54,14 @@ def near_groups(texts: Sequence[RatedText], name: str) -> Groups:
             )
             return alone
     return _named(texts, links)
+
+
+def tell_unsearched(name: str) -> None:
+    """Tell that there are too many texts to be searched for near-duplicates."""
+    tell(
+        f"{name}: more than {MOST_SEARCHED // 10**6} million characters are not searched for "
+        f"{NEAR} words in a row that two texts share: only equal texts count as near-duplicates"
+    )
 
 
 def linked_groups(texts: Sequence[RatedText], near: Groups) -> Groups:

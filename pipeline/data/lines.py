@@ -67,6 +67,11 @@ def beginning(path: Path) -> str:
     return whole_text(path)
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether the file is read as UTF-8, a line at a time."""
+    return _reads_as_utf8(_head(path))
+
+
 def _head(path: Path) -> bytes:
     with opened(path) as stream:
         return stream.read(_HEAD)

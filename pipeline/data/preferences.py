@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os.path
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,10 @@ from pipeline.data.conversations import (
     is_conversation,
     messages_of,
 )
+from pipeline.data.forms import NUMBERS, Forms
+from pipeline.data.large import keep
 from pipeline.data.rankings import is_ranking, pair_rows
-from pipeline.data.records import Messages, Prompt, Row
+from pipeline.data.records import Messages, Prompt, Row, number_of
 from pipeline.data.shapes import (
     Found,
     as_messages,
@@ -28,6 +30,7 @@ from pipeline.data.shapes import (
     tell_columns,
 )
 from pipeline.data.sources import read_rows
+from pipeline.data.stored import Kept, mapped
 from pipeline.data.tally import Tally, tell
 from pipeline.data.words import word_ends
 from pipeline.errors import UserError
@@ -61,7 +64,7 @@ class _Unusable(Exception):
 
 def load_preferences(
     name: str, columns: Mapping[str, str] | None = None, split: str = "train"
-) -> list[dict[str, Any]]:
+) -> Sequence[dict[str, Any]]:
     """Read preference pairs: rows of ``prompt``, ``chosen`` and ``rejected``.
 
     All three are texts, or all three are messages. A file may hold other shapes (whole
@@ -78,60 +81,95 @@ def load_preferences(
         UserError: It cannot be read, a row lacks a column or has one of another type, an answer
             is not the assistant's, or no pair is left.
     """
-    return [pair.columns() for pair in read_pairs(name, columns, split)]
+    return mapped(read_pairs(name, columns, split), Pair.columns)
 
 
 def read_pairs(
     name: str, columns: Mapping[str, str] | None = None, split: str = "train"
-) -> list[Pair]:
+) -> Sequence[Pair]:
     """:func:`load_preferences` with the place of each pair."""
     return pairs_of(read_rows(name, key=KEY, split=split), name, columns)
 
 
 def pairs_of(
-    rows: Sequence[Row], name: str, columns: Mapping[str, str] | None = None, key: str = KEY
-) -> list[Pair]:
-    """:func:`read_pairs` of rows that are read already; ``key`` is what named ``name``."""
-    rankings = [is_ranking(row) for row in rows]
-    if any(rankings):
-        rows = [
-            one
-            for row, ranked in zip(rows, rankings, strict=True)
-            for one in (pair_rows(row) if ranked else [row])
-        ]
-        tell(f"{name}: {sum(rankings):,} rankings make {len(rows):,} pairs")
-        if not rows:
-            raise UserError(f"{key}: {name}: no ranking prefers an answer to another: rank some")
-    reader = _Reader(Columns(columns))
-    tally = Tally(name, "pairs")
-    pairs: list[Pair] = []
-    for row in rows:
-        try:
-            pairs.append(reader.pair(row))
-        except _Unusable as reason:
-            tally.leave_out(str(reason), row.place)
-    if not pairs:
-        hint = f"; the columns are {', '.join(map(repr, rows[0].values))}"
-        if reader.without_prompt:
-            hint += "; data.columns.prompt names the prompt's"
-        raise UserError(
-            f"{key}: {name}: none of the {len(rows)} pairs can be used ({tally.reasons()}){hint}"
-        )
-    _check_one_kind(pairs)
-    tell_columns(name, rows, reader.used, reader.notes)
-    tally.tell(len(rows))
-    return pairs
+    rows: Iterable[Row], name: str, columns: Mapping[str, str] | None = None, key: str = KEY
+) -> Sequence[Pair]:
+    """:func:`read_pairs` of these rows; ``key`` is what named ``name``."""
+    read = _Reading(name, key, Columns(columns))
+    make = _Pairs(read.reader)
+    return keep(rows, ["pairs", columns], make, lambda kept: read.all(rows, kept), NUMBERS)
 
 
-def _check_one_kind(pairs: list[Pair]) -> None:
-    """TRL takes texts or messages, and looks at the first row alone."""
-    kinds = {"text": str, "messages": list}
-    first = next(word for word, kind in kinds.items() if isinstance(pairs[0].prompt, kind))
-    other = next((pair for pair in pairs if not isinstance(pair.prompt, kinds[first])), None)
-    if other is not None:
-        raise UserError(
-            f"{other.place}: not {first} as in {pairs[0].place}: use one kind in all pairs"
-        )
+class _Pairs:
+    """Makes pairs of rows; an object, so that it can be sent to other processes."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+
+    def __call__(self, row: Row, which: int) -> Pair:
+        return self._reader.pair(pair_rows(row)[which] if is_ranking(row) else row)
+
+
+class _Reading:
+    """Reads the pairs of a data set from first to last."""
+
+    def __init__(self, name: str, key: str, columns: Columns) -> None:
+        self.reader = _Reader(columns)
+        self._name, self._key = name, key
+        self._tally, self._forms = Tally(name, "pairs"), Forms()
+        self._columns: dict[Any, None] = {}
+        self._first: dict[type, str] = {}  # the place of the first text, and of the first messages
+        self._rankings = self._count = 0
+
+    def all(self, rows: Iterable[Row], kept: Kept[Pair]) -> None:
+        """Keep those that teach something, and tell what is left out."""
+        for row in rows:
+            self._row(row, kept)
+        name, key = self._name, self._key
+        if self._rankings:
+            tell(f"{name}: {self._rankings:,} rankings make {self._count:,} pairs")
+            if not self._count:
+                raise UserError(
+                    f"{key}: {name}: no ranking prefers an answer to another: rank some"
+                )
+        if not len(kept):
+            hint = f"; the columns are {', '.join(map(repr, self._columns_of_first))}"
+            if self.reader.without_prompt:
+                hint += "; data.columns.prompt names the prompt's"
+            raise UserError(
+                f"{key}: {name}: none of the {self._count} pairs can be used "
+                f"({self._tally.reasons()}){hint}"
+            )
+        self._check_one_kind()
+        tell_columns(name, self._columns, self.reader.used, self.reader.notes)
+        self._tally.tell(self._count)
+
+    def _row(self, row: Row, kept: Kept[Pair]) -> None:
+        ranked = is_ranking(row)
+        self._rankings += ranked
+        for which, one in enumerate(pair_rows(row) if ranked else [row]):
+            if not self._count:
+                self._columns_of_first = list(one.values)
+            self._count += 1
+            self._columns.update(dict.fromkeys(one.values))
+            try:
+                pair = self.reader.pair(one)
+            except _Unusable as reason:
+                self._tally.leave_out(str(reason), row.place)
+                continue
+            self._first.setdefault(type(pair.prompt), pair.place)
+            form = self._forms.number(pair.prompt, pair.chosen)
+            kept.add(pair, row, which, form=form, prompt=number_of(pair.prompt))
+
+    _columns_of_first: Sequence[Any] = ()
+
+    def _check_one_kind(self) -> None:
+        """TRL takes texts or messages, and looks at the first row alone."""
+        if len(self._first) < 2:
+            return
+        (kind, place), (_, other) = self._first.items()
+        first = "text" if kind is str else "messages"
+        raise UserError(f"{other}: not {first} as in {place}: use one kind in all pairs")
 
 
 class _Reader:
@@ -145,7 +183,7 @@ class _Reader:
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
         self.used: set[str] = set()
-        self.notes: list[str] = []
+        self.notes: dict[str, None] = {}
         self.without_prompt = False
 
     def pair(self, row: Row) -> Pair:
@@ -215,7 +253,7 @@ class _Reader:
         usual = (columns.name("prompt"), columns.name("chosen"), columns.name("rejected"))
         for what, found in zip(("chosen", "rejected", "prompt"), read, strict=False):
             if found.column not in usual:
-                self.notes.append(f"{what} is read from {' and '.join(found.columns)}")
+                self.notes[f"{what} is read from {' and '.join(found.columns)}"] = None
         return parts[0], parts[1], prompt
 
     def _of_texts(
@@ -225,7 +263,7 @@ class _Reader:
         if asked is not None:
             return asked, [chosen, rejected]
         cut = self._common_beginning(row, chosen, rejected)
-        self.notes.append("the prompt is what chosen and rejected begin with")
+        self.notes["the prompt is what chosen and rejected begin with"] = None
         return chosen[:cut], [chosen[cut:], rejected[cut:]]
 
     def _common_beginning(self, row: Row, chosen: str, rejected: str) -> int:
@@ -273,7 +311,7 @@ class _Reader:
             if not shared:
                 self.without_prompt = True
                 raise _Unusable("no prompt: chosen and rejected do not begin alike")
-            self.notes.append("the prompt is what chosen and rejected begin with")
+            self.notes["the prompt is what chosen and rejected begin with"] = None
             return shared, answers
         assert prompt is not None
         if not any(message["role"] == "user" for message in shared):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pipeline.data.columns import Columns
 from pipeline.data.conversations import check_prompt, is_blank
-from pipeline.data.records import Messages, Prompt, Row, columns_of, with_columns
+from pipeline.data.forms import NUMBERS, Forms
+from pipeline.data.large import keep
+from pipeline.data.records import Messages, Prompt, Row, columns_of, number_of, with_columns
 from pipeline.data.shapes import (
     Found,
     as_messages,
@@ -20,6 +21,7 @@ from pipeline.data.shapes import (
     tell_columns,
 )
 from pipeline.data.sources import read_rows
+from pipeline.data.stored import Kept, Seen, Stored, shuffled, taken
 from pipeline.data.tally import Tally
 from pipeline.errors import UserError
 
@@ -28,7 +30,7 @@ KEY = "data.prompts_name"
 
 def read_prompts(
     name: str, columns: Mapping[str, str] | None = None, split: str = "train"
-) -> list[Prompt]:
+) -> Sequence[Prompt]:
     """The different prompts of a data set, in its order.
 
     A row holds a text or messages in ``prompt``, or is a conversation, whose last answer is then
@@ -40,44 +42,72 @@ def read_prompts(
     """
     names = Columns(columns)
     rows = read_rows(name, key=KEY, split=split, column=names.name("prompt"))
-    tally = Tally(name, "prompts")
-    prompts: dict[str, Prompt] = {}
-    used: set[str] = set()
-    others: dict[str, None] = {}
-    for row in rows:
-        found = _find(row, names)
+    make = _Prompts(names)
+    return keep(
+        rows, ["prompts", columns], make, lambda kept: _read(name, rows, make, kept), NUMBERS
+    )
+
+
+class _Prompts:
+    """Makes prompts of rows; an object, so that it can be sent to other processes."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+
+    def __call__(self, row: Row, which: int = 0) -> Prompt:
+        return self.read(row)[0]
+
+    def read(self, row: Row) -> tuple[Prompt, tuple[str, ...]]:
+        """A row's prompt, which knows the row's other columns; and the columns it is read from."""
+        found = _find(row, self._columns)
         prompt = side(row.place, found.column, found.value)
         if is_blank(prompt):
             raise UserError(
                 f"{row.place}: column {found.column!r} is empty: fill it or remove the row"
             )
-        before, context = before_prompt(row, names)
-        used.update(found.columns + context)
+        before, context = before_prompt(row, self._columns)
         if before or not isinstance(prompt, str):
             prompt = before + as_messages(prompt, "user")
             check_prompt(row.place, found.column, prompt)
-        columns = _others(row, found.columns + context)
-        others.update(dict.fromkeys(columns))
-        key = json.dumps(prompt, sort_keys=True)
-        if key in prompts:
-            alike = columns == columns_of(prompts[key])
+        read = found.columns + context
+        return with_columns(prompt, _others(row, read)), read
+
+
+def _read(name: str, rows: Iterable[Row], make: _Prompts, kept: Kept[Prompt]) -> None:
+    """Keep the different prompts of the rows."""
+    tally, seen, forms = Tally(name, "prompts"), Seen(), Forms()
+    used: set[str] = set()
+    others: dict[str, None] = {}
+    columns: dict[Any, None] = {}
+    count = 0
+    for row in rows:
+        count += 1
+        columns.update(dict.fromkeys(row.values))
+        prompt, read = make.read(row)
+        used.update(read)
+        own = columns_of(prompt)
+        others.update(dict.fromkeys(own))
+        place = seen.place(json.dumps(prompt, sort_keys=True), len(kept))
+        if place < len(kept):
+            alike = own == columns_of(kept.record(place))
             reason = "there already" if alike else "there already, with other columns"
             tally.leave_out(reason, row.place)
-        prompts.setdefault(key, with_columns(prompt, columns))
+        else:
+            kept.add(prompt, row, form=forms.number(prompt, columns=own), prompt=number_of(prompt))
     notes = [f"columns that a reward may ask for: {', '.join(others)}"] if others else []
-    tell_columns(name, rows, used | set(others), notes)
-    tally.tell(len(rows))
-    return list(prompts.values())
+    tell_columns(name, columns, used | set(others), notes)
+    tally.tell(count)
 
 
-def own_prompts(prompts: list[Prompt], seed: int, evaluation: int) -> tuple[list[Prompt], ...]:
+def own_prompts(
+    prompts: Sequence[Prompt], seed: int, evaluation: int
+) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
     """The prompts shuffled: ``evaluation`` of them, and the others."""
-    shuffled = list(prompts)
-    random.Random(seed).shuffle(shuffled)
-    return shuffled[:evaluation], shuffled[evaluation:]
+    order = shuffled(len(prompts), seed)
+    return taken(prompts, order[:evaluation]), taken(prompts, order[evaluation:])
 
 
-def as_prompts(dataset: Iterable[Any]) -> list[Prompt]:
+def as_prompts(dataset: Iterable[Any]) -> Sequence[Prompt]:
     """Prompts as a script passes them: texts, messages, or rows with a column ``prompt``.
 
     A row's other columns go with its prompt, for a reward that asks for them.
@@ -88,6 +118,8 @@ def as_prompts(dataset: Iterable[Any]) -> list[Prompt]:
     Raises:
         UserError: A row has no prompt, or an empty one, or one of another type.
     """
+    if isinstance(dataset, Stored):
+        return dataset  # looked at when they were read
     names = Columns()
     prompts: list[Prompt] = []
     for number, item in enumerate(dataset, start=1):

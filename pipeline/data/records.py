@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -51,6 +53,12 @@ class Row:
 def shown(value: Any) -> str:
     """A value as an error message shows it: on one line and short, however deep it is nested."""
     return _short.repr(value)[:60]
+
+
+def number_of(prompt: Prompt) -> int:
+    """By which a prompt is known; of 2⁶⁴, so that no two of millions have the same."""
+    text = json.dumps(prompt, sort_keys=True)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), signed=True)
 
 
 _NO_COLUMNS: Mapping[str, Any] = {}

@@ -8,7 +8,7 @@ none of TRL's. Columns in front of a prompt are the same everywhere: ``system`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,10 +139,12 @@ def _history(place: str, history: Any) -> Messages:
     return turns
 
 
-def tell_columns(name: str, rows: Sequence[Row], used: Iterable[str], notes: Iterable[str]) -> None:
-    """Print what was read from which columns, and which were not read at all."""
+def tell_columns(
+    name: str, columns: Iterable[Any], used: Iterable[str], notes: Iterable[str]
+) -> None:
+    """Print what was read from which of the ``columns``, and which were not read at all."""
     read = set(used)
-    unread = list(dict.fromkeys(str(c) for row in rows for c in row.values if c not in read))
+    unread = list(dict.fromkeys(str(column) for column in columns if column not in read))
     parts = list(dict.fromkeys(notes))
     if unread:
         more = f" and {len(unread) - 12} more" if len(unread) > 12 else ""

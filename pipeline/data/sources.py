@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.words import first_line
+from pipeline.data import large
 from pipeline.data.formats import SUFFIXES, format_of, read_file
+from pipeline.data.large import LargeRows, RowsOfDataset, RowsOfFiles
+from pipeline.data.loading import loaded
 from pipeline.data.records import Row
 from pipeline.data.tally import tell
 from pipeline.errors import UserError
@@ -25,8 +25,8 @@ _NO_DATA = ("dataset_infos.json", "dataset_info.json", "state.json", "readme.txt
 
 def read_rows(
     name: str, *, key: str, split: str = "train", config: str | None = None, column: str = "text"
-) -> list[Row]:
-    """Read a data set.
+) -> list[Row] | LargeRows:
+    """Read a data set: at once, or a large one (:mod:`pipeline.data.large`) as it is iterated.
 
     Args:
         name: A local file (``SUFFIXES``, compressed or not), a folder of such files or one
@@ -41,14 +41,14 @@ def read_rows(
     """
     path = Path(name).expanduser()
     if path.is_file():
-        rows = list(read_file(path, column))
+        rows = _rows_of(str(path), [path], column)
     elif path.is_dir():
         rows = _read_folder(path, split, column)
     elif _looks_local(name):
         raise UserError(f"{key}: {name}: there is no such file or folder{_nearest(path)}")
     else:
         rows = _read_hub(name, key=key, split=split, config=config)
-    if not rows:
+    if not (rows.first() if isinstance(rows, LargeRows) else rows):
         raise UserError(f"{key}: {name} has no rows: it is empty")
     return rows
 
@@ -70,11 +70,11 @@ def _nearest(path: Path) -> str:
     return f"; nearest: {path.parent / near[0]}" if near else ""
 
 
-def _read_folder(folder: Path, split: str, column: str) -> list[Row]:
+def _read_folder(folder: Path, split: str, column: str) -> list[Row] | LargeRows:
     if any((folder / name).is_file() for name in _SAVED_DATASET):
         import datasets
 
-        saved = _load(lambda: datasets.load_from_disk(str(folder)), str(folder))
+        saved = loaded(lambda: datasets.load_from_disk(str(folder)), str(folder))
         if isinstance(saved, datasets.DatasetDict):
             if split not in saved:
                 raise UserError(
@@ -100,7 +100,13 @@ def _read_folder(folder: Path, split: str, column: str) -> list[Row]:
             f"{folder}: split {split!r} is read from {_listed(taken, folder)}; "
             f"not read: {_listed(left, folder)}"
         )
-    return [row for path in taken for row in read_file(path, column)]
+    return _rows_of(str(folder), taken, column)
+
+
+def _rows_of(name: str, files: list[Path], column: str) -> list[Row] | LargeRows:
+    if all(format_of(path) for path in files) and large.is_large(files):
+        return RowsOfFiles(name, files, column)
+    return [row for path in files for row in read_file(path, column)]
 
 
 def _looks_like_data(path: Path, folder: Path) -> bool:
@@ -125,52 +131,21 @@ def _in_split(path: Path, folder: Path, split: str) -> bool:
     return any(re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", part) for part in parts)
 
 
-def _read_hub(name: str, *, key: str, split: str, config: str | None) -> list[Row]:
+def _read_hub(name: str, *, key: str, split: str, config: str | None) -> list[Row] | LargeRows:
     import datasets
 
     where = f"{key}: {name}"
-    loaded = _load(
+    found = loaded(
         lambda: datasets.load_dataset(name, config, split=split),
         where,
         mend="; it is no local file, and as a hub id it needs the network or an earlier download",
     )
-    return _dataset_rows(f"{name} [{split}]", loaded)
+    return _dataset_rows(f"{name} [{split}]", found)
 
 
-def _load(load: Callable[[], Any], where: str, mend: str = "") -> Any:
-    """Call ``load``; whatever ``datasets`` raises becomes one line."""
-    try:
-        with quiet_datasets():
-            return load()
-    # Not found, gated, offline, a script, an unknown split or configuration: `datasets` and
-    # `huggingface_hub` raise more than a dozen unrelated types for what the user can mend.
-    except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"{where}: cannot be loaded ({reason}){mend}") from error
-
-
-def _dataset_rows(name: str, dataset: Any) -> list[Row]:
+def _dataset_rows(name: str, dataset: Any) -> list[Row] | LargeRows:
     """The rows; pictures and sounds are decoded here, which may fail."""
-    rows = _load(lambda: list(dataset), name)
+    if dataset.cache_files and dataset.data.nbytes > large.IN_MEMORY:
+        return RowsOfDataset(name, dataset)
+    rows = loaded(lambda: list(dataset), name)
     return [Row(f"{name}, row {number}", row) for number, row in enumerate(rows, start=1)]
-
-
-@contextmanager
-def quiet_datasets() -> Iterator[None]:
-    """Silence bars and messages of ``datasets`` inside the block, and the hub's retries too."""
-    import datasets
-    from huggingface_hub.utils import logging as hub_logging
-
-    shown = not datasets.are_progress_bars_disabled()
-    verbosity = datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    hub_verbosity = hub_logging.get_verbosity()
-    hub_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        hub_logging.set_verbosity(hub_verbosity)
-        if shown:
-            datasets.enable_progress_bars()

@@ -13,29 +13,37 @@ same people rated, are together in the test, in the proxy's half or in the gold 
 
 from __future__ import annotations
 
-import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from operator import attrgetter
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config import PAIRWISE, TRAINED_HERE, DataSection, Experiment
 from pipeline.data import embedded
 from pipeline.data.columns import Columns
 from pipeline.data.demonstrations import are_demonstrations, read_demonstrations
+from pipeline.data.large import LargeRows, keep
 from pipeline.data.leakage import (
+    MOST_SEARCHED,
     Groups,
     in_halves,
     linked_groups,
     near_groups,
     sides_of,
     take_groups,
+    tell_unsearched,
 )
 from pipeline.data.prompts import own_prompts, read_prompts
-from pipeline.data.records import Demonstration, Prompt, RatedText, Row
+from pipeline.data.records import Demonstration, Prompt, RatedText, number_of
 from pipeline.data.sources import read_rows
-from pipeline.data.tally import Tally, tell
+from pipeline.data.stored import Kept, Stored, column, joined, mapped, shuffled, taken
+from pipeline.data.texts import Suitable, TextsAgain, rated_text
 from pipeline.data.toy import in_batches, toy_texts
-from pipeline.data.words import Unit, same_but_for_form, unit_of
+from pipeline.data.words import Unit, unit_of
 from pipeline.errors import UserError
 
 __all__ = ["ExperimentData", "Prompt", "RatedText", "load_data"]
@@ -44,7 +52,8 @@ _EMBEDDED = "embedded:"
 _TOY_TEXTS = 3000
 _MOST_TEST_TEXTS = 1000
 _HALVES = {"proxy": "the proxy's half", "gold": "the gold judge's half"}
-_BREAK = re.compile(r"(?:\s*<br\s*/?>\s*)+", re.IGNORECASE)
+_NUMBERS = {"rating": "d", "characters": "q"}  # that stored texts have
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -68,19 +77,19 @@ class ExperimentData:
         neutral: What ``proxy`` and ``gold`` leave out of their halves, by their names.
     """
 
-    demonstrations: list[str] | list[Demonstration]
-    heldout: list[str] | list[Demonstration]
-    train_prompts: list[Prompt]
-    validation_prompts: list[Prompt]
-    eval_prompts: list[Prompt]
-    proxy: list[RatedText]
-    gold: list[RatedText]
-    classifier_test: list[RatedText]
-    neutral: Mapping[str, list[RatedText]] = field(default_factory=dict)
+    demonstrations: Sequence[str] | Sequence[Demonstration]
+    heldout: Sequence[str] | Sequence[Demonstration]
+    train_prompts: Sequence[Prompt]
+    validation_prompts: Sequence[Prompt]
+    eval_prompts: Sequence[Prompt]
+    proxy: Sequence[RatedText]
+    gold: Sequence[RatedText]
+    classifier_test: Sequence[RatedText]
+    neutral: Mapping[str, Sequence[RatedText]] = field(default_factory=dict)
 
-    def half(self, part: str) -> list[RatedText]:
+    def half(self, part: str) -> Sequence[RatedText]:
         """All rated texts of ``proxy`` or ``gold``, neutral ones at the end."""
-        return [*getattr(self, part), *self.neutral.get(part, ())]
+        return joined(getattr(self, part), self.neutral.get(part, ()))
 
 
 def load_data(experiment: Experiment, labels: bool = True) -> ExperimentData:
@@ -112,17 +121,22 @@ def load_data(experiment: Experiment, labels: bool = True) -> ExperimentData:
         column=section.text_column,
     )
     names = Columns(section.column_names())
-    if are_demonstrations(rows[0], names):
+    first = rows.first() if isinstance(rows, LargeRows) else rows[0]
+    assert first is not None  # there is one, or it would have been told
+    if are_demonstrations(first, names):
         if rated and labels:
             raise UserError(
-                f"data.dataset_name: {rows[0].place}: holds a prompt with its answer, and the "
+                f"data.dataset_name: {first.place}: holds a prompt with its answer, and the "
                 "classifier of reward.source=sentiment learns from rated texts: set reward.source "
                 "to your own reward"
             )
         return _of_demonstrations(
             experiment, read_demonstrations(name, rows, section.column_names())
         )
-    texts = _rated_texts(rows, names, section, rated and labels)
+    if isinstance(rows, LargeRows):
+        return _of_large(experiment, rows, rated, labels)
+    asked = rows if rated and labels else None
+    texts = [rated_text(row, names, section, asked) for row in rows]
     return _of_texts(experiment, texts, rated, labels)
 
 
@@ -133,9 +147,43 @@ def _of_texts(
 
     Without ``labels`` the ratings were not read: the classifiers' parts are then empty.
     """
+    suitable = Suitable(experiment.data, unit_of(experiment))
+    kept = [made for text in texts if (made := suitable.of(text)) is not None]
+    return _divided(experiment, kept, suitable.tell(), rated, labels)
+
+
+def _of_large(experiment: Experiment, rows: LargeRows, rated: bool, labels: bool) -> ExperimentData:
+    """:func:`_of_texts` of rows of which the suitable ones are not held in memory."""
     section, unit = experiment.data, unit_of(experiment)
-    texts, there = _suitable(texts, section, unit)
-    random.Random(experiment.data_seed).shuffle(texts)
+    make = TextsAgain(section, unit, rated and labels)
+
+    def read(kept: Kept[RatedText]) -> None:
+        suitable = Suitable(section, unit)
+        for row in rows:
+            text = suitable.of(make.text(row, rows))
+            if text is not None:
+                kept.add(text, row, rating=text.rating, characters=len(text.text))
+        kept.about = suitable.tell()
+
+    counted = make.settings(unit.identity)
+    texts: Sequence[RatedText] = keep(rows, counted, make, read, _NUMBERS)
+    assert isinstance(texts, Stored)
+    there = texts.about
+    if texts.column("characters").sum() <= MOST_SEARCHED:  # little of a large file is suitable
+        texts = list(texts)
+    return _divided(experiment, texts, there, rated, labels)
+
+
+def _divided(
+    experiment: Experiment,
+    texts: Sequence[RatedText],
+    there: str,
+    rated: bool,
+    labels: bool,
+) -> ExperimentData:
+    """The splits of suitable texts, which are ``there``, in words."""
+    section, unit = experiment.data, unit_of(experiment)
+    texts = taken(texts, shuffled(len(texts), experiment.data_seed))
     own = _own_prompts(experiment)
     near = _near(texts, section)
 
@@ -146,9 +194,7 @@ def _of_texts(
     rest = _without_near(rest, evaluation, near)
     heldout, rest = rest[: section.heldout], rest[section.heldout :]
     rest = _without_near(rest, heldout, near)
-    groups = linked_groups(rest, near)
-    sides = sides_of(rest, groups, section.positive_above)
-    test, training = take_groups(rest, groups, sides, wanted)
+    test, training, *halves = _parts(rest, near, wanted, section.positive_above)
     left = len(evaluation) + len(heldout) + len(test) + len(training)
     if left < len(texts):
         there += " that are no near-duplicates of held-out ones"
@@ -157,53 +203,92 @@ def _of_texts(
     if own:
         train_prompts, validation_prompts, eval_prompts = own
     else:
-        eval_prompts = [unit.first(text.text, section.prompt_words) for text in evaluation]
+        begin = _Beginning(unit, section.prompt_words)
+        eval_prompts = [begin(text) for text in evaluation]
         # Fresh texts first: a prompt from a demonstration is one whose answer SFT has seen.
-        others = training[section.demonstrations :] + demonstrations
-        prompts = [unit.first(text.text, section.prompt_words) for text in others]
-        train_prompts = _training_prompts(prompts, eval_prompts, section)
-        beginnings = [unit.first(text.text, section.prompt_words) for text in heldout]
+        others = _behind(training, section.demonstrations)
+        train_prompts = _training_prompts(mapped(others, begin), eval_prompts, section)
+        beginnings = (begin(text) for text in heldout)
         validation_prompts = _validation_prompts(
-            beginnings, [*train_prompts, *eval_prompts], section
+            beginnings, chain(train_prompts, eval_prompts), section
         )
-    halves: dict[str, list[RatedText]] = {}
-    if rated and labels:
-        halves = dict(zip(_HALVES, in_halves(training, groups, sides), strict=True))
-    sides = {part: _decided(half, section, _HALVES[part]) for part, half in halves.items()}
+    learnt = zip(_HALVES, halves, strict=True) if rated and labels else ()
+    halves_of = {part: (half, _decided_places(half, section)) for part, half in learnt}
+    sides = {
+        part: _decided(half, taken(half, places), section, _HALVES[part])
+        for part, (half, places) in halves_of.items()
+    }
     return ExperimentData(
-        demonstrations=[text.text for text in demonstrations],
+        demonstrations=mapped(demonstrations, attrgetter("text")),
         heldout=[text.text for text in heldout],
         train_prompts=train_prompts,
         validation_prompts=validation_prompts,
         eval_prompts=list(eval_prompts),
         proxy=sides.get("proxy", []),
         gold=sides.get("gold", []),
-        classifier_test=test if labels else [],
+        classifier_test=list(test) if labels else [],
         neutral={
-            part: [text for text in half if not _is_decided(text, section)]
-            for part, half in halves.items()
+            part: taken(half, np.setdiff1d(np.arange(len(half)), places))
+            for part, (half, places) in halves_of.items()
         },
     )
 
 
-def _near(texts: list[RatedText], section: DataSection) -> Groups:
-    """For each text its group of near-duplicates. The toy's sentences are all of one grammar."""
-    toy = section.dataset_name == "toy"
-    if toy:
+class _Beginning:
+    """Makes prompts of texts; an object, so that it can be sent to other processes."""
+
+    def __init__(self, unit: Unit, count: int) -> None:
+        self._unit, self._count = unit, count
+
+    def __call__(self, text: RatedText) -> Prompt:
+        return self._unit.first(text.text, self._count)
+
+
+def _behind(items: Sequence[T], count: int) -> Sequence[T]:
+    """The items behind the first ``count``, and then those."""
+    return taken(items, [*range(count, len(items)), *range(min(count, len(items)))])
+
+
+def _parts(
+    texts: Sequence[RatedText], near: Groups | None, wanted: int, above: float
+) -> tuple[Sequence[RatedText], ...]:
+    """Texts to test on, the others, and two halves of these, of whole groups each."""
+    if near is None:  # each text is a group of its own: the same, without a look at them
+        test, training = texts[:wanted], texts[wanted:]
+        return test, training, training[0::2], training[1::2]
+    groups = linked_groups(texts, near)
+    sides = sides_of(texts, groups, above)
+    test, training = take_groups(texts, groups, sides, wanted)
+    return test, training, *in_halves(training, groups, sides)
+
+
+def _near(texts: Sequence[RatedText], section: DataSection) -> Groups | None:
+    """For each text its group of near-duplicates; None where each is one of its own.
+
+    The toy's sentences are all of one grammar.
+    """
+    if section.dataset_name == "toy":
         return {text.text: index for index, text in enumerate(texts)}
+    if isinstance(texts, Stored):
+        tell_unsearched(section.dataset_name)
+        return None
     return near_groups(texts, section.dataset_name)
 
 
-def _without_near(texts: list[RatedText], held: list[RatedText], near: Groups) -> list[RatedText]:
+def _without_near(
+    texts: Sequence[RatedText], held: Iterable[RatedText], near: Groups | None
+) -> Sequence[RatedText]:
     """The texts that are no near-duplicates of any that is held out."""
-    taken = {near[text.text] for text in held}
-    return [text for text in texts if near[text.text] not in taken]
+    if near is None:
+        return texts
+    out = {near[text.text] for text in held}
+    return [text for text in texts if near[text.text] not in out]
 
 
-def _of_demonstrations(experiment: Experiment, made: list[Demonstration]) -> ExperimentData:
+def _of_demonstrations(experiment: Experiment, made: Sequence[Demonstration]) -> ExperimentData:
     """The splits of prompts with answers; no classifier learns from them."""
     section = experiment.data
-    random.Random(experiment.data_seed).shuffle(made)
+    made = taken(made, shuffled(len(made), experiment.data_seed))
     own = _own_prompts(experiment)
     evaluation: list[Demonstration] = []
     if not own:
@@ -216,93 +301,45 @@ def _of_demonstrations(experiment: Experiment, made: list[Demonstration]) -> Exp
         train_prompts, validation_prompts, eval_prompts = own
     else:
         eval_prompts = [item.prompt for item in evaluation]
-        prompts = [item.prompt for item in training[section.demonstrations :] + demonstrations]
+        prompts = mapped(_behind(training, section.demonstrations), attrgetter("prompt"))
         train_prompts = _training_prompts(prompts, eval_prompts, section)
         validation_prompts = _validation_prompts(
-            [item.prompt for item in heldout], [*train_prompts, *eval_prompts], section
+            (item.prompt for item in heldout), chain(train_prompts, eval_prompts), section
         )
-    prompts_of = train_prompts, validation_prompts, eval_prompts
-    return ExperimentData(demonstrations, heldout, *prompts_of, [], [], [])
+    prompts_of = train_prompts, validation_prompts, list(eval_prompts)
+    return ExperimentData(demonstrations, list(heldout), *prompts_of, [], [], [])
 
 
 def _different(
-    made: list[Demonstration], section: DataSection
-) -> tuple[list[Demonstration], list[Demonstration]]:
+    made: Sequence[Demonstration], section: DataSection
+) -> tuple[list[Demonstration], Sequence[Demonstration]]:
     """The first demonstrations whose prompts are all different, and those with other prompts."""
-    taken: dict[str, Demonstration] = {}
+    found: dict[str, Demonstration] = {}
     for item in made:
-        if len(taken) < section.eval_prompts:
-            taken.setdefault(str(item.prompt), item)
-    if len(taken) < section.eval_prompts:
-        raise _too_few(f"{len(taken)} different prompts", "eval_prompts", section)
-    return list(taken.values()), [item for item in made if str(item.prompt) not in taken]
-
-
-def _rated_texts(
-    rows: Sequence[Row], names: Columns, section: DataSection, rated: bool
-) -> list[RatedText]:
-    """Every text of the data set. Ratings are 0 where no classifier is trained on them."""
-    texts = []
-    for row in rows:
-        text = names.text(row, "text")
-        rating = names.number(row, "label", section.label_values, rows) if rated else 0.0
-        texts.append(RatedText(_BREAK.sub(" ", text).strip(), rating))
-    return texts
-
-
-def _suitable(
-    texts: list[RatedText], section: DataSection, unit: Unit
-) -> tuple[list[RatedText], str]:
-    """Texts of the asked length, each once (case, spacing and punctuation aside), and in words
-    which these are and what was left out."""
-    # A prompt of a whole text would leave nothing to complete.
-    fewest = max(section.min_words, section.prompt_words + 1)
-    tally = Tally(section.dataset_name, "texts")
-    short = f"below data.min_words ({fewest} {unit.name})"
-    long = f"above data.max_words ({section.max_words} {unit.name}; data.long_texts=cut cuts them)"
-    kept: dict[str, RatedText] = {}
-    cut = 0
-    for text in texts:
-        count = unit.count(text.text)
-        if count > section.max_words and section.long_texts == "cut":
-            beginning = unit.first(text.text, section.max_words)
-            text, cut = replace(text, text=beginning), cut + 1
-        elif count < fewest or count > section.max_words:
-            tally.leave_out(short if count < fewest else long)
-            continue
-        key = same_but_for_form(text.text)
-        if key in kept:
-            tally.leave_out("there already")
-        kept.setdefault(key, text)
-    if not kept:
-        raise UserError(
-            f"data.dataset_name: none of the {len(texts)} texts of {section.dataset_name} has "
-            f"{fewest} to {section.max_words} {unit.name}: change data.min_words or data.max_words "
-            f"({tally.reasons()})"
-        )
-    tally.tell(len(texts))
-    if cut:
-        limit = f"data.max_words ({section.max_words} {unit.name})"
-        tell(f"{section.dataset_name}: {cut:,} of {len(texts):,} texts cut at {limit}")
-    which = f"texts of {section.min_words} to {section.max_words} {unit.name}"
-    return list(kept.values()), which + (f" (left out {tally.reasons()})" if tally.left_out else "")
+        if len(found) == section.eval_prompts:
+            break
+        found.setdefault(str(item.prompt), item)
+    if len(found) < section.eval_prompts:
+        raise _too_few(f"{len(found)} different prompts", "eval_prompts", section)
+    if isinstance(made, Stored):
+        others = ~np.isin(made.column("prompt"), [number_of(i.prompt) for i in found.values()])
+        return list(found.values()), made.take(np.flatnonzero(others))
+    return list(found.values()), [item for item in made if str(item.prompt) not in found]
 
 
 def _take_evaluation(
-    texts: list[RatedText], section: DataSection, unit: Unit
-) -> tuple[list[RatedText], list[RatedText]]:
+    texts: Sequence[RatedText], section: DataSection, unit: Unit
+) -> tuple[Sequence[RatedText], Sequence[RatedText]]:
     """The first texts whose prompts are all different, and the other texts."""
-    taken: dict[str, RatedText] = {}
-    rest = []
-    for text in texts:
-        prompt = unit.first(text.text, section.prompt_words)
-        if len(taken) < section.eval_prompts and prompt not in taken:
-            taken[prompt] = text
-        else:
-            rest.append(text)
-    if len(taken) < section.eval_prompts:
-        raise _too_few(f"{len(taken)} different prompts", "eval_prompts", section)
-    return list(taken.values()), rest
+    found: dict[str, int] = {}
+    for place, text in enumerate(texts):
+        if len(found) == section.eval_prompts:
+            break
+        found.setdefault(unit.first(text.text, section.prompt_words), place)
+    if len(found) < section.eval_prompts:
+        raise _too_few(f"{len(found)} different prompts", "eval_prompts", section)
+    places = list(found.values())
+    return taken(texts, places), taken(texts, np.setdiff1d(np.arange(len(texts)), places))
 
 
 def _check_enough(
@@ -332,28 +369,29 @@ def _too_few(there: str, key: str, section: DataSection) -> UserError:
 
 
 def _training_prompts(
-    prompts: Iterable[Prompt], evaluation: Iterable[Prompt], section: DataSection
-) -> list[Prompt]:
+    prompts: Sequence[Prompt], evaluation: Iterable[Prompt], section: DataSection
+) -> Sequence[Prompt]:
     """The first prompts. They may repeat, as in life, but none is an evaluation prompt."""
     kept_out = set(map(str, evaluation))
-    usable = [prompt for prompt in prompts if str(prompt) not in kept_out]
-    if len(usable) < section.train_prompts:
-        raise _too_few(f"{len(usable)} prompts for training", "train_prompts", section)
-    return usable[: section.train_prompts]
+    usable = (place for place, prompt in enumerate(prompts) if str(prompt) not in kept_out)
+    places = list(islice(usable, section.train_prompts))
+    if len(places) < section.train_prompts:
+        raise _too_few(f"{len(places)} prompts for training", "train_prompts", section)
+    return taken(prompts, places)
 
 
 def _validation_prompts(
     heldout: Iterable[Prompt], used: Iterable[Prompt], section: DataSection
 ) -> list[Prompt]:
     """The first different prompts of held-out texts that are not ``used`` otherwise."""
-    kept_out = set(map(str, used))
-    different = {str(prompt): prompt for prompt in heldout if str(prompt) not in kept_out}
+    kept_out = set(map(number_of, used))
+    different = {str(p): p for p in heldout if number_of(p) not in kept_out}
     return list(different.values())[: section.validation_prompts]
 
 
 def _own_prompts(
     experiment: Experiment,
-) -> tuple[list[Prompt], list[Prompt], list[Prompt]] | None:
+) -> tuple[Sequence[Prompt], list[Prompt], list[Prompt]] | None:
     """The user's prompts, all different, for training, validation and evaluation; None without any.
 
     Validation has those that training leaves over, if any.
@@ -367,22 +405,26 @@ def _own_prompts(
         there = f"{len(different)} different prompts, {len(training)} without the evaluation's"
         raise _too_few(there, "train_prompts", section)
     left = training[section.train_prompts :]
-    return training[: section.train_prompts], left[: section.validation_prompts], evaluation
+    validation = list(left[: section.validation_prompts])
+    return training[: section.train_prompts], validation, list(evaluation)
 
 
-def _is_decided(text: RatedText, section: DataSection) -> bool:
-    return abs(text.rating - section.positive_above) >= section.neutral_margin
+def _decided_places(texts: Sequence[RatedText], section: DataSection) -> NDArray[np.int64]:
+    """Of the texts whose label is clearly on one side."""
+    ratings = column(texts, "rating", attrgetter("rating"))
+    return np.flatnonzero(abs(ratings - section.positive_above) >= section.neutral_margin)
 
 
-def _decided(texts: list[RatedText], section: DataSection, part: str) -> list[RatedText]:
-    """Texts whose label is clearly on one side; both sides must be there."""
+def _decided(
+    texts: Sequence[RatedText], decided: Sequence[RatedText], section: DataSection, part: str
+) -> Sequence[RatedText]:
+    """The ``decided`` of the texts; both sides must be there."""
     limit = section.positive_above
-    decided = [text for text in texts if _is_decided(text, section)]
-    positive = sum(text.rating > limit for text in decided)
+    positive = int((column(decided, "rating", attrgetter("rating")) > limit).sum())
     if 0 < positive < len(decided):
         return decided
     missing = "negative" if positive else "positive"
-    ratings = sorted({text.rating for text in texts})
+    ratings = sorted(set(column(texts, "rating", attrgetter("rating")).tolist()))
     low, high = (ratings[0], ratings[-1]) if ratings else (0.0, 0.0)
     mend = "change them"
     if not low < limit < high and low < high:

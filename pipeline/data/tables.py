@@ -12,6 +12,7 @@ from pipeline.data.compression import is_packed, opened
 from pipeline.data.records import Row
 from pipeline.errors import UserError
 
+TABLES = (".parquet", ".arrow", ".feather")
 _BATCH = 1024  # rows of a parquet file that are decoded at once
 
 
@@ -21,11 +22,16 @@ def read_table(path: Path, form: str) -> Iterator[Row]:
     Raises:
         UserError: It cannot be read, or not as that.
     """
-    number = 0
+    start = 0
     for batch in record_batches(path, form):
-        for values in _told(path, form, batch.to_pylist):
-            number += 1
-            yield Row(f"{path}, row {number}", values)
+        yield from rows_of(path, form, batch, start)
+        start += batch.num_rows
+
+
+def rows_of(path: Path, form: str, batch: Any, start: int) -> list[Row]:
+    """The rows of one of the file's batches, the first of which is at ``start``."""
+    values = enumerate(_told(path, form, batch.to_pylist), start + 1)
+    return [Row(f"{path}, row {number}", value) for number, value in values]
 
 
 def record_batches(path: Path, form: str) -> Iterator[Any]:

@@ -6,23 +6,24 @@ better on them than it is.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from pipeline.config import Experiment
-from pipeline.data.records import Prompt
+from pipeline.data.records import Prompt, number_of
 from pipeline.data.splits import ExperimentData
+from pipeline.data.stored import Stored, taken
 from pipeline.data.tally import tell
 from pipeline.errors import UserError
 
 Pair = dict[str, Any]
+T = TypeVar("T")
 
 
 def validation_prompts(
     experiment: Experiment, data: ExperimentData, stage: str = "ppo"
-) -> tuple[list[Prompt], list[Prompt]]:
+) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
     """Prompts for an on-policy method to be evaluated on, and to train on; no prompt is in both.
 
     The first are ``data.validation_prompts``, so that training is the same with and without
@@ -33,7 +34,8 @@ def validation_prompts(
         UserError: there is but one training prompt to divide.
     """
     title = stage.upper()
-    wanted, held, train = experiment.data.validation_prompts, data.validation_prompts, []
+    wanted, held = experiment.data.validation_prompts, data.validation_prompts
+    train: Sequence[Prompt] = []
     if not held or experiment.data.prompts_name:
         given_up, train = _give_up(data.train_prompts, wanted - len(held))
         held = [*held, *given_up]
@@ -54,38 +56,47 @@ def validation_prompts(
     return held, train or data.train_prompts
 
 
-def _give_up(prompts: list[Prompt], count: int) -> tuple[list[Prompt], list[Prompt]]:
+def _give_up(prompts: Sequence[Prompt], count: int) -> tuple[Sequence[Prompt], Sequence[Prompt]]:
     """The last ``count`` different prompts, a quarter of all at most, and the others."""
-    different = list({_key(prompt): prompt for prompt in prompts}.values())
+    keys = _keys(prompts, lambda prompt: prompt)
+    last = {key: place for place, key in enumerate(keys)}
+    different = list(last)
     count = min(count, max(1, len(different) // 4), len(different) - 1)
-    held = {_key(prompt): prompt for prompt in different[len(different) - count :]}
-    return list(held.values()), [prompt for prompt in prompts if _key(prompt) not in held]
+    held = set(different[len(different) - count :])
+    given_up = [last[key] for key in different[len(different) - count :]]
+    return taken(prompts, given_up), taken(
+        prompts, [p for p, k in enumerate(keys) if k not in held]
+    )
 
 
 def validation_pairs(
     pairs: Sequence[Pair], share: float, seed: int, stage: str = "dpo"
-) -> tuple[list[Pair], list[Pair]]:
+) -> tuple[Sequence[Pair], Sequence[Pair]]:
     """Pairs to evaluate a method on and pairs to train on, in order; all of a prompt on one side.
 
     Raises:
         UserError: all pairs are of one prompt.
     """
-    prompts = list(dict.fromkeys(_key(_prompt(pair)) for pair in pairs))
+    keys = _keys(pairs, _prompt)
+    prompts = list(dict.fromkeys(keys))
     if len(prompts) < 2:
         raise UserError(
             f"{stage}.eval_strategy: pairs of a single prompt leave none to evaluate on"
         )
     count = min(len(prompts) - 1, max(1, round(share * len(prompts))))
     held = set(random.Random(seed).sample(prompts, count))
-    sides: tuple[list[Pair], list[Pair]] = ([], [])
-    for pair in pairs:
-        sides[_key(_prompt(pair)) not in held].append(pair)
-    return sides
+    sides: tuple[list[int], list[int]] = ([], [])
+    for place, key in enumerate(keys):
+        sides[key not in held].append(place)
+    return taken(pairs, sides[0]), taken(pairs, sides[1])
 
 
 def _prompt(pair: Pair) -> Any:
     return pair["prompt"] if "prompt" in pair else pair["prompt_ids"]
 
 
-def _key(prompt: Any) -> str:
-    return json.dumps(prompt, sort_keys=True)
+def _keys(items: Sequence[T], prompt_of: Callable[[T], Any]) -> list[int]:
+    """By which the items' prompts are known, without reading stored ones again."""
+    if isinstance(items, Stored):
+        return items.column("prompt").tolist()
+    return [number_of(prompt_of(item)) for item in items]

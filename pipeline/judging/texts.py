@@ -27,7 +27,7 @@ class Domain:
     """Rated texts of one kind, each as the prompt and the completion that a reward is asked."""
 
     name: str
-    texts: list[RatedText]
+    texts: Sequence[RatedText]
     prompts: list[str]
     completions: list[str]
 
@@ -112,6 +112,6 @@ def _of_length(
     return kept
 
 
-def _domain(experiment: Experiment, name: str, texts: list[RatedText]) -> Domain:
+def _domain(experiment: Experiment, name: str, texts: Sequence[RatedText]) -> Domain:
     prompts, completions = prompts_and_endings([text.text for text in texts], experiment)
     return Domain(name, texts, prompts, completions)

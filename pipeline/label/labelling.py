@@ -59,7 +59,7 @@ class Labelled:
     verdicts: list[dict[str, float]]
 
 
-def read_unlabelled(name: str, key: str) -> tuple[list[Pair], bool]:
+def read_unlabelled(name: str, key: str) -> tuple[Sequence[Pair], bool]:
     """Pairs of a file, and whether it labels them itself.
 
     Rows are ``prompt`` and ``completions``, a list of two; or preference pairs in any shape that
@@ -68,7 +68,7 @@ def read_unlabelled(name: str, key: str) -> tuple[list[Pair], bool]:
     Raises:
         UserError: The file or a row cannot be read, or nothing is left.
     """
-    rows = read_rows(name, key=key)
+    rows = list(read_rows(name, key=key))
     own = "completions" not in rows[0].values
     if not own:
         rows = [_as_pair(row) for row in rows]

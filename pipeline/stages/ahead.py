@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from pipeline.config.arguments import target
 from pipeline.config.choices import ppo_evaluates
 from pipeline.config.stages import find_stage
 from pipeline.data.comparisons import divided
+from pipeline.data.forms import one_of_each, sample
 from pipeline.data.preferences import Pair, read_pairs
 from pipeline.data.records import Demonstration, Messages, Prompt
 from pipeline.data.splits import ExperimentData, load_data
@@ -24,6 +26,8 @@ from pipeline.lm.scored import check_columns
 from pipeline.stages import elsewhere
 from pipeline.stages.reward_sources import PARTS, source_reward, sources_of
 from pipeline.stages.tokens import learnt_tokens
+
+_COUNTED = 2000  # rows of a large data set by which the share of long ones is told
 
 
 def check(experiment: Experiment, stages: Sequence[str]) -> None:
@@ -44,7 +48,7 @@ def check(experiment: Experiment, stages: Sequence[str]) -> None:
     if (asks or todo & {"sft", "reward"}) and (own or section.prompts_name):
         data = load_data(experiment, labels="reward" in todo)
         check_data(experiment, data, "sft" in todo)
-        prompts = [*data.eval_prompts, *data.validation_prompts, *data.train_prompts]
+        prompts = [*data.eval_prompts, *data.validation_prompts, *one_of_each(data.train_prompts)]
     if asks:
         _check_reward(experiment, prompts)
     learnt = "reward" in todo and PAIRWISE in experiment.reward.sources()
@@ -86,9 +90,11 @@ def check_data(experiment: Experiment, data: ExperimentData, sft: bool = True) -
     tokenizer = load_tokenizer(experiment.model)
     if section.prompts_name:
         validation = data.validation_prompts if ppo_evaluates(experiment) else []
-        prompts = [*data.eval_prompts, *validation, *data.train_prompts]
+        prompts = [*data.eval_prompts, *validation, *one_of_each(data.train_prompts)]
         check_template(experiment, tokenizer, "data.prompts_name", ((p, []) for p in prompts))
-    made = [item for item in data.demonstrations if isinstance(item, Demonstration)]
+    made: Sequence[Demonstration] = []
+    if len(data.demonstrations) and isinstance(data.demonstrations[0], Demonstration):
+        made = one_of_each(cast("Sequence[Demonstration]", data.demonstrations))
     check_template(
         experiment, tokenizer, "data.dataset_name", ((d.prompt, d.completion) for d in made)
     )
@@ -145,7 +151,7 @@ def _quoted(messages: Messages) -> str:
 
 
 def _check_loss(
-    experiment: Experiment, made: list[Demonstration], tokenizer: PreTrainedTokenizerBase
+    experiment: Experiment, made: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """The switches that choose what SFT's loss is on must fit the demonstrations."""
     from pipeline.stages.trl_compat import marks_answers  # TRL takes seconds to import
@@ -182,28 +188,33 @@ def _turns(item: Demonstration) -> int:
 
 
 def check_pairs(
-    experiment: Experiment, pairs: list[Pair], tokenizer: PreTrainedTokenizerBase
+    experiment: Experiment, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Try the tokenizer on preference pairs; count those that dpo.max_length cuts or drops.
+
+    Of a large data set 2,000 are counted.
 
     Raises:
         UserError: The template refuses them, or no pair keeps anything of its answers.
     """
     key = "data.preferences_name"
-    check_template(experiment, tokenizer, key, ((pair.prompt, pair.chosen) for pair in pairs))
+    forms = one_of_each(pairs)
+    check_template(experiment, tokenizer, key, ((pair.prompt, pair.chosen) for pair in forms))
     method = experiment.stage(experiment.policy).section if experiment.policy else "dpo"
     limit, mode = _limits(experiment, method)
     if limit is None:
         return
     dropped = cut = 0
-    for pair in pairs:
+    looked_at = sample(pairs, _COUNTED)
+    for pair in looked_at:
         sides = (pair.chosen, pair.rejected)
         lengths = [_lengths(tokenizer, pair.prompt, side, limit) for side in sides]
         if mode == "keep_start" and min(prompt for prompt, _ in lengths) >= limit:
             dropped += 1
         elif max(whole for _, whole in lengths) > limit:
             cut += 1
-    _tell_cut(experiment.data.preferences_name, "pairs", len(pairs), dropped, cut, method, limit)
+    name, all_of = experiment.data.preferences_name, len(pairs)
+    _tell_cut(name, "pairs", len(looked_at), all_of, dropped, cut, method, limit)
 
 
 def _check_demonstration_lengths(
@@ -215,7 +226,8 @@ def _check_demonstration_lengths(
     if limit is None or experiment.trainer_args("sft").get("packing"):
         return
     dropped = cut = 0
-    for item in items:
+    looked_at = sample(items, _COUNTED)
+    for item in looked_at:
         prompt, answer = ("", item) if isinstance(item, str) else (item.prompt, item.completion)
         begin, whole = _lengths(tokenizer, prompt, answer, limit)
         if mode == "keep_start" and begin >= limit:
@@ -223,7 +235,7 @@ def _check_demonstration_lengths(
         elif whole > limit:
             cut += 1
     name = experiment.data.dataset_name
-    _tell_cut(name, "demonstrations", len(items), dropped, cut, "sft", limit)
+    _tell_cut(name, "demonstrations", len(looked_at), len(items), dropped, cut, "sft", limit)
 
 
 def _limits(experiment: Experiment, section: str) -> tuple[int | None, str]:
@@ -248,9 +260,18 @@ def _lengths(
 
 
 def _tell_cut(
-    name: str | None, what: str, total: int, dropped: int, cut: int, stage: str, limit: int
+    name: str | None,
+    what: str,
+    total: int,
+    all_of: int,
+    dropped: int,
+    cut: int,
+    stage: str,
+    limit: int,
 ) -> None:
+    """Tell what was found of ``total`` that were looked at of ``all_of``."""
     key = f"{stage}.max_length"
+    some = "" if total == all_of else f" (looked at, of {all_of:,})"
     if dropped == total:
         raise UserError(
             f"{key}: in none of the {total} {what} of {name} does {limit} leave anything of the "
@@ -258,6 +279,7 @@ def _tell_cut(
         )
     if dropped:
         alone = f"the prompt alone fills {key} ({limit} tokens)"
-        tell(f"{name}: {dropped:,} of {total:,} {what} left out: {alone}")
+        tell(f"{name}: {dropped:,} of {total:,} {what}{some} left out: {alone}")
     if cut:
-        tell(f"{name}: {cut:,} of {total:,} {what} are longer than {key} ({limit} tokens) and cut")
+        longer = f"longer than {key} ({limit} tokens) and cut"
+        tell(f"{name}: {cut:,} of {total:,} {what}{some} are {longer}")

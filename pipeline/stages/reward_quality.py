@@ -153,7 +153,7 @@ def _applies(name: str, reward: RewardCall) -> bool:
 
 def _measured(
     experiment: Experiment,
-    rated: list[RatedText],
+    rated: Sequence[RatedText],
     scores: Sequence[float | None] | None,
     source: RewardPart | None,
     function: Callable[..., Any],
@@ -185,7 +185,7 @@ def _spread(scores: Sequence[float]) -> dict[str, float]:
 
 
 def _against_people(
-    experiment: Experiment, rated: list[RatedText], scores: list[float], is_margin: bool
+    experiment: Experiment, rated: Sequence[RatedText], scores: list[float], is_margin: bool
 ) -> dict[str, Any]:
     """Agreement with the human ratings.
 

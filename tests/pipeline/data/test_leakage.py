@@ -154,7 +154,7 @@ def test_praise_and_criticism_are_divided_each_by_itself() -> None:
 
 
 def test_texts_too_many_to_search_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.data.leakage._MOST", 50)
+    monkeypatch.setattr("pipeline.data.leakage.MOST_SEARCHED", 50)
     with listening() as lines:
         groups = near_groups(rated(f"{LONG} one", f"{LONG} two"), "reviews")
     assert len(set(groups.values())) == 2
