@@ -74,7 +74,9 @@ class ClassifierTrainer(Trainer):
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(rows)
-        lengths = [len(row["input_ids"]) for row in rows]
+        # Rows that are made into tokens later know about how long they are.
+        later = getattr(rows, "sizes", None)
+        lengths = later() if later else [len(row["input_ids"]) for row in rows]
         return LengthGrouped(lengths, self.args.train_batch_size, self.args.seed)
 
 
@@ -162,8 +164,8 @@ def classifier_trainer(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     arguments: TrainingArguments,
-    train: list[dict[str, Any]],
-    test: list[dict[str, Any]],
+    train: Sequence[dict[str, Any]],
+    test: Sequence[dict[str, Any]],
     callbacks: Sequence[Any] = (),
 ) -> ClassifierTrainer:
     """Return the trainer; ``train`` and ``test`` as `encode` gives them.

@@ -20,7 +20,7 @@ def listening() -> Iterator[list[str]]:
     try:
         yield lines
     finally:
-        _listeners.remove(lines)
+        _listeners.pop()  # they end in the order in which they began, reversed
 
 
 def tell(line: str) -> None:

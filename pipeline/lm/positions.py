@@ -49,15 +49,16 @@ def check_prompts(
     Raises:
         UserError: a prompt does not fit; it is named with its tokens, the limit and the mend.
     """
-    lengths = [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
-    longest = max(lengths, default=0)
+    longest = _longest(tokenizer, prompts)
     wanted = longest + response_length
     limit = tokens_taken(model, wanted)
     name = type(model).__name__
     if limit < wanted:
+        lengths = _lengths(tokenizer, prompts)
         raise UserError(_too_long(prompts, lengths, response_length, limit, name, kind))
     made_for = stated_positions(model)
     if made_for is not None and wanted > made_for:
+        lengths = _lengths(tokenizer, prompts)
         row = next(i for i, n in enumerate(lengths) if n + response_length > made_for)
         say(
             f"warning: {kind} prompt {row} has {lengths[row]} tokens, with {response_length} to"
@@ -65,6 +66,27 @@ def check_prompts(
             " worse there; shorten it, or lower generation.max_new_tokens"
         )
     return longest
+
+
+def _lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[int]:
+    return [len(encode_prompt(tokenizer, prompt)) for prompt in prompts]
+
+
+def _longest(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> int:
+    """Tokens of the longest prompt; a text of fewer characters than that is not looked at."""
+    around: Any = tokenizer("")["input_ids"]
+    longest = 0
+    for prompt in prompts:
+        # No token is shorter than an ASCII character, but for those around a text and, in some
+        # tokenizers, a blank in front of it.
+        most = len(prompt) + len(around) + 1 if _is_ascii(prompt) else longest + 1
+        if most > longest:
+            longest = max(longest, len(encode_prompt(tokenizer, prompt)))
+    return longest
+
+
+def _is_ascii(prompt: Prompt) -> bool:
+    return isinstance(prompt, str) and prompt.isascii()
 
 
 def _too_long(

@@ -13,6 +13,7 @@ from trl import DPOConfig
 
 from pipeline.config import Experiment
 from pipeline.config.losses import REBEL, loss_names
+from pipeline.data.stored import Stored
 from pipeline.errors import UserError
 from pipeline.lm.hardware import best_device
 from pipeline.lm.models import base_of, frozen_copy
@@ -20,7 +21,14 @@ from pipeline.lm.positions import cut_length
 from pipeline.ppo.config import sharded
 from pipeline.stages import tracking
 from pipeline.stages.offline import PairPolicy, PairTrainer, longest, why_trl
-from pipeline.stages.pair_data import TOKENS, divided, finish, preference_dataset, token_pairs
+from pipeline.stages.pair_data import (
+    TOKENS,
+    divided,
+    finish,
+    learn_later,
+    preference_dataset,
+    token_pairs,
+)
 from pipeline.stages.training import (
     fit,
     load_trainable_sft,
@@ -78,8 +86,8 @@ def make_trainer(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     arguments: DPOConfig,
-    pairs: Dataset,
-    held: Dataset | None = None,
+    pairs: Dataset | Stored[Any],
+    held: Dataset | Stored[Any] | None = None,
     whole_groups: bool = False,
     data_collator: Callable[..., Any] | None = None,
 ) -> TokenizedDPOTrainer:
@@ -88,12 +96,14 @@ def make_trainer(
     The reference is ``model`` as it is now.
 
     Args:
-        pairs, held: rows of :func:`pair_row`, or texts.
+        pairs, held: rows of :func:`pair_row`, or texts; those of a large data set are made into
+            tokens batch by batch.
         whole_groups: see :class:`PairTrainer`.
     """
     given: dict[str, Any] = dict(model=model, args=arguments, processing_class=tokenizer)
     given["data_collator"] = data_collator
-    if why_trl(arguments, pairs, model) is None:
+    if isinstance(pairs, Dataset) and why_trl(arguments, pairs, model) is None:
+        assert not isinstance(held, Stored)
         policy = PairPolicy(model, arguments, longest(pairs, held))
         train, test = policy.with_logps(pairs, held, label="dpo: the reference")
         arguments.precompute_ref_log_probs = True
@@ -101,8 +111,19 @@ def make_trainer(
         return PairTrainer(policy, whole_groups, **given)
     # Without a reference TRL loads one from config._name_or_path, whatever the weights in memory.
     reference = None if isinstance(model, PeftModel) else frozen_copy(model)
-    given |= {"train_dataset": pairs, "eval_dataset": held, "ref_model": reference}
-    return TokenizedDPOTrainer(**given)
+    given["ref_model"] = reference
+    if isinstance(pairs, Stored) and not arguments.precompute_ref_log_probs:
+        # TRL cuts answers itself; a prompt that leaves no room for one makes way for the next row.
+        limit = arguments.max_length if arguments.truncation_mode == "keep_start" else None
+        rows = token_pairs(pairs, tokenizer, limit, "dpo.max_length")
+        aside = token_pairs(held, tokenizer, limit, "dpo.max_length") if held else None
+        given["train_dataset"] = Dataset.from_list([rows[0]])
+        given["eval_dataset"] = aside and Dataset.from_list([aside[0]])
+        trainer = TokenizedDPOTrainer(**given)
+        learn_later(trainer, rows, aside)
+        return trainer
+    texts = [Dataset.from_list(list(r)) if isinstance(r, Stored) else r for r in (pairs, held)]
+    return TokenizedDPOTrainer(train_dataset=texts[0], eval_dataset=texts[1], **given)
 
 
 def _need_plain_labels(experiment: Experiment, reason: str) -> None:

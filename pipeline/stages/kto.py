@@ -21,7 +21,15 @@ from pipeline.lm.hardware import best_device
 from pipeline.lm.models import base_of, frozen_copy
 from pipeline.lm.positions import cut_length
 from pipeline.stages import tracking
-from pipeline.stages.pair_data import Pair, divided, finish, preference_dataset, token_pairs
+from pipeline.stages.later import Later
+from pipeline.stages.pair_data import (
+    Pair,
+    divided,
+    finish,
+    preference_dataset,
+    shown_first,
+    token_pairs,
+)
 from pipeline.stages.training import fit, load_trainable_sft, save_trained, stage_arguments
 from pipeline.stages.trl_compat import TokenizedKTOTrainer, fit_tiles_to
 
@@ -48,6 +56,33 @@ def labelled(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     return rows
 
 
+class LabelledLater(Sequence[Pair]):
+    """:func:`labelled` of pairs that are made into tokens when they are asked for."""
+
+    def __init__(self, pairs: Later[Any]) -> None:
+        self._pairs = pairs
+        prompts = pairs.records.column("prompt")
+        self._several = bool((prompts != prompts[0]).any())
+
+    def __len__(self) -> int:
+        return 2 * len(self._pairs)
+
+    def __getitem__(self, place: Any) -> Any:
+        row, count = self._row(place), len(self)
+        other = self._row((place + count // 2) % count if self._several else place - 1)
+        for step in range(1, count):
+            if not self._several or other["prompt_ids"] != row["prompt_ids"]:
+                break
+            other = self._row((place + count // 2 + step) % count)
+        return row | {"KL_completion_ids": other["completion_ids"]}
+
+    def _row(self, place: int) -> Pair:
+        pair = self._pairs[place // 2]
+        answer = pair["rejected_ids" if place % 2 else "chosen_ids"]
+        label = not place % 2
+        return {"prompt_ids": pair["prompt_ids"], "completion_ids": answer, "label": label}
+
+
 def make_trainer(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -59,15 +94,20 @@ def make_trainer(
     """A trainer on pairs of tokens, whose reference is ``model`` as it is now."""
     # Without a reference TRL loads one from config._name_or_path, whatever the weights in memory.
     reference: Any = None if isinstance(model, PeftModel) else frozen_copy(model)
-    return TokenizedKTOTrainer(
+    trainer = TokenizedKTOTrainer(
         model=model,  # type: ignore[arg-type]
         ref_model=reference,
         args=arguments,
-        train_dataset=Dataset.from_list(labelled(pairs)),
-        eval_dataset=Dataset.from_list(labelled(held)) if held else None,
+        train_dataset=Dataset.from_list(labelled(shown_first(pairs))),
+        eval_dataset=Dataset.from_list(labelled(shown_first(held))) if held else None,
         processing_class=tokenizer,
         data_collator=data_collator,
     )
+    if isinstance(pairs, Later):
+        trainer.train_dataset = LabelledLater(pairs)  # type: ignore[assignment]
+    if isinstance(held, Later):
+        trainer.eval_dataset = LabelledLater(held)  # type: ignore[assignment]
+    return trainer
 
 
 @tracking.tracked("kto")

@@ -22,6 +22,7 @@ from transformers import TrainingArguments
 from trl import DPOConfig
 
 from pipeline.config.losses import PLAIN, REBEL
+from pipeline.data.stored import Stored
 from pipeline.lm.generation import Completion
 from pipeline.lm.hardware import use_plain_attention
 from pipeline.lm.models import base_of
@@ -38,9 +39,11 @@ _EXTRA = ("probability", "reward_difference")
 """Columns of pairs that say more than who was chosen: P(chosen wins), r_chosen − r_rejected."""
 
 
-def why_trl(arguments: DPOConfig, pairs: Dataset, model: nn.Module) -> str | None:
+def why_trl(
+    arguments: DPOConfig, pairs: Dataset | Stored[Any], model: nn.Module
+) -> str | None:
     """Why these pairs are TRL's own to train on, as ``key: reason``; None where they are not."""
-    if "prompt_ids" not in pairs.column_names:
+    if isinstance(pairs, Stored) or "prompt_ids" not in pairs.column_names:
         return "data.preferences_name: own pairs"
     if sharded(arguments):  # each layer then runs as FSDP sees fit
         return "accelerate: FSDP"

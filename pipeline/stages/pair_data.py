@@ -7,7 +7,7 @@ learns from pairs, whatever its loss: by the policy's log-ratio to π_ref, DPO's
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from common.files import write_json
 from pipeline.config import Experiment
 from pipeline.data import load_preferences
+from pipeline.data.stored import Stored
 from pipeline.data.validation import validation_pairs
 from pipeline.errors import UserError
 from pipeline.lm.generation import Completion
@@ -26,6 +27,7 @@ from pipeline.lm.paths import completion_nll
 from pipeline.output.console import is_main_process, say
 from pipeline.output.policies import policy_folder
 from pipeline.stages.cost import write_cost
+from pipeline.stages.later import Later
 from pipeline.stages.preferences import make_pairs, pairs_cost
 from pipeline.stages.tokens import learnt_tokens
 from pipeline.stages.training import evaluates
@@ -41,8 +43,10 @@ def preference_dataset(
     experiment: Experiment,
     stage: str,
     row: Callable[[Experiment, Pair], Pair] | None = None,
-) -> Dataset:
+) -> Dataset | Stored[Pair]:
     """The user's own pairs (text, TRL's format), or pairs sampled from π_ref (tokens).
+
+    Own pairs of a large data set stay where they are.
 
     Args:
         row: what training needs of a pair; its tokens when left out.
@@ -53,7 +57,7 @@ def preference_dataset(
     data = experiment.data
     if data.preferences_name is not None:
         own = load_preferences(data.preferences_name, data.column_names(), data.train_split)
-        return Dataset.from_list(own)
+        return own if isinstance(own, Stored) else Dataset.from_list(list(own))
     pairs = make_pairs(experiment, stage)
     if not pairs:
         raise UserError(
@@ -65,20 +69,31 @@ def preference_dataset(
 
 
 def divided(
-    experiment: Experiment, stage: str, pairs: Dataset, arguments: TrainingArguments
-) -> tuple[Dataset, Dataset | None]:
+    experiment: Experiment,
+    stage: str,
+    pairs: Dataset | Stored[Pair],
+    arguments: TrainingArguments,
+) -> tuple[Dataset | Stored[Pair], Dataset | Stored[Pair] | None]:
     """Pairs to train on and those to evaluate on: none, unless ``arguments`` ask for it."""
     if not evaluates(arguments):
         return pairs, None
     share = getattr(experiment, stage).eval_share
+    if isinstance(pairs, Stored):
+        held, rest = validation_pairs(pairs, share, experiment.seed, stage)
+        return cast("Stored[Pair]", rest), cast("Stored[Pair]", held)
     held, rest = validation_pairs(pairs.to_list(), share, experiment.seed, stage)
-    return Dataset.from_list(rest), Dataset.from_list(held)
+    return Dataset.from_list(list(rest)), Dataset.from_list(list(held))
 
 
 def token_pairs(
-    pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int | None, key: str
-) -> list[Pair]:
+    pairs: Dataset | Stored[Pair],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None,
+    key: str,
+) -> Sequence[Pair]:
     """Pairs as tokens: those that were sampled as they are, the user's own as TRL writes them.
+
+    Tokens of a large data set's pairs are made as they are asked for.
 
     Args:
         max_length: tokens of prompt and completion, behind which is cut; pairs of which nothing
@@ -87,23 +102,48 @@ def token_pairs(
     Raises:
         UserError: no pair is left.
     """
-    made = []
-    for pair in pairs:
-        assert isinstance(pair, dict)
-        if "prompt_ids" in pair:
-            rows = {name: list(pair[name]) for name in TOKENS}
-        else:
-            rows = _own(tokenizer, pair)
-        room = (max_length or len(rows["prompt_ids"]) + 10**9) - len(rows["prompt_ids"])
-        sides = {f"{side}_ids": rows[f"{side}_ids"][: max(0, room)] for side in _SIDES}
-        if all(sides.values()):
-            made.append({"prompt_ids": rows["prompt_ids"], **sides})
+    tokens = _Tokens(tokenizer, max_length)
+    if isinstance(pairs, Stored):
+        return Later(pairs, tokens, key)
+    made = [row for pair in pairs if (row := tokens(cast("Pair", pair))) is not None]
     if not made:
         raise UserError(f"{key}: it leaves nothing of any answer to train on; raise it")
     return made
 
 
 _SIDES = ("chosen", "rejected")
+
+
+class _Tokens:
+    """Makes a pair's tokens, cut behind ``max_length``; None where an answer has none left."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
+        self._tokenizer, self._limit = tokenizer, max_length
+
+    def __call__(self, pair: Pair) -> Pair | None:
+        if "prompt_ids" in pair:
+            rows = {name: list(pair[name]) for name in TOKENS}
+        else:
+            rows = _own(self._tokenizer, pair)
+        room = (self._limit or len(rows["prompt_ids"]) + 10**9) - len(rows["prompt_ids"])
+        sides = {f"{side}_ids": rows[f"{side}_ids"][: max(0, room)] for side in _SIDES}
+        return {"prompt_ids": rows["prompt_ids"], **sides} if all(sides.values()) else None
+
+
+def shown_first(pairs: Sequence[Pair]) -> Sequence[Pair]:
+    """What a trainer is made with: of pairs that are made into tokens later the first alone.
+
+    It then learns from what :func:`learn_later` gives it.
+    """
+    return pairs[:1] if isinstance(pairs, Later) else pairs
+
+
+def learn_later(trainer: Any, rows: Sequence[Any], held: Sequence[Any] | None) -> None:
+    """Give the trainer the rows of a large data set, which it was not made with."""
+    if isinstance(rows, Later):
+        trainer.train_dataset = rows
+    if isinstance(held, Later):
+        trainer.eval_dataset = held
 
 
 def _own(tokenizer: PreTrainedTokenizerBase, pair: Pair) -> dict[str, list[int]]:
@@ -127,8 +167,8 @@ def finish(
     write_cost(experiment, stage, **(spent if own else pairs_cost(experiment, stage)))
     if not is_main_process():
         return
-    pairs = list(held or train)
-    pairs = pairs[:: max(1, len(pairs) // _MEASURED)][:_MEASURED]
+    pairs = held or train
+    pairs = pairs[: len(pairs) : max(1, len(pairs) // _MEASURED)][:_MEASURED]
     logps = []
     try:
         for folder in (experiment.stage_dir("sft"), experiment.stage_dir(stage)):

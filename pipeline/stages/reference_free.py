@@ -17,7 +17,16 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.config import Experiment
 from pipeline.lm.models import base_of
 from pipeline.lm.positions import cut_length
-from pipeline.stages.pair_data import Pair, divided, finish, preference_dataset, token_pairs
+from pipeline.stages.later import Later
+from pipeline.stages.pair_data import (
+    Pair,
+    divided,
+    finish,
+    learn_later,
+    preference_dataset,
+    shown_first,
+    token_pairs,
+)
 from pipeline.stages.training import fit, load_trainable_sft, save_trained, stage_arguments
 
 
@@ -31,17 +40,18 @@ class TokenPairs:
 
 def rows_of(pairs: Sequence[Pair]) -> Dataset:
     """Pairs of tokens in the columns that these trainers make of text."""
-    made = []
-    for pair in pairs:
-        prompt = list(pair["prompt_ids"])
-        row = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
-        for side in ("chosen", "rejected"):
-            answer = list(pair[f"{side}_ids"])
-            row[f"{side}_input_ids"] = prompt + answer
-            row[f"{side}_attention_mask"] = [1] * len(prompt + answer)
-            row[f"{side}_labels"] = [-100] * len(prompt) + answer
-        made.append(row)
-    return Dataset.from_list(made)
+    return Dataset.from_list([_row(pair) for pair in pairs])
+
+
+def _row(pair: Pair) -> Pair:
+    prompt = list(pair["prompt_ids"])
+    row = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+    for side in ("chosen", "rejected"):
+        answer = list(pair[f"{side}_ids"])
+        row[f"{side}_input_ids"] = prompt + answer
+        row[f"{side}_attention_mask"] = [1] * len(prompt + answer)
+        row[f"{side}_labels"] = [-100] * len(prompt) + answer
+    return row
 
 
 def make_trainer(
@@ -54,13 +64,17 @@ def make_trainer(
 ) -> Any:
     """A trainer on pairs of tokens."""
     arguments.remove_unused_columns = False  # else TRL does so, with a warning
-    return trainer_class(
+    trainer = trainer_class(
         model=model,
         args=arguments,
-        train_dataset=rows_of(pairs),
-        eval_dataset=rows_of(held) if held else None,
+        train_dataset=rows_of(shown_first(pairs)),
+        eval_dataset=rows_of(shown_first(held)) if held else None,
         processing_class=tokenizer,
     )
+    if isinstance(pairs, Later):
+        aside = held.mapped(_row) if isinstance(held, Later) else None
+        learn_later(trainer, pairs.mapped(_row), aside)
+    return trainer
 
 
 def learn(experiment: Experiment, stage: str, config_class: Any, trainer_class: Any) -> None:

@@ -7,7 +7,7 @@ import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from peft import PeftModel
@@ -18,14 +18,17 @@ from common.files import new_folder
 from pipeline.config import OVER_SFT, PAIRWISE, Experiment
 from pipeline.config.hub import without_hub
 from pipeline.data.comparisons import Comparison, Comparisons
+from pipeline.data.forms import sample
 from pipeline.data.records import RatedText
 from pipeline.data.splits import ExperimentData
+from pipeline.data.stored import Stored, taken
 from pipeline.errors import UserError
 from pipeline.lm.hardware import best_device, one_device
 from pipeline.output.checkpoints import CompleteMarker
 from pipeline.output.console import say
 from pipeline.stages import tracking
 from pipeline.stages.encoders import new_encoder
+from pipeline.stages.later import Later
 from pipeline.stages.reward_sources import Part, has_bfloat16, max_length, trained_source, warn
 from pipeline.stages.training import resume
 from reward_models import RewardError
@@ -50,6 +53,9 @@ DEFAULTS: dict[str, Any] = {
 }
 # What RewardConfig has other defaults for than TrainingArguments.
 _PAIRWISE = {"disable_dropout": False, "gradient_checkpointing": False, "max_length": None}
+# Texts of a large data set by which the share of long ones is told.
+_LOOKED_AT = 10_000
+T = TypeVar("T")
 # Of a classifier's texts, those that its temperature is fitted on.
 _CALIBRATED_ON = 0.1
 
@@ -80,12 +86,12 @@ class Job:
         made = tracking.callbacks(self.experiment, "reward", self.folder.name)
         return [*made, CompleteMarker()]
 
-    def drawn(self, items: list[Any]) -> list[Any]:
+    def drawn(self, items: Sequence[T]) -> Sequence[T]:
         """What this member learns from: all, or a random half, in the same order."""
         if self.part == "gold" or self.experiment.reward.member_texts == "all":
             return items
         draw = random.Random(f"{self.seed}/half")
-        return [items[i] for i in sorted(draw.sample(range(len(items)), (len(items) + 1) // 2))]
+        return taken(items, sorted(draw.sample(range(len(items)), (len(items) + 1) // 2)))
 
 
 def train(job: Job, data: ExperimentData, comparisons: Comparisons | None) -> None:
@@ -106,7 +112,7 @@ def train(job: Job, data: ExperimentData, comparisons: Comparisons | None) -> No
         _train_classifier(job, data)
 
 
-def texts_of(experiment: Experiment, data: ExperimentData, part: Part) -> list[RatedText]:
+def texts_of(experiment: Experiment, data: ExperimentData, part: Part) -> Sequence[RatedText]:
     """What a classifier learns from: neutral texts too where its labels are no classes."""
     if experiment.reward.labels == "hard":
         return data.proxy if part == "proxy" else data.gold
@@ -127,17 +133,21 @@ def _train_classifier(job: Job, data: ExperimentData) -> None:
     experiment, section = job.experiment, job.experiment.data
     labels, limit = experiment.reward.labels, section.positive_above
     texts = job.drawn(texts_of(experiment, data, job.part))
-    held: list[RatedText] = []
+    held: Sequence[RatedText] = []
     if experiment.reward.calibrate:
         texts, held = _set_aside(texts, job.seed)
     test = [t for t in data.classifier_test if abs(t.rating - limit) >= section.neutral_margin]
     model, tokenizer = new_encoder(experiment, job.seed, 1 if labels == "mean" else 2)
     length = max_length(experiment)
-    _look_at_lengths(model, tokenizer, [text.text for text in texts], length)
-    train_rows, test_rows = (
-        encode(tokenizer, [text.text for text in rows], targets(rows, labels, limit), length)
-        for rows in (texts, test)
-    )
+    looked_at = [text.text for text in sample(texts, _LOOKED_AT)]
+    _look_at_lengths(model, tokenizer, looked_at, length)
+    encoded = _Encoded(tokenizer, labels, limit, length)
+    train_rows: Sequence[dict[str, Any]]
+    if isinstance(texts, Stored):
+        train_rows = Later(texts, encoded.one, "reward.max_length")
+    else:
+        train_rows = encoded(texts)
+    test_rows = encoded(test)
     arguments = _arguments(job, TrainingArguments)
     trainer = classifier_trainer(
         model, tokenizer, arguments, train_rows, test_rows, job.callbacks()
@@ -148,19 +158,38 @@ def _train_classifier(job: Job, data: ExperimentData) -> None:
     _finish(trainer, job, tokenizer, decided)
 
 
+class _Encoded:
+    """Makes what a classifier learns of rated texts: tokens, and what to say of them."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, labels: str, limit: float, length: int
+    ) -> None:
+        self._tokenizer, self._length = tokenizer, length
+        self._labels, self._limit = labels, limit
+
+    def __call__(self, texts: Sequence[RatedText]) -> list[dict[str, Any]]:
+        wanted = targets(texts, self._labels, self._limit)
+        return encode(self._tokenizer, [text.text for text in texts], wanted, self._length)
+
+    def one(self, text: RatedText) -> dict[str, Any]:
+        return self([text])[0]
+
+
 def calibrated_on(texts: int) -> int:
     """How many of so many texts ``reward.calibrate`` takes from training."""
     return max(1, round(texts * _CALIBRATED_ON))
 
 
-def _set_aside(texts: list[RatedText], seed: int) -> tuple[list[RatedText], list[RatedText]]:
+def _set_aside(
+    texts: Sequence[RatedText], seed: int
+) -> tuple[Sequence[RatedText], Sequence[RatedText]]:
     """Texts to train on, and those to calibrate on."""
     count = calibrated_on(len(texts))
     chosen = set(random.Random(f"{seed}/calibration").sample(range(len(texts)), count))
-    parts: tuple[list[RatedText], list[RatedText]] = ([], [])
-    for index, text in enumerate(texts):
-        parts[index in chosen].append(text)
-    return parts
+    parts: tuple[list[int], list[int]] = ([], [])
+    for place in range(len(texts)):
+        parts[place in chosen].append(place)
+    return taken(texts, parts[0]), taken(texts, parts[1])
 
 
 def _calibrate(
@@ -184,7 +213,7 @@ def _calibrate(
     say(f"reward {job.folder.name} · temperature {temperature:.2f} on {len(held)} texts held out")
 
 
-def _train_pairwise(job: Job, own: list[Comparison], test: list[Comparison]) -> None:
+def _train_pairwise(job: Job, own: Sequence[Comparison], test: Sequence[Comparison]) -> None:
     from trl import RewardConfig  # takes seconds, which other rewards do without
 
     experiment = job.experiment
