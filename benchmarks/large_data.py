@@ -29,7 +29,20 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ROOT / "configs" / "tiny.yaml"
-WORDS = "the a film story actor good bad long dull fine plot scene end music idea line shot".split()
+WORDS = (
+    "the",
+    "a",
+    "film",
+    "story",
+    "actor",
+    "good",
+    "bad",
+    "long",
+    "dull",
+    "plot",
+    "scene",
+    "music",
+)
 # What each kind is read by, and the settings that have it read and learnt.
 STAGES = {"demonstrations": "sft", "rated": "reward", "prompts": "ppo", "pairs": "dpo"}
 RULE = "def score(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
