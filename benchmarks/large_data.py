@@ -179,7 +179,7 @@ def measure(kind: str, folder: Path, count: int, size: float) -> None:
 def main() -> None:
     if sys.argv[1:2] == ["--until-first-step"]:
         return until_first_step(sys.argv[2:])
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = argparse.ArgumentParser(description="How soon a large data set's first step comes.")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--only", choices=STAGES, action="append")

@@ -36,6 +36,8 @@ def one_of_each(items: Sequence[T]) -> Sequence[T]:
     """The first of each form; all where they are not stored, as they are few."""
     if not isinstance(items, Stored):
         return items
+    if not items.knows("form"):  # plain texts, or their beginnings
+        return items[:1]
     first = np.unique(items.column("form"), return_index=True)[1]
     return items.take(np.sort(first))
 

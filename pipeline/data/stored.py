@@ -97,6 +97,10 @@ class Stored(Sequence[T]):
         }
         return Stored(self._rows, index, self._make, columns, self.about)
 
+    def knows(self, name: str) -> bool:
+        """Whether a number of each record is known by this name."""
+        return name in self._columns
+
     def column(self, name: str) -> NDArray[Any]:
         """A number of each record that is known without reading it."""
         return self._columns[name]

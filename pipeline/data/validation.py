@@ -97,6 +97,6 @@ def _prompt(pair: Pair) -> Any:
 
 def _keys(items: Sequence[T], prompt_of: Callable[[T], Any]) -> list[int]:
     """By which the items' prompts are known, without reading stored ones again."""
-    if isinstance(items, Stored):
+    if isinstance(items, Stored) and items.knows("prompt"):
         return items.column("prompt").tolist()
     return [number_of(prompt_of(item)) for item in items]

@@ -21,6 +21,7 @@ from pipeline.config import Experiment
 from pipeline.data import json_rows, large, leakage, load_data, remembered, words
 from pipeline.data.demonstrations import read_demonstrations
 from pipeline.data.formats import read_file
+from pipeline.data.forms import one_of_each
 from pipeline.data.large import LargeRows
 from pipeline.data.preferences import read_pairs
 from pipeline.data.prompts import read_prompts
@@ -206,6 +207,7 @@ def test_a_large_file_is_divided_as_a_small_one(
     assert divided(experiment(**own), labels) == small
     data = load_data(experiment(**own), labels)
     assert isinstance(data.train_prompts, Stored)
+    assert [form for form in one_of_each(data.train_prompts) if not isinstance(form, str)] == []
     parts = validation_prompts(experiment(**own), data)
     assert [list(part) for part in parts] == [list(part) for part in given_up]
 

@@ -116,7 +116,8 @@ def test_dpo_learns_the_same_from_a_large_file(
     later = dpo.make_trainer(toy_language_model(0), *given, stored)
     assert isinstance(later.train_dataset, Later)
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
-    found = [[row[name][:limit] for name in names] for row in later.train_dataset]
+    rows: Any = later.train_dataset
+    found = [[row[name][:limit] for name in names] for row in rows]
     if limit > 6:
         assert found == [[row[name] for name in names] for row in prepared]
         assert losses(later) == pytest.approx(expected, rel=1e-6)
