@@ -59,6 +59,7 @@ ORDER: list[str] = [
     "pipeline.cards",
     "pipeline.report",
     "pipeline.stages",
+    "pipeline.plan",
     "pipeline.preview",
     "pipeline.worlds",
     "pipeline.provenance",
