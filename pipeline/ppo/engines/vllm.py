@@ -73,7 +73,7 @@ class VLLM:
         timeout: float = 600.0,
         retries: int = 8,
         weights: Way = "auto",
-        tolerance: float = 0.05,
+        tolerance: float = 0.02,
     ) -> None:
         self._url, self._folder, self._temperature = url, folder, temperature
         self._way, self._tolerance = weights, tolerance
@@ -271,9 +271,9 @@ class VLLM:
             )
         raise UserError(
             f"{self._server.name}: answers from another model than is trained: its"
-            f" log-probabilities differ by {apart:.2g} nats a token, and server_tolerance is"
-            f" {self._tolerance:g}; have vLLM serve the model that training starts from, in its"
-            " precision and quantization"
+            f" log-probabilities differ by {apart:.2g} nats a token, {self._tolerance:g} are"
+            " allowed; have vLLM serve the model that training starts from, in its precision and"
+            " quantization, or raise server_tolerance"
         )
 
     def _scores(self, label: str) -> Tensor:
