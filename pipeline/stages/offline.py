@@ -39,9 +39,7 @@ _EXTRA = ("probability", "reward_difference")
 """Columns of pairs that say more than who was chosen: P(chosen wins), r_chosen − r_rejected."""
 
 
-def why_trl(
-    arguments: DPOConfig, pairs: Dataset | Stored[Any], model: nn.Module
-) -> str | None:
+def why_trl(arguments: DPOConfig, pairs: Dataset | Stored[Any], model: nn.Module) -> str | None:
     """Why these pairs are TRL's own to train on, as ``key: reason``; None where they are not."""
     if isinstance(pairs, Stored) or "prompt_ids" not in pairs.column_names:
         return "data.preferences_name: own pairs"

@@ -20,8 +20,8 @@ from pipeline.launch.children import LOST, MISTAKE
 from pipeline.launch.settings import Launch, ports, read_settings
 from tests.checkout import ROOT
 
-SLURM = ROOT / "configs" / "launch" / "slurm.sh"
-KUBERNETES = ROOT / "configs" / "launch" / "kubernetes.yaml"
+SLURM = ROOT / "scripts" / "slurm.sh"
+KUBERNETES = ROOT / "scripts" / "kubernetes.yaml"
 
 
 def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[argparse.Namespace, Launch]:

@@ -1,7 +1,7 @@
 #!/bin/bash
 # `rlhf run` on two machines of a SLURM cluster, eight GPUs each; start it from the checkout:
 #
-#   CONFIG=configs/quickstart.yaml sbatch configs/launch/slurm.sh output_dir=/shared/runs/mine
+#   CONFIG=configs/quickstart.yaml sbatch scripts/slurm.sh output_dir=/shared/runs/mine
 #
 # What stands behind the script's name are settings of the experiment. output_dir must be on a file
 # system that all machines see. Written by SLURM's manual and tested with stand-ins for its
