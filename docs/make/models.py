@@ -47,7 +47,8 @@ A policy is any causal language model of transformers. No list decides: before a
 `pipeline/lm/check.py` holds the model at hand against itself on a few tokens. It must see nothing
 of later tokens, sample after left padding what is scored without, and compute in training mode as
 in evaluation. What fails is refused in one line. `pipeline/lm/route.py` finds the parts that make
-its logits, scaling and soft-capping included.
+its logits, scaling and soft-capping included. How it is loaded and computed (attention, few bits
+under LoRA, float16, compilation): [model-settings.md](model-settings.md).
 
 This page is written by `python docs/make/models.py` from tiny random models of every family that
 transformers {version} builds without other packages; `tests/pipeline/families` holds each line:

@@ -24,7 +24,7 @@ SAMPLES = 2
 """Of each prompt so many samples are judged: it is to be a small part of the comparison."""
 
 # What the config says of the model that SFT starts from, and of no other.
-_OTHER = {"model_revision": None, "policy_modules": None}
+_OTHER = {"model_revision": None, "policy_modules": None, "init_kwargs": None}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from pipeline.config.loading import model_problems
 from pipeline.config.losses import loss_problems
 from pipeline.config.methods import ON_POLICY, kto_problems, missing, rollout_problems
 from pipeline.config.policies import name_problem, own_key
@@ -36,6 +37,7 @@ def of(experiment: Experiment) -> Iterator[tuple[str, str]]:
             f"{model.save} is of LoRA adapters, and there are none: set model.use_peft=true, or"
             " leave it out",
         )
+    yield from model_problems(model)
     if data.min_words > data.max_words:
         yield "data.min_words", f"{data.min_words} is above data.max_words ({data.max_words})"
     if data.prompt_words >= data.min_words:

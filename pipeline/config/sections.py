@@ -25,8 +25,18 @@ class ModelSection(Section):
     """`embedded:smollm2-135m-instruct`, a hub id, a local folder, or `toy` (random, few layers)."""
     model_revision: str | None = None
     """Branch, tag or commit of a hub model; null is its default branch."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Null is bfloat16 where the processor or GPU computes in it, else float32."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Null is bfloat16 where the processor or GPU computes in it, else float32. float16, with loss
+    scaling, is for GPUs without bfloat16."""
+    attn_implementation: Unsaid[Name] = None
+    """How attention is computed: eager, sdpa, flex_attention, flash_attention_2,
+    flash_attention_3, or a kernel of the hub (`kernels-community/flash-attn3`). Null is
+    transformers' choice; on a processor plain products for short sequences."""
+    quantization: Unsaid[Literal["4bit", "8bit"] | dict[str, Any]] = None
+    """Hold the frozen weights under LoRA (`use_peft`) in 4 bits (NF4, scales quantised too) or 8,
+    by bitsandbytes: QLoRA. Or a mapping: what transformers.BitsAndBytesConfig takes."""
+    init_kwargs: Unsaid[dict[Name, Any]] = None
+    """Whatever else `from_pretrained` takes: `{experts_implementation: grouped_mm}`."""
     trainable_layers: Count | None = None
     """Train only the upper n decoder layers and the final norm; null trains all weights."""
     policy_modules: Unsaid[Annotated[list[Name], Field(min_length=1)]] = None

@@ -62,16 +62,24 @@ def check_policy(
         base.train(training)
     if problem is not None:
         raise UserError(
-            f"model.model_name_or_path: {type(base).__name__} is not supported: {problem}; use "
-            "another causal language model"
+            f"model.model_name_or_path: {type(base).__name__}{_with_attention(base)} is not"
+            f" supported: {problem}; use another causal language model"
+            f"{' or set model.attn_implementation=null' if _with_attention(base) else ''}"
         )
+
+
+def _with_attention(base: PreTrainedModel) -> str:
+    """The attention, where it was chosen."""
+    chosen = getattr(base, "_chosen_attention", None)
+    return f" with attn_implementation {chosen}" if chosen else ""
 
 
 def _problems(
     base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, longest: int, trained: bool
 ) -> Iterator[str]:
-    whole = all(p.dtype == torch.float32 for p in base.parameters())
-    dtype = torch.float32 if whole else torch.bfloat16
+    # Codes of quantised weights are whole numbers; what they stand for is computed in the others'.
+    mixed = any(p.dtype in (torch.bfloat16, torch.float16) for p in base.parameters())
+    dtype = torch.bfloat16 if mixed else torch.float32
     whole_row = min(_TOKENS, longest or _TOKENS)
     new = max(1, whole_row * 3 // 8)
     lengths = (max(1, (whole_row - new) // 3), whole_row - new)

@@ -13,6 +13,12 @@ from pipeline.config import ModelSection
 
 # Tokens; a layer's attention weights for 8 rows of 9 heads are then 75 MiB.
 _PLAIN_ATTENTION_UP_TO = 512
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_MIXED = (torch.bfloat16, torch.float16)
 
 
 def best_device() -> torch.device:
@@ -40,7 +46,7 @@ def one_device(arguments: TrainingArguments) -> None:
 def compute_dtype(section: ModelSection) -> torch.dtype:
     """The dtype of matrix products: as configured, else bfloat16 where the hardware has it."""
     if section.dtype is not None:
-        return torch.bfloat16 if section.dtype == "bfloat16" else torch.float32
+        return _DTYPES[section.dtype]
     if section.model_name_or_path == "toy":
         return torch.float32
     device = best_device()
@@ -69,20 +75,25 @@ def trainer_precision(section: ModelSection) -> dict[str, bool]:
     """
     return {
         "bf16": compute_dtype(section) == torch.bfloat16,
-        "fp16": False,
+        "fp16": compute_dtype(section) == torch.float16,
         "use_cpu": best_device().type == "cpu",
     }
 
 
 def autocast(model: nn.Module) -> AbstractContextManager[Any]:
-    """bfloat16 autocast when any weight of ``model`` is bfloat16, else nothing.
+    """Autocast to bfloat16 or float16 when any weight of ``model`` is that, else nothing.
 
-    A policy in training keeps float32 weights above a bfloat16 trunk; this is how both compute
+    A policy in training keeps float32 weights above such a trunk; this is how both compute
     together outside the Trainer's own autocast.
     """
-    mixed = any(p.dtype == torch.bfloat16 for p in model.parameters())
+    mixed = next((p.dtype for p in model.parameters() if p.dtype in _MIXED), None)
     device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16) if mixed else nullcontext()
+    return torch.autocast(device, mixed) if mixed else nullcontext()
+
+
+def choose_attention(model: PreTrainedModel, name: str | None) -> None:
+    """Note that ``name`` is a person's choice, which :func:`use_plain_attention` leaves alone."""
+    model._chosen_attention = name  # type: ignore[assignment]
 
 
 def use_plain_attention(model: PreTrainedModel, device: torch.device, longest: int) -> None:
@@ -90,11 +101,13 @@ def use_plain_attention(model: PreTrainedModel, device: torch.device, longest: i
 
     The backward pass of torch's fused attention takes six times as long there in bfloat16, a fifth
     of a whole training step at 26 tokens; what fusing saves is memory, quadratic in the length.
-    Another implementation than torch's fused one (``sdpa``, the default) stays.
+    Another implementation than torch's fused one (``sdpa``, the default) stays, and so does what
+    the config names (``model.attn_implementation``).
 
     Args:
         device: where the model will compute. longest: the longest sequence to expect, in tokens.
     """
+    chosen = getattr(model, "_chosen_attention", None) is not None
     fused = model.config._attn_implementation == "sdpa"
-    if fused and device.type == "cpu" and longest <= _PLAIN_ATTENTION_UP_TO:
+    if fused and not chosen and device.type == "cpu" and longest <= _PLAIN_ATTENTION_UP_TO:
         model.set_attn_implementation("eager")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -24,13 +25,17 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from common.words import first_line
 from pipeline.config import ModelSection
-from pipeline.data import embedded, toy
+from pipeline.data import toy
 from pipeline.errors import UserError
-from pipeline.lm.hardware import best_device, compute_dtype
+from pipeline.lm import quantization
+from pipeline.lm.hardware import best_device, choose_attention, compute_dtype
+from pipeline.lm.loading import EMBEDDED_MODEL, blamed, loading, model_source
 from pipeline.lm.saving import adapter_base, merged
 from pipeline.output.policies import ADAPTER, is_policy
 
-EMBEDDED_MODEL = "embedded:smollm2-135m-instruct"
+# What loading an unknown model, with whatever arguments, may raise.
+_NOT_LOADED = (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError)
+_NOT_LOADED = (*_NOT_LOADED, ImportError, SafetensorError)
 
 
 def switch_dropout_off(model: nn.Module) -> None:
@@ -52,34 +57,56 @@ def load_pretrained(
     dtype: torch.dtype | str,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, as they are saved.
 
     Args:
         name: a folder or a hub id. dtype: ``"auto"`` keeps the one it was saved in.
+        more: further arguments of ``from_pretrained``, of :func:`pipeline.lm.loading.loading`.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or none that can be loaded so.
     """
     arguments: dict[str, Any] = {"revision": revision} if revision else {}
     if trust_remote_code:
         arguments["trust_remote_code"] = True
+    given = dict(more or {})
     try:
         adapter = find_adapter_config_file(name, revision=revision)
+        if adapter is not None and "quantization_config" in given:
+            raise UserError(
+                f"model.quantization: {name!r} holds adapters, which are merged first; give a"
+                " folder of the merged model, or set it to null"
+            )
         if adapter is not None:
-            return _load_adapted(name, dtype, revision, trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **arguments)
+            return _load_adapted(name, dtype, revision, trust_remote_code, given)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **arguments, **given)
         tokenizer = AutoTokenizer.from_pretrained(name, **arguments)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except _NOT_LOADED as error:
+        asked = f"with {blamed(given)} " if given else ""
         raise UserError(
             f"model.model_name_or_path: {name!r} is no causal language model that can be loaded "
-            f"({first_line(error)}); give a Hugging Face folder, a hub id or {EMBEDDED_MODEL!r}"
+            f"{asked}({first_line(error)}); give a Hugging Face folder, a hub id or "
+            f"{EMBEDDED_MODEL!r}"
         ) from error
-    return model, tokenizer
+    choose_attention(model, given.get("attn_implementation"))
+    if not quantization.is_quantized(model):
+        return model, tokenizer
+    if "quantization_config" not in given:
+        raise UserError(
+            f"model.model_name_or_path: {name!r} is saved in few bits; set model.quantization "
+            "(4bit or 8bit) and model.use_peft=true, or give the model that it was made from"
+        )
+    return quantization.settle(model), tokenizer
 
 
 def _load_adapted(
-    name: str, dtype: torch.dtype | str, revision: str | None, trust_remote_code: bool
+    name: str,
+    dtype: torch.dtype | str,
+    revision: str | None,
+    trust_remote_code: bool,
+    more: Mapping[str, Any],
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Adapters merged into the base that they name, and their tokenizer, else the base's."""
     config = PeftConfig.from_pretrained(name, revision=revision)
@@ -87,7 +114,7 @@ def _load_adapted(
     if not source:
         raise ValueError("its adapter_config.json names no base_model_name_or_path")
     source = adapter_base(name, source)
-    base, tokenizer = load_pretrained(source, dtype, config.revision, trust_remote_code)
+    base, tokenizer = load_pretrained(source, dtype, config.revision, trust_remote_code, more)
     with suppress(OSError, ValueError):  # adapters often come without one
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     adapted = PeftModel.from_pretrained(base, name, revision=revision)
@@ -98,26 +125,38 @@ def load_base(
     section: ModelSection, seed: int = 0
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model that SFT starts from, float32 where it will be trained, and its tokenizer."""
-    name = section.model_name_or_path
-    if name == "toy":
-        model, tokenizer = toy.toy_language_model(seed), toy.toy_tokenizer()
+    more, dtype = loading(section), compute_dtype(section)
+    if section.model_name_or_path == "toy":
+        model, tokenizer = _toy(seed, dtype, more)
     else:
-        source = str(embedded.base_model()) if name == EMBEDDED_MODEL else name
-        model, tokenizer = load_pretrained(
-            source, compute_dtype(section), section.model_revision, section.trust_remote_code
-        )
+        source, revision = model_source(section), section.model_revision
+        model, tokenizer = load_pretrained(source, dtype, revision, section.trust_remote_code, more)
     check_policy_modules(model, section)
     return prepare(model, tokenizer), tokenizer
 
 
+def _toy(
+    seed: int, dtype: torch.dtype, more: Mapping[str, Any]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The toy, by way of a folder where it is to be loaded in some other way than as it is."""
+    model, tokenizer = toy.toy_language_model(seed), toy.toy_tokenizer()
+    if not more:
+        return model, tokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return load_pretrained(folder, dtype, more=more)
+
+
 def load_checkpoint(
-    path: Path, dtype: torch.dtype | None = None
+    path: Path, dtype: torch.dtype | None = None, section: ModelSection | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A finished stage's policy in evaluation mode on the best device.
 
     Args:
         path: a Hugging Face folder, of a model or of adapters, which are merged into their base.
         dtype: ``None`` keeps the one it was saved in; adapters are then merged in float32.
+        section: says how attention is computed, and what else loading is given.
 
     Raises:
         UserError: the folder is missing or holds no model.
@@ -125,7 +164,8 @@ def load_checkpoint(
     if not is_policy(path):
         raise UserError(f"{path}: no model folder (config.json is missing); run its stage first")
     kept = torch.float32 if path.name == ADAPTER else "auto"
-    model, tokenizer = load_pretrained(str(path), dtype or kept)
+    more = loading(section, base=False) if section else {}
+    model, tokenizer = load_pretrained(str(path), dtype or kept, more=more)
     return prepare(model, tokenizer).eval().to(best_device()), tokenizer  # type: ignore[arg-type]
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.files import new_folder
+from pipeline.lm.quantization import dequantize
 from pipeline.output.console import say
 from pipeline.output.policies import MODEL, is_policy
 
@@ -42,6 +43,7 @@ def save_policy(
     if isinstance(model, PeftModel):
         policy = merged(model, dtype, folder.parent.name)
     else:
+        dequantize(model)
         policy = cast(PreTrainedModel, model).to(dtype)  # type: ignore[arg-type]
     with new_folder(folder) as beside:
         policy.save_pretrained(beside)
@@ -68,12 +70,14 @@ def save_adapter(
 def merged(model: PeftModel, dtype: torch.dtype, label: str) -> PreTrainedModel:
     """The plain model with the adapters of ``model`` in its weights, which it is of no use after.
 
-    The sum is made in float32. Rounded to bfloat16 afterwards, what adapters add to a weight
-    vanishes where it is below half a step of that weight, so how much remains is told.
+    Quantised weights are the numbers that their codes stand for. The sum is made in float32.
+    Rounded to bfloat16 afterwards, what adapters add to a weight vanishes where it is below half a
+    step of that weight, so how much remains is told.
 
     Args:
         dtype: of the result. label: what the adapters are called.
     """
+    dequantize(model)
     kept = 1.0 if dtype == torch.float32 else _share_kept(model, dtype)
     plain = model.float().merge_and_unload()  # type: ignore[operator]
     if kept < _TOLD_BELOW:

@@ -87,6 +87,12 @@ class SplitDecoder:
                 return split
         return None
 
+    def follow(self, model: PreTrainedModel) -> None:
+        """Take over how ``model``'s decoder is checkpointed: layers are shared, it is a copy."""
+        now = {k: v for k, v in vars(decoder_of(model)).items() if "gradient_checkpointing" in k}
+        for half in (self._lower, self._upper):
+            vars(half).update(now)
+
     def _equals(self, model: PreTrainedModel, length: int) -> bool:
         ids = torch.arange(length, device=model.device) % _TOKENS + 2
         tokens = ids[None] % model.config.get_text_config().vocab_size

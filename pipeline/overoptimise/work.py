@@ -242,7 +242,9 @@ class Work:
         completions = kept_samples(kept, rows)
         if completions is None:
             dtype = policy_dtype(experiment.model)
-            model, tokenizer = load_checkpoint(experiment.stage_dir("sft") / "model", dtype)
+            model, tokenizer = load_checkpoint(
+                experiment.stage_dir("sft") / "model", dtype, experiment.model
+            )
             length = experiment.generation.max_new_tokens
             check_prompts(model, tokenizer, prompts, length, "evaluation")
             completions = sample(

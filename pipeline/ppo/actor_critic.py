@@ -11,6 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.lm.checkpointing import spare_frozen_layers
 from pipeline.lm.hardware import autocast
 from pipeline.lm.models import base_of, decoder_layers, frozen_copy, switch_dropout_off
 from pipeline.lm.route import hidden_states, lm_head
@@ -113,9 +114,13 @@ class ActorCritic(nn.Module):
         """The policy's configuration (the Trainer's callbacks read it)."""
         return base_of(self.policy).config
 
-    def gradient_checkpointing_enable(self, **arguments) -> None:  # noqa: ANN003
-        """Passed on to the policy."""
-        base_of(self.policy).gradient_checkpointing_enable(**arguments)
+    def activation_checkpointing_enable(self, **arguments) -> None:  # noqa: ANN003
+        """Passed on to the policy; layers without a gradient have nothing to save."""
+        base = base_of(self.policy)
+        base.activation_checkpointing_enable(**arguments)
+        spare_frozen_layers(base)
+        if self._split is not None:
+            self._split.follow(base)
 
     def place_reference(self, device: torch.device) -> None:
         """Move the reference, which ``.to()`` does not reach, to ``device``."""

@@ -324,8 +324,8 @@ class PPOConfig(TrainingArguments):
         """
         if values["deepspeed"] is not None:
             yield "deepspeed", "null (FSDP2 splits weights, gradients and optimizer state)"
-        if values["fp16"]:
-            yield "fp16", "false (use bf16, or neither for float32)"
+        if values["fp16"] and (values["fsdp"] or values["use_cpu"]):
+            yield "fp16", "false (use bf16, or neither for float32): it is for one GPU a process"
         if values["kl_in"] == "loss" and values["kl_estimator"] in ("k1", "exact"):
             # k1's gradient is 0 on average; exact is in the loss by itself, and in the return.
             yield "kl_estimator", "k2 or k3 with kl_in: loss"

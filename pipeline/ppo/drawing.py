@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pipeline.data.records import Prompt
+from pipeline.lm.compiling import uncompiled
 from pipeline.lm.generation import (
     Completion,
     completions_of,
@@ -134,7 +135,7 @@ class DrawingTrainer(BaseTrainer):
             )
 
         rows = args.generation_batch_size or len(request.prompt_ids)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), uncompiled(model.policy):
             return distributed.sample_whole(
                 model, lambda: self.memory.fit("generating", rows, draw)
             )

@@ -23,6 +23,7 @@ from pipeline.data.prompts import as_prompts
 from pipeline.data.records import Prompt
 from pipeline.errors import UserError
 from pipeline.lm.check import check_policy
+from pipeline.lm.compiling import compile_layers, use_liger
 from pipeline.lm.generation import Completion
 from pipeline.lm.hardware import one_device, use_plain_attention
 from pipeline.lm.models import base_of, prepare, upcast_trained
@@ -130,7 +131,9 @@ class PPOTrainer(DrawingTrainer):
         use_plain_attention(base, args.device, longest)
         if args.float32_logits:
             make_head_float32(model)
+        use_liger(model, args)
         check_policy(model, processing_class, longest)
+        compile_layers(model, args)
         self.engine = _engine(sampler, args)
         self._beside = args.overlap and runs_beside(self.engine)
         if self.engine is not None:
@@ -393,10 +396,13 @@ class PPOTrainer(DrawingTrainer):
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor | float | None:
         """Clip actor and critic apart, or a large value error would shrink the policy's step."""
+        self.keep_a_gradient()
         critic = distributed.clipped_norm(self, self.actor_critic.value_head)
-        actor = distributed.clipped_norm(self, self.actor_critic.policy)
-        self.guards.look_at_gradient(critic, self.state.global_step)
-        if actor is not None and critic is not None and not self.stopped_early:
+        with self.loss_scale.divided():
+            actor = distributed.clipped_norm(self, self.actor_critic.policy)
+        self.look_at_gradient(critic)
+        left_out = self.loss_scale.explains(actor) or self.loss_scale.explains(critic)
+        if actor is not None and critic is not None and not (self.stopped_early or left_out):
             self.update_metrics.add_norms(actor, critic)
         return actor
 

@@ -22,6 +22,8 @@ from pipeline.data.splits import ExperimentData, load_data
 from pipeline.data.tally import tell
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.errors import UserError
+from pipeline.lm.compiling import check_liger
+from pipeline.lm.loading import check_loading
 from pipeline.lm.scored import check_columns
 from pipeline.stages import elsewhere
 from pipeline.stages.reward_sources import PARTS, source_reward, sources_of
@@ -41,6 +43,11 @@ def check(experiment: Experiment, stages: Sequence[str]) -> None:
     """
     section, todo = experiment.data, set(stages)
     policies = [experiment.of(name) for name in experiment.methods() if name in todo]
+    check_loading(experiment.model)
+    trained = [(experiment, name) for name in ("sft", "reward") if name in todo]
+    trained += [(view, view.stage(str(view.policy)).section) for view in policies]
+    for view, name in trained:
+        check_liger(view.trainer_args(name), name)
     on_own = [view for view in policies if _own_pairs(view)]
     own = not (section.dataset_name == "toy" or section.dataset_name.startswith("embedded:"))
     prompts: list[Prompt] = []  # with columns of their own

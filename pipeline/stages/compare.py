@@ -146,7 +146,7 @@ def _measure_missing(experiment: Experiment, missing: list[Method]) -> None:
     proxy = proxy_reward(experiment)
     gold = proxy if judge_is_proxy(experiment) else gold_reward(experiment)
     folder = _trained(experiment)[methods.reference()]
-    reference = load_checkpoint(folder, policy_dtype(experiment.model))
+    reference = load_checkpoint(folder, policy_dtype(experiment.model), experiment.model)
     fluency = judge(experiment)
     for method in missing:
         policy, tokenizer, texts, whys = _loaded(experiment, method, reference, data)
@@ -190,7 +190,7 @@ def _loaded(
     whys: dict[str, str | None] = {"why_no_kl": None, "why_no_perplexity": None}
     if method.kind != "checkpoint":
         dtype, folder = policy_dtype(experiment.model), _trained(experiment)[method]
-        policy = reference if method.reference else load_checkpoint(folder, dtype)
+        policy = reference if method.reference else load_checkpoint(folder, dtype, experiment.model)
         return *policy, whole_texts(data.heldout, policy[1]), whys
     policy, tokenizer = elsewhere.load(experiment, method.name)
     texts = whole_texts(data.heldout, tokenizer)

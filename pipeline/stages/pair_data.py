@@ -172,7 +172,7 @@ def finish(
     logps = []
     try:
         for folder in (experiment.stage_dir("sft"), experiment.stage_dir(stage)):
-            model, _ = load_checkpoint(policy_folder(folder))
+            model, _ = load_checkpoint(policy_folder(folder), section=experiment.model)
             logps.append(_logps(model, pairs))
             del model
     except torch.OutOfMemoryError:  # beside the trainer; the training itself is done

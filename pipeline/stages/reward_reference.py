@@ -64,7 +64,9 @@ def _missing(experiment: Experiment) -> dict[str, tuple[Part, str, RewardPart]]:
 
 def _samples(experiment: Experiment, prompts: Sequence[Prompt]) -> list[Completion]:
     """Completions of π_ref at temperature 1: of every prompt as many, give or take one."""
-    model, tokenizer = load_checkpoint(experiment.stage_dir("sft") / "model")
+    model, tokenizer = load_checkpoint(
+        experiment.stage_dir("sft") / "model", section=experiment.model
+    )
     count = experiment.reward.normalize_samples
     rng = random.Random(f"{experiment.seed}/scale")
     order = rng.sample(range(len(prompts)), len(prompts))

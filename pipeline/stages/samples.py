@@ -113,7 +113,9 @@ def draw(
         prompts: each ``group`` times, one after another. label: what is done, for people.
         more_seed: added to the experiment's seed.
     """
-    model, tokenizer = load_checkpoint(experiment.stage_dir("sft") / "model")
+    model, tokenizer = load_checkpoint(
+        experiment.stage_dir("sft") / "model", section=experiment.model
+    )
     settings, seed = experiment.generation, experiment.seed + more_seed
     check_prompts(model, tokenizer, prompts[::group], settings.max_new_tokens, "training")
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]

@@ -15,9 +15,10 @@ from pipeline.data.records import Demonstration
 from pipeline.data.splits import load_data
 from pipeline.data.stored import Stored
 from pipeline.lm.check import check_policy
-from pipeline.lm.hardware import best_device, compute_dtype
+from pipeline.lm.hardware import best_device, compute_dtype, policy_dtype
 from pipeline.lm.models import load_base, make_trainable
 from pipeline.lm.positions import check_prompts, cut_length
+from pipeline.lm.quantization import keep_reference
 from pipeline.lm.route import lm_head
 from pipeline.lm.saving import save_policy
 from pipeline.output.console import is_main_process, say
@@ -25,7 +26,13 @@ from pipeline.stages import tracking
 from pipeline.stages.batches import LikeLengths, epoch_of
 from pipeline.stages.later import Later
 from pipeline.stages.tokens import learnt_tokens
-from pipeline.stages.training import evaluates, fit, save_trained, stage_arguments
+from pipeline.stages.training import (
+    QUANTIZED,
+    evaluates,
+    fit,
+    save_trained,
+    stage_arguments,
+)
 from pipeline.stages.trl_compat import fit_tiles_to
 
 
@@ -145,7 +152,10 @@ def _take_over(experiment: Experiment) -> None:
     if is_main_process():
         model, tokenizer = load_base(experiment.model, experiment.seed)
         check_policy(model, tokenizer)
-        folder = experiment.stage_dir("sft") / "model"
-        save_policy(model, tokenizer, folder, compute_dtype(experiment.model))
+        folder, dtype = experiment.stage_dir("sft") / "model", compute_dtype(experiment.model)
+        if experiment.model.quantization is not None:  # what the codes stand for, as they are
+            keep_reference(model, folder.with_name(QUANTIZED))
+            dtype = policy_dtype(experiment.model)
+        save_policy(model, tokenizer, folder, dtype)
         name = experiment.model.model_name_or_path
         say(f"sft: skipped, {name} is the reference as it is")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import TorchDynamoPlugin, broadcast_object_list
 from peft import PeftModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from transformers import (
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
@@ -26,8 +27,19 @@ from pipeline.config import Experiment
 from pipeline.config.arguments import listed
 from pipeline.config.hub import without_hub
 from pipeline.errors import UserError
+from pipeline.lm import quantization
+from pipeline.lm.checkpointing import SpareFrozenLayers
+from pipeline.lm.compiling import compile_layers
 from pipeline.lm.hardware import compute_dtype, one_device, policy_dtype, trainer_precision
-from pipeline.lm.models import load_base, load_pretrained, make_trainable, prepare
+from pipeline.lm.loading import loading
+from pipeline.lm.models import (
+    base_of,
+    load_base,
+    load_pretrained,
+    make_trainable,
+    prepare,
+    upcast_trained,
+)
 from pipeline.lm.saving import save_adapter, save_policy
 from pipeline.output.checkpoints import (
     CompleteMarker,
@@ -43,6 +55,9 @@ from pipeline.ppo.upkeep import distributed
 from pipeline.ppo.upkeep.base import BaseTrainer
 from pipeline.ppo.upkeep.state import gathered, put
 from pipeline.stages import tracking
+
+QUANTIZED = "quantized"
+"""Of SFT: its adapters over the quantised base, which is π_ref; ``model`` is both in float32."""
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -79,13 +94,22 @@ def stage_arguments(
         reason = " ".join(str(error).split())
         raise UserError(f"{stage}: {reason}") from error
     one_device(made)
-    mixed = compute_dtype(experiment.model) == torch.bfloat16
-    if made.bf16 != mixed:
-        raise UserError(
-            f"{stage}.bf16: {str(made.bf16).lower()} does not go with the model's "
-            f"{'bfloat16' if mixed else 'float32'}; leave it out and set model.dtype="
-            f"{'float32' if mixed else 'bfloat16'}"
-        )
+    dtype = compute_dtype(experiment.model)
+    for flag, its in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        asked, name = getattr(made, flag), str(dtype).removeprefix("torch.")
+        if asked != (dtype == its):
+            wanted = str(its).removeprefix("torch.") if asked else "float32"
+            raise UserError(
+                f"{stage}.{flag}: {str(asked).lower()} does not go with the model's {name}; "
+                f"leave it out and set model.dtype={wanted}"
+            )
+    if experiment.model.quantization is not None:
+        splitter = "DeepSpeed" if made.deepspeed_plugin else "FSDP" if sharded(made) else None
+        if splitter is not None:
+            raise UserError(
+                f"model.quantization: not under {splitter}, which would split the codes; run on "
+                "one device, or on one a process (DDP)"
+            )
     return made
 
 
@@ -95,7 +119,12 @@ def load_trainable_sft(experiment: Experiment) -> tuple[nn.Module, PreTrainedTok
     path = experiment.stage_dir("sft") / "model"
     if not (path / "config.json").is_file():
         raise UserError(f"{path}: there is no SFT model; run `rlhf sft` with this config first")
-    model, tokenizer = load_pretrained(str(path), compute_dtype(section))
+    if section.quantization is None:
+        more = loading(section, base=False)
+        model, tokenizer = load_pretrained(str(path), compute_dtype(section), more=more)
+    else:  # SFT's model is its base, held in few bits, and its adapters
+        model, tokenizer = load_base(section, experiment.seed)
+        model = quantization.load_reference(model, path.with_name(QUANTIZED))
     ready, chosen = prepare(model, tokenizer), section.policy_modules
     return make_trainable(ready, section, experiment.seed, chosen), tokenizer
 
@@ -112,7 +141,8 @@ class StopOnNaN(TrainerCallback):
         **_: Any,
     ) -> None:
         """Look at the loss and the gradient norm of each log event."""
-        for name in ("loss", "grad_norm"):
+        # Under float16 a scale that was too large is halved, and that step left out.
+        for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
             value = (logs or {}).get(name)
             if isinstance(value, float) and not math.isfinite(value):
                 raise UserError(
@@ -132,7 +162,10 @@ def fit(trainer: Trainer, experiment: Experiment, stage: str) -> None:
         key = f"{stage}.max_length"
         raise UserError(f"{key}: it leaves nothing of any answer to train on; raise it")
     tracking.quieten(trainer)
-    for callback in [*tracking.callbacks(experiment, stage), StopOnNaN()]:
+    _compiled(trainer)
+    if experiment.model.quantization is not None and trainer.model is not None:
+        upcast_trained(trainer.model)  # TRL makes adapters over a quantised base bfloat16
+    for callback in [*tracking.callbacks(experiment, stage), StopOnNaN(), SpareFrozenLayers()]:
         trainer.add_callback(callback)
     if not any(isinstance(c, CompleteMarker) for c in trainer.callback_handler.callbacks):
         trainer.add_callback(CompleteMarker())
@@ -146,6 +179,15 @@ def fit(trainer: Trainer, experiment: Experiment, stage: str) -> None:
             raise
         reason = " ".join(str(error).split())
         raise UserError(f"{stage}.metric_for_best_model: {reason}") from error
+
+
+def _compiled(trainer: Trainer) -> None:
+    """Compile layers instead of what the Trainer calls, which not all of these trainers call."""
+    model: Any = trainer.model
+    if not trainer.args.torch_compile or not isinstance(base_of(model), PreTrainedModel):
+        return
+    compile_layers(model, trainer.args)
+    trainer.accelerator.state.dynamo_plugin = TorchDynamoPlugin(backend="no")  # type: ignore
 
 
 def evaluates(arguments: TrainingArguments) -> bool:
@@ -169,6 +211,10 @@ def save_trained(trainer: Trainer, experiment: Experiment, stage: str, policy: n
         folder, form = experiment.stage_dir(stage), experiment.model.save
         # π_ref is what is saved, so it may be rounded; what is measured against it may not.
         dtype = compute_dtype if stage == "sft" else policy_dtype
+        if stage == "sft" and experiment.model.quantization is not None:
+            # There π_ref is the quantised base with these adapters, so nothing may be.
+            quantization.keep_reference(policy, folder / QUANTIZED)
+            dtype = policy_dtype
         if stage == "sft" or not isinstance(policy, PeftModel):
             form = "merged"  # π_ref is the base of all adapters
         if isinstance(policy, PeftModel) and form != "merged":

@@ -34,6 +34,7 @@ from pipeline.ppo.upkeep.memory import Memory
 from pipeline.ppo.upkeep.metrics import UpdateMetrics, engine_metrics, rollout_metrics
 from pipeline.ppo.upkeep.overlap import Ahead
 from pipeline.ppo.upkeep.performance import Performance
+from pipeline.ppo.upkeep.scaling import LossScale
 from pipeline.ppo.upkeep.sharing import RolloutSampler
 
 SampleLog = Callable[[int, list[dict[str, Any]]], None]
@@ -83,6 +84,7 @@ class BaseTrainer(Trainer):
         self.evaluations = EvaluationsFile(Path(str(args.output_dir)) / "evaluations.jsonl")
         self._within_loop = False
         self.guards = Guards(self.args)
+        self.loss_scale = LossScale(self.accelerator)
         self.memory = Memory(self.args.world_size, self._undo_minibatch)
         self._hooks = Hooks(self)
         self.add_callback(self._hooks)
@@ -236,9 +238,21 @@ class BaseTrainer(Trainer):
         raise NotImplementedError
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if grad_norm is None:
+            self.keep_a_gradient()
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[misc]
-        self.guards.look_at_gradient(norm, self.state.global_step)
+        self.look_at_gradient(norm)
         return norm
+
+    def look_at_gradient(self, norm: Any) -> None:
+        """Stop at a gradient that is not finite, unless the loss's scale is why."""
+        if not self.loss_scale.explains(norm):
+            self.guards.look_at_gradient(norm, self.state.global_step)
+
+    def keep_a_gradient(self) -> None:
+        """See :meth:`pipeline.ppo.upkeep.scaling.LossScale.keep_one`."""
+        model = self.actor_critic
+        self.loss_scale.keep_one(model, model.value_head.out.bias)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The configured optimizer, the value head with its own learning rate and no decay."""

@@ -100,7 +100,7 @@ def test_overrides(tiny: Path) -> None:
     [
         ("model.lora_r=x", "expected a whole number, found 'x'"),
         ("model.lora_r=0", "expected a number at least 1, found 0"),
-        ("model.dtype=float16", "expected float32 or bfloat16 or null, found 'float16'"),
+        ("model.dtype=int8", "expected float32 or bfloat16 or float16 or null, found 'int8'"),
         ("model=3", "expected a section (`key: value` lines), found 3"),
         ("seed=true", "expected a whole number, found true"),
         ("data.train_prompts='8'", "expected a whole number, found '8'"),
@@ -124,7 +124,7 @@ def test_overrides(tiny: Path) -> None:
         ("ppo.gamma=1.5", "expected a number above 0, at most 1, found 1.5"),
         ("ppo.lam=1.5", "expected a number at least 0, at most 1, found 1.5"),
         ("ppo.kl_stop=.nan", "expected a number above 0, found nan"),
-        ("ppo.fp16=true", "expected false (use bf16, or neither for float32), found true"),
+        ("ppo.fp16=true", "expected false (use bf16, or neither for float32): it is for one GPU"),
         ("ppo.save_steps=0.5", "expected a number of steps, at least 1, found 0.5"),
         ("sft.assistant_only_loss=true", "true cannot work here: demonstrations are plain texts"),
         ("sft.completion_only_loss=true", "true cannot work here: demonstrations are plain texts"),

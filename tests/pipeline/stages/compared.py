@@ -56,7 +56,7 @@ class Models:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.evaluated: list[str] = []
         self.killed_at: str | None = None
-        monkeypatch.setattr(compare, "load_checkpoint", lambda path, dtype: (str(path), None))
+        monkeypatch.setattr(compare, "load_checkpoint", lambda path, *_: (str(path), None))
         monkeypatch.setattr(compare, "proxy_reward", lambda experiment: None)
         monkeypatch.setattr(compare, "gold_reward", lambda experiment: None)
         monkeypatch.setattr(
