@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from pipeline.launch import agent, command, machines
@@ -16,6 +22,7 @@ from pipeline.launch.children import INTERRUPTED, LOST, MISTAKE
 from pipeline.launch.command import accelerate_words
 from pipeline.launch.machines import LostMachine, Machines
 from pipeline.launch.settings import Launch
+from tests.checkout import ROOT
 
 FILE = Path("accelerate.yaml")
 
@@ -73,6 +80,45 @@ def test_the_words_of_accelerate() -> None:
     assert parsed.training_script_args == ["ppo", "--config", "c.yaml", "seed=1"]
     alone = launch_command_parser().parse_args(accelerate_words(Launch(FILE, 2), ["pipeline"]))
     assert alone.main_process_port == 0  # any
+
+
+def test_an_interrupted_launcher_ends_its_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by Ctrl-C or SIGTERM; the child has a session of its own, so only the launcher gets it."""
+    begun = []
+
+    def start(module: str, words: list[str]) -> subprocess.Popen[bytes]:
+        sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
+        begun.append(subprocess.Popen(sleeper, start_new_session=True))
+        return begun[0]
+
+    monkeypatch.setattr(command, "start", start)
+    timer = threading.Timer(1.0, _thread.interrupt_main)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        command._run_job(Machines(Launch(FILE, 2)), 0, command.Job("ppo", True), [])
+    assert begun[0].returncode == -signal.SIGTERM
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system ends children on Linux only")
+def test_children_end_with_their_parent(tmp_path: Path) -> None:
+    """However that ended: the launcher is killed, and no process stays on the GPUs."""
+    child = "from pipeline.launch.children import end_with_parent; end_with_parent()\n"
+    child += f"import pathlib, time; pathlib.Path({str(tmp_path / 'up')!r}).touch(); time.sleep(60)"
+    parent = f"import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', {child!r}])\n"
+    parent += "print(c.pid, flush=True); c.wait()"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    started = subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert started.stdout is not None
+    process = psutil.Process(int(started.stdout.readline()))
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "up").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    started.kill()
+    started.wait()
+    psutil.wait_procs([process], timeout=10)
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def pair() -> list[Machines]:
