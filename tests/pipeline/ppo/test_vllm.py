@@ -153,11 +153,14 @@ class Trouble:
         return what() if callable(what) else what
 
 
-@WAYS
 @pytest.mark.parametrize(
-    "at",
-    [{3: "drop", 6: 503, 12: 502}, {5: 2.0}],
-    ids=["answers that break off", "a late one"],
+    ("section", "at"),
+    [
+        (LORA, {3: "drop", 6: 503, 12: 502}),
+        (ALL, {3: "drop", 6: 503, 12: 502}),
+        (LORA, {5: 2.0}),
+    ],
+    ids=["adapter", "folder", "a late one"],
 )
 def test_what_is_asked_again_is_the_same(
     tmp_path: Path,
