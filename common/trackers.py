@@ -59,7 +59,7 @@ class Trackio:
     """
 
     def __init__(self, project: str, name: str, group: str, config: Mapping[str, Any]) -> None:
-        import trackio
+        import trackio  # type: ignore[import-not-found]
 
         self._trackio = trackio
         with _silently():
@@ -124,7 +124,7 @@ class MLflow:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("DO_NOT_TRACK", "true")
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-        import mlflow
+        import mlflow  # type: ignore[import-not-found]
 
         self._mlflow = mlflow
         asked = os.environ.get("MLFLOW_TRACKING_URI")
@@ -194,7 +194,7 @@ class SwanLab:
     def __init__(
         self, folder: Path, project: str, name: str, group: str, config: dict[str, Any], run: str
     ) -> None:
-        import swanlab
+        import swanlab  # type: ignore[import-not-found]
 
         self._swanlab = swanlab
         account = swanlab.Settings().api_key is not None

@@ -6,9 +6,11 @@ from functools import cache
 from typing import Any
 
 from pipeline.config import OVER_SFT, is_trained_here
+from pipeline.config.rewards import RewardPart
 from pipeline.config.sections import TRAINED_LENGTH, ModelSection
 from pipeline.errors import UserError
 from pipeline.plan import formulas
+from pipeline.plan.setting import Setting
 from pipeline.plan.sizes import classifier_parameters
 from pipeline.stages.encoders import EMBEDDED_ENCODER
 from pipeline.stages.reward_training import DEFAULTS
@@ -18,7 +20,7 @@ _ADAPTERS = 0.05  # of the SFT model's weights, about: what adapters over it add
 _ENCODER_ACTIVATIONS = 80
 
 
-def loaded_rewards(setting: Any, judge: bool = False) -> float:
+def loaded_rewards(setting: Setting, judge: bool = False) -> float:
     """Bytes of the models that are asked for rewards; functions, rules and services hold none here.
 
     Args:
@@ -35,7 +37,7 @@ def loaded_rewards(setting: Any, judge: bool = False) -> float:
     return total
 
 
-def _weights(setting: Any, part: Any) -> float:
+def _weights(setting: Setting, part: RewardPart) -> float:
     """Bytes of one source's model, 0 where it is none or not known."""
     section = setting.experiment.reward
     if part.source in ("sentiment", "pairwise"):
@@ -69,7 +71,7 @@ def _known(source: str, trust_remote_code: bool) -> int:
     return classifier_parameters(source, section, "reward.source")
 
 
-def trained_classifier(setting: Any) -> dict[str, float] | None:
+def trained_classifier(setting: Setting) -> dict[str, float] | None:
     """Roles of training one classifier; None where the reward stage trains nothing."""
     section = setting.experiment.reward
     if not section.trains_here():

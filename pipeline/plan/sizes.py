@@ -83,7 +83,7 @@ def read_config(section: ModelSection) -> Any:
 
 
 def _read(source: str, key: str, revision: str | None, section: ModelSection) -> Any:
-    given = {"revision": revision} if revision else {}
+    given: dict[str, Any] = {"revision": revision} if revision else {}
     try:
         if find_adapter_config_file(source, **given) is not None:
             source = PeftConfig.from_pretrained(source, **given).base_model_name_or_path or source
@@ -200,10 +200,9 @@ def _frozen_bytes(model: nn.Module, head: nn.Module | None, bits: int | None) ->
     frozen = {id(p): p for p in model.parameters() if not p.requires_grad}
     total = sum(float(p.numel() * p.element_size()) for p in frozen.values())
     for module in model.modules() if bits is not None else ():
-        plain = isinstance(module, nn.Linear) and module is not head
-        if plain and id(module.weight) in frozen:
-            weight = module.weight
-            total += weight.numel() * (_QUANTISED[bits or 4] - weight.element_size())
+        if isinstance(module, nn.Linear) and module is not head and id(module.weight) in frozen:
+            size = module.weight.element_size()
+            total += module.weight.numel() * (_QUANTISED[bits or 4] - size)
     return total
 
 

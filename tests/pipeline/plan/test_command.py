@@ -125,7 +125,7 @@ def test_a_run_is_warned_of_what_is_above_the_free_memory(
     monkeypatch.setattr(devices, "free_memory", lambda: 0.25 * devices.GIB)
     warning.warn(experiment, ["sft", "ppo"])
     (line,) = capsys.readouterr().err.strip().splitlines()
-    assert re.match(r"warning: (sft|ppo): about 0\.6 GiB while \w+, and 0\.2 GiB are free", line)
+    assert re.match(r"warning: (sft|ppo): about 0\.7 GiB while \w+, and 0\.2 GiB are free", line)
     monkeypatch.setattr(warning, "needs_of", lambda *_: 1 / 0)
     warning.warn(experiment, ["sft"])  # an estimate ends no run
     assert capsys.readouterr().err == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pipeline.config import load_experiment
 from pipeline.plan.advice import changes
 from pipeline.plan.devices import DEVICES, GIB, Machine, machine
-from pipeline.plan.lengths import read_lengths
+from pipeline.plan.lengths import Lengths, read_lengths
 from pipeline.plan.memory import Need, need_of
 from pipeline.plan.needs import settings_of
 from pipeline.plan.setting import Setting
@@ -28,12 +29,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
 
 
+@cache
+def lengths_of(tiny: Path, model: Path) -> Lengths:
+    return read_lengths(load_experiment(tiny, [f"model.model_name_or_path={model}"]))[0]
+
+
 def setting(
     tiny: Path, model: Path, stage: str, *overrides: str, of: Machine = CARD, split: bool = False
 ) -> Setting:
     given = [f"model.model_name_or_path={model}", "model.dtype=null", *overrides]
     experiment = load_experiment(tiny, given)
-    config, (lengths, _) = read_config(experiment.model), read_lengths(experiment)
+    config, lengths = read_config(experiment.model), lengths_of(tiny, model)
     return dict(settings_of(experiment, of, config, lengths, [stage], split))[stage]
 
 

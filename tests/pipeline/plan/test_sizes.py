@@ -23,6 +23,12 @@ SECTIONS = [
 ]
 
 
+def bfloat16(config: Any) -> Any:
+    """A model with weights."""
+    model: Any = LlamaForCausalLM(config)
+    return model.to(torch.bfloat16)
+
+
 @pytest.mark.parametrize("section", SECTIONS, ids=["full", "upper", "lora"])
 @pytest.mark.parametrize("modules", [None, ["v_proj", "o_proj"]], ids=["all", "modules"])
 def test_what_is_counted_is_what_the_stages_train(
@@ -31,7 +37,7 @@ def test_what_is_counted_is_what_the_stages_train(
     if section.use_peft and modules:
         pytest.skip("adapters have modules of their own")
     dtype = torch.bfloat16
-    model = make_trainable(LlamaForCausalLM(llama()).to(dtype), section, modules=modules)
+    model = make_trainable(bfloat16(llama()), section, modules=modules)
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     policy = policy_of(llama(), section, dtype, modules)
@@ -44,7 +50,7 @@ def test_what_is_counted_is_what_the_stages_train(
 
 
 def test_a_tokens_keys_and_values_are_the_caches() -> None:
-    model = LlamaForCausalLM(llama()).to(torch.bfloat16)
+    model = bfloat16(llama())
     cache: Any = model(input_ids=torch.zeros(2, 7, dtype=torch.long)).past_key_values
     size = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
     policy = policy_of(llama(), ModelSection(), torch.bfloat16)
@@ -54,7 +60,7 @@ def test_a_tokens_keys_and_values_are_the_caches() -> None:
 def _really_saved(section: ModelSection, rows: int, length: int, attention: str) -> float:
     """Bytes that a real pass over real weights saves, weights left out, copies of them too."""
     config = llama(attn_implementation=attention)
-    model = make_trainable(LlamaForCausalLM(config).to(torch.bfloat16), section).train()
+    model = make_trainable(bfloat16(config), section).train()
     own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
     shapes = {tuple(sorted(p.shape)) for p in model.parameters() if p.dim() == 2}
     seen: dict[int, tuple[torch.Tensor, int]] = {}

@@ -133,7 +133,7 @@ def test_mlflow_has_curves_samples_comparison_and_report(
     pytest.importorskip("mlflow", reason="MLflow is not installed")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     staged("mlflow", tmp_path, root)
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient  # type: ignore[import-not-found]
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
     known = client.get_experiment_by_name("rlhf")
