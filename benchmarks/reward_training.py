@@ -47,9 +47,9 @@ KINDS = {
 
 def chosen(data: ExperimentData, decided: bool) -> ExperimentData:
     """The data with the proxy's half replaced by snippets of whole batches from both halves."""
-    pool = data.half("proxy") + data.half("gold")
+    pool = [*data.half("proxy"), *data.half("gold")]
     groups = linked_groups(pool, near_groups(pool, "movie-reviews"))
-    clear = {text.text for text in data.proxy + data.gold}
+    clear = {text.text for text in [*data.proxy, *data.gold]}
     usable = [text for text in pool if not decided or text.text in clear]
     sides = sides_of(usable, groups, 0.0)
     texts = take_groups(usable, groups, sides, SNIPPETS)[0][:SNIPPETS]

@@ -61,7 +61,7 @@ def test_a_folder_is_read_by_split(tmp_path):
     write_jsonl(tmp_path / "test.jsonl", rows[5:])
     found = read_rows(str(tmp_path), key="data.dataset_name", split="train")
     assert [row.values for row in found] == rows[:5]
-    assert len(read_rows(str(tmp_path), key="data.dataset_name", split="test")) == 5
+    assert len(list(read_rows(str(tmp_path), key="data.dataset_name", split="test"))) == 5
     assert "no file for split 'dev'" in message_of(tmp_path, train_split="dev")
 
 

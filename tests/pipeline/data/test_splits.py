@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def message_of(name: Path | str, **data: Any) -> str:
 # --- Splits ---------------------------------------------------------------------------------------
 
 
-def texts_of(rated: list[RatedText]) -> set[str]:
+def texts_of(rated: Sequence[RatedText]) -> set[str]:
     return {text.text for text in rated}
 
 
@@ -99,7 +100,9 @@ def test_nothing_held_out_is_trained_on(seed):
     assert not texts_of(data.proxy) & texts_of(data.gold)
     assert not set(map(str, data.train_prompts)) & set(map(str, data.eval_prompts))
     assert len(set(map(str, data.eval_prompts))) == len(data.eval_prompts)
-    assert all(len(str(prompt).split()) == 4 for prompt in data.train_prompts + data.eval_prompts)
+    assert all(
+        len(str(prompt).split()) == 4 for prompt in [*data.train_prompts, *data.eval_prompts]
+    )
 
 
 def test_evaluation_texts_are_in_no_training_split(tmp_path):
@@ -109,14 +112,14 @@ def test_evaluation_texts_are_in_no_training_split(tmp_path):
     ]  # three words tell which text it is
     path = write_jsonl(tmp_path / "remarks.jsonl", rows)
     data = load_data(experiment(dataset_name=str(path), prompt_words=3))
-    rated = [text.text for text in data.proxy + data.gold + data.classifier_test]
-    used = {first_words(str(text), 3) for text in data.demonstrations + data.heldout + rated}
+    rated = [text.text for text in [*data.proxy, *data.gold, *data.classifier_test]]
+    used = {first_words(str(text), 3) for text in [*data.demonstrations, *data.heldout, *rated]}
     assert not used & set(map(str, data.eval_prompts))
 
 
 def test_the_classifier_trains_on_clear_texts_and_is_tested_on_all():
     data = load_data(experiment(neutral_margin=1.0))
-    assert all(abs(text.rating) >= 1.0 for text in data.proxy + data.gold)
+    assert all(abs(text.rating) >= 1.0 for text in [*data.proxy, *data.gold])
     assert any(abs(text.rating) < 1.0 for text in data.classifier_test)
     assert 0.8 < len(data.proxy) / len(data.gold) < 1.25
 
@@ -135,7 +138,7 @@ def test_duplicates_are_removed_before_splitting(tmp_path):
 
 def test_lengths_are_respected():
     data = load_data(experiment(min_words=12, max_words=16))
-    assert {len(str(text).split()) for text in data.demonstrations + data.heldout} <= set(
+    assert {len(str(text).split()) for text in [*data.demonstrations, *data.heldout]} <= set(
         range(12, 17)
     )
 
@@ -154,7 +157,7 @@ def test_long_texts_are_counted_or_cut(tmp_path):
     with listening() as lines:
         data = load_data(experiment(dataset_name=str(path), reward=own, long_texts="cut", **limits))
     assert lines == [f"{path}: 30 of 90 texts cut at data.max_words (13 words)"]
-    words = {len(str(text).split()) for text in data.demonstrations + data.heldout}
+    words = {len(str(text).split()) for text in [*data.demonstrations, *data.heldout]}
     assert words == {9, 13}
     message = message_of(path, max_words=13, demonstrations=60, positive_above=0.5)
     assert "60 different texts of 8 to 13 words (left out above data.max_words (13 words" in message
@@ -230,7 +233,7 @@ def test_own_prompts(wrap, tmp_path):
     path = write_jsonl(tmp_path / "prompts.jsonl", rows + rows)
     data = load_data(experiment(prompts_name=str(path)))
     assert len(data.eval_prompts) == 10 and len(data.train_prompts) == 50
-    shown = [json.dumps(prompt) for prompt in data.eval_prompts + data.train_prompts]
+    shown = [json.dumps(prompt) for prompt in [*data.eval_prompts, *data.train_prompts]]
     assert sorted(shown) == sorted(json.dumps(row["prompt"]) for row in rows)
     assert len(data.demonstrations) == 60
     with pytest.raises(UserError, match="60 different prompts.*lower data.train_prompts"):
