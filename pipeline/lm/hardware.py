@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from pipeline.config import ModelSection
 
-# Tokens; a layer's attention weights for 8 rows of 9 heads are then 75 MiB.
-_PLAIN_ATTENTION_UP_TO = 512
+# Tokens, of so many rows; a layer's attention weights of 9 heads are then 75 MiB.
+_PLAIN_ATTENTION_UP_TO, _OF_ROWS = 512, 8
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -96,7 +96,9 @@ def choose_attention(model: PreTrainedModel, name: str | None) -> None:
     model._chosen_attention = name  # type: ignore[assignment]
 
 
-def use_plain_attention(model: PreTrainedModel, device: torch.device, longest: int) -> None:
+def use_plain_attention(
+    model: PreTrainedModel, device: torch.device, longest: int, rows: int = _OF_ROWS
+) -> None:
     """On a processor, compute attention by plain matrix products while sequences are short.
 
     The backward pass of torch's fused attention takes six times as long there in bfloat16, a fifth
@@ -106,8 +108,10 @@ def use_plain_attention(model: PreTrainedModel, device: torch.device, longest: i
 
     Args:
         device: where the model will compute. longest: the longest sequence to expect, in tokens.
+        rows: learned from at once; with more than `_OF_ROWS` it ends at shorter sequences.
     """
     chosen = getattr(model, "_chosen_attention", None) is not None
     fused = model.config._attn_implementation == "sdpa"
-    if fused and not chosen and device.type == "cpu" and longest <= _PLAIN_ATTENTION_UP_TO:
+    small = max(rows, _OF_ROWS) * longest**2 <= _OF_ROWS * _PLAIN_ATTENTION_UP_TO**2
+    if fused and not chosen and device.type == "cpu" and small:
         model.set_attn_implementation("eager")

@@ -80,9 +80,12 @@ def decoder_of(model: nn.Module) -> nn.Module:
     return _DECODERS[_route(base).decoder](base)
 
 
-def hidden_states(model: nn.Module, sequences: Tensor) -> Tensor:
-    """Final hidden states ``(B, L, d)`` of a (PEFT-wrapped or plain) policy; no LM head."""
-    return decoder_of(model)(input_ids=sequences, use_cache=False).last_hidden_state
+def hidden_states(model: nn.Module, sequences: Tensor, **given: Any) -> Tensor:
+    """Final hidden states ``(B, L, d)`` of a (PEFT-wrapped or plain) policy; no LM head.
+
+    ``given`` goes to the decoder, such as ``position_ids``.
+    """
+    return decoder_of(model)(input_ids=sequences, use_cache=False, **given).last_hidden_state
 
 
 def lm_head(model: nn.Module) -> nn.Module:

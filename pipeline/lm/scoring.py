@@ -25,6 +25,9 @@ from pipeline.output.terminal import progress
 Head = Callable[[Tensor], Tensor]
 """Logits ``(N, V)`` of final hidden states ``(N, d)``."""
 
+AT_ONCE = 32_768
+"""Tokens of a batch that is only scored: 64 rows of 512, or 8 of 4,096."""
+
 
 def logits_chunk(device: torch.device) -> int:
     """Tokens whose logits exist at once: few enough for a processor's cache, many for a GPU.
@@ -305,9 +308,19 @@ def token_statistics(
 
 
 def by_length(lengths: Sequence[int], batch_size: int, label: str | None) -> Iterator[list[int]]:
-    """Batches of indices of ``lengths``, the shortest first; a progress bar under ``label``."""
+    """Batches of indices of ``lengths``, the shortest first; a progress bar under ``label``.
+
+    Each has at most ``batch_size`` rows, and at most `AT_ONCE` tokens, padding included, unless a
+    row alone has more.
+    """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches: list[list[int]] = []
+    for i in order:
+        rows = len(batches[-1]) + 1 if batches else 0
+        if 0 < rows <= batch_size and rows * lengths[i] <= AT_ONCE:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
     yield from progress(batches, label, len(batches)) if label else batches
 
 

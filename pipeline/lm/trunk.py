@@ -104,14 +104,17 @@ class SplitDecoder:
             return False
         return bool(torch.allclose(whole.float(), parts.float(), rtol=1e-5, atol=1e-5))
 
-    def lower(self, tokens: Tensor) -> Tensor:
-        """Activations below the first trained layer: ``(B, L)`` tokens to ``(B, L, d)``."""
-        with torch.no_grad():
-            return self._lower(input_ids=tokens, use_cache=False).last_hidden_state
+    def lower(self, tokens: Tensor, **given: Any) -> Tensor:
+        """Activations below the first trained layer: ``(B, L)`` tokens to ``(B, L, d)``.
 
-    def upper(self, activations: Tensor) -> Tensor:
+        ``given`` goes to the decoder, such as ``position_ids``.
+        """
+        with torch.no_grad():
+            return self._lower(input_ids=tokens, use_cache=False, **given).last_hidden_state
+
+    def upper(self, activations: Tensor, **given: Any) -> Tensor:
         """Final hidden states ``(B, L, d)`` from :meth:`lower`'s activations."""
-        return self._upper(inputs_embeds=activations, use_cache=False).last_hidden_state
+        return self._upper(inputs_embeds=activations, use_cache=False, **given).last_hidden_state
 
 
 def lowest_trained_layer(model: PreTrainedModel) -> int:

@@ -14,6 +14,7 @@ from pipeline.errors import UserError
 from pipeline.lm.checkpointing import spare_frozen_layers
 from pipeline.lm.hardware import autocast
 from pipeline.lm.models import base_of, decoder_layers, frozen_copy, switch_dropout_off
+from pipeline.lm.packing import pack
 from pipeline.lm.route import hidden_states, lm_head
 from pipeline.lm.scoring import (
     TokenBatch,
@@ -87,6 +88,7 @@ class ActorCritic(nn.Module):
         switch_dropout_off(policy)
         self.policy = policy
         self.args = config
+        self.packing = config.packing
         base = base_of(policy)
         size = base.config.get_text_config().hidden_size
         self.value_head = ValueHead(size, config.value_head_hidden)
@@ -141,9 +143,25 @@ class ActorCritic(nn.Module):
         """Whether :meth:`trunk` gives the lower layers' activations."""
         return self._split is not None
 
-    def trunk(self, sequences: Tensor) -> Tensor | None:
-        """Activations ``(B, L, d)`` below the first trained layer; ``None`` without a split."""
-        return self._split.lower(sequences) if self._split else None
+    def keep_no_trunk(self) -> None:
+        """Have :meth:`trunk` give none from now on: every pass runs all layers."""
+        self._split = self._ref_split = None
+
+    def trunk(self, sequences: Tensor, batch: TokenBatch | None = None) -> Tensor | None:
+        """Activations ``(B, L, d)`` below the first trained layer; ``None`` without a split.
+
+        Args:
+            batch: what the sequences are of: packed rows have no activations at padding, but 0.
+        """
+        if self._split is None:
+            return None
+        if batch is None or not self.packing:
+            return self._split.lower(sequences)
+        rows = pack(batch, with_last=True)
+        states = self._split.lower(rows.tokens, position_ids=rows.positions)[0]
+        padded = states.new_zeros(*sequences.shape, states.shape[-1])
+        padded[rows.real] = states
+        return padded
 
     def forward(
         self,
@@ -156,7 +174,8 @@ class ActorCritic(nn.Module):
 
         Args:
             batch: B completions. trunk: :meth:`trunk` of ``batch.sequences`` if it is at hand.
-            ref_states: ``(B, T, d)`` of :meth:`record_and_states`, for the exact KL.
+            ref_states: ``(B, T, d)`` of :meth:`record_and_states`, for the exact KL. Where that is
+                charged and they are not at hand, the reference runs again.
         """
         states = self._states(batch, trunk)
         seen = states if self.args.value_backprop else states.detach()
@@ -165,9 +184,9 @@ class ActorCritic(nn.Module):
         entropy = kl = logps = None
         if with_entropy:
             logps, entropy = token_logps_and_entropy(states, *arguments, *settings)
-        if ref_states is not None:
-            theirs, head = ref_states[batch.mask], arguments[0]
-            heads = head, self._reference_head()
+        if ref_states is not None or self.args.charges_exact_kl:
+            theirs = self._known_reference_states(batch, trunk, ref_states)
+            heads = arguments[0], self._reference_head()
             logps, kl = token_logps_and_kl(states, theirs, *heads, arguments[1], *settings)
         if logps is None:
             logps = token_logps(states, *arguments, *settings)
@@ -216,21 +235,41 @@ class ActorCritic(nn.Module):
         return self.args.temperature, self.args.logits_chunk or logits_chunk(device)
 
     def _states(self, batch: TokenBatch, trunk: Tensor | None) -> Tensor:
-        if trunk is not None and self._split:
-            hidden = self._split.upper(trunk)
-        else:
-            hidden = hidden_states(self.policy, batch.sequences)
-        return predicting_states(hidden, batch)[batch.mask]
+        return self._final_states(self.policy, self._split, batch, trunk)
+
+    @torch.no_grad()
+    def _known_reference_states(
+        self, batch: TokenBatch, trunk: Tensor | None, kept: Tensor | None
+    ) -> Tensor:
+        return self._reference_states(batch, trunk) if kept is None else kept[batch.mask]
 
     def _reference_states(self, batch: TokenBatch, trunk: Tensor | None) -> Tensor:
-        if trunk is not None and self._ref_split:
-            hidden = self._ref_split.upper(trunk)
-        elif self._reference:
-            hidden = hidden_states(self._reference[0], batch.sequences)
+        if self._reference:
+            return self._final_states(self._reference[0], self._ref_split, batch, trunk)
+        with _adapters_off(self.policy):
+            return self._final_states(self.policy, None, batch, None)
+
+    def _final_states(
+        self,
+        model: nn.Module,
+        split: SplitDecoder | None,
+        batch: TokenBatch,
+        trunk: Tensor | None,
+    ) -> Tensor:
+        """States ``(N, d)`` that predict the N completion tokens, from the trunk up if given."""
+        if not self.packing:
+            if split is not None and trunk is not None:
+                hidden = split.upper(trunk)
+            else:
+                hidden = hidden_states(model, batch.sequences)
+            return predicting_states(hidden, batch)[batch.mask]
+        rows = pack(batch)
+        given = {"position_ids": rows.positions}
+        if split is not None and trunk is not None:
+            hidden = split.upper(trunk[rows.real][None], **given)
         else:
-            with _adapters_off(self.policy):
-                hidden = hidden_states(self.policy, batch.sequences)
-        return predicting_states(hidden, batch)[batch.mask]
+            hidden = hidden_states(model, rows.tokens, **given)
+        return hidden[0, rows.predicting]
 
     def _without_adapters(self, states: Tensor) -> Tensor:
         """The head's logits with its own adapters, if it has any, switched off."""

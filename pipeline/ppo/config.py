@@ -15,6 +15,9 @@ from common.service import ServiceMistake, parsed
 from pipeline.bounds import AboveZero, Count, NotNegative, out_of_bounds
 
 _LEAST_SEEN = 0.01  # of the score by a completion's first token, less is warned of
+_MANY_PREFIXES = (
+    128  # of one completion, more are warned of: their texts are quadratic in its length
+)
 # Optimality with each estimator in the reward, medians over five seeds: docs/certificate.md.
 _IN_REWARD, _IN_REWARD_K1 = {"k2": "0.29", "k3": "-0.19"}, "0.99"
 
@@ -164,8 +167,18 @@ class PPOConfig(TrainingArguments):
 
     > Memory and logging
 
+        microbatch_tokens: score, and learn from, as many rows at once as make this many tokens,
+            prompt, completion and padding, instead of a fixed number of rows; one that has more
+            stands alone. ``per_device_train_batch_size × gradient_accumulation_steps`` are then
+            only the rows of a minibatch, whose gradient stays what it is. ``None`` =
+            ``per_device_train_batch_size`` rows.
+        packing: score, and learn from, rows one behind the other without padding. Tried on the
+            model at the start, and refused where rows would see each other. It pays with flash
+            attention; others compute the attention between rows too and drop it.
         cache_trunk: keep the activations below the lowest trainable layer for the whole rollout
-            when the lower layers are frozen, so that every pass runs the upper layers only.
+            when the lower layers are frozen, so that every pass runs the upper layers only. Where
+            they would take over a quarter of the memory that is free the host's holds them, if a
+            GPU has one with room, and else they are computed again in every pass.
         logits_chunk: completion tokens whose logits exist at once; ``None`` = as suits the device.
         float32_logits: compute the head's matrix product in float32 under bfloat16 too, in sampling
             and in scoring; ``benchmarks/head_precision.py`` prints what it changes.
@@ -255,6 +268,8 @@ class PPOConfig(TrainingArguments):
     gold_stop: bool = False
 
     # Memory and logging
+    microbatch_tokens: Count | None = None
+    packing: bool = False
     cache_trunk: bool = True
     logits_chunk: Count | None = None
     float32_logits: bool = False
@@ -299,6 +314,13 @@ class PPOConfig(TrainingArguments):
                 f"kl_estimator={self.kl_estimator} in the reward does not lead to the optimum of"
                 f" reward and KL: measured {optimality} of the way from the reference to it,"
                 f" {_IN_REWARD_K1} with k1 (docs/certificate.md); set k1, or kl_in: loss"
+            )
+        asked = -(-self.response_length // self.prefix_every)
+        if self.critic == "prefix" and asked > _MANY_PREFIXES:
+            yield (
+                f"critic=prefix: a completion of {self.response_length} tokens asks the reward"
+                f" {asked} times, each time with a longer text; set prefix_every:"
+                f" {-(-self.response_length // _MANY_PREFIXES)} or more"
             )
         if self.prefix_every > 1 and self.critic != "prefix":
             yield f"prefix_every={self.prefix_every} does nothing without critic: prefix"

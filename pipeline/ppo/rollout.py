@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from pipeline.lm.scoring import TokenBatch
 from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.control import RunningDeviation
+from pipeline.ppo.measure import Measure
 
 ReduceSum = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes."""
@@ -75,6 +77,8 @@ class Microbatch:
     kept_ref_states: Tensor | None = None
     """The whole rollout's."""
     kl_price: float = 0.0
+    sizes: tuple[int, ...] = ()
+    """Rows of each part that is learned from at once; none where that is all of them."""
     learns: Tensor | None = None
     """``(B, T)`` as the rollout's."""
 
@@ -86,47 +90,71 @@ class Microbatch:
     @property
     def trunk(self) -> Tensor | None:
         """Activations ``(B, L, d)`` of the rows, copied at every call; ``None`` without a trunk."""
-        width = self.batch.sequences.shape[1]
-        return None if self.kept_trunk is None else self.kept_trunk[self.index, :width]
+        return self._rows_of(self.kept_trunk, self.batch.sequences.shape[1])
 
     @property
     def ref_states(self) -> Tensor | None:
         """The reference's final states ``(B, T, d)`` of the rows, copied; ``None`` if not kept."""
-        steps, kept = self.batch.mask.shape[1], self.kept_ref_states
-        return None if kept is None else kept[self.index, :steps]
+        return self._rows_of(self.kept_ref_states, self.batch.mask.shape[1])
+
+    def _rows_of(self, kept: Tensor | None, width: int) -> Tensor | None:
+        if kept is None:
+            return None
+        rows = kept[self.index.to(kept.device), :width]
+        return rows.to(self.batch.mask.device, non_blocking=True)
 
 
 def record_in_parts(
-    model: ActorCritic, batch: TokenBatch, rows: int, keep_states: bool = False
+    model: ActorCritic,
+    batch: TokenBatch,
+    cut: Callable[[list[int]], list[int]],
+    keep_states: bool = False,
+    kept_on: torch.device | None = None,
 ) -> tuple[TokenRecord, Tensor | None, Tensor | None]:
-    """The tokens' record, made of ``rows`` completions of like length at a time, and the trunk.
+    """The tokens' record, made of some completions of like length at a time, and the trunk.
+
+    Args:
+        cut: how many rows each part takes, given all rows' tokens, the shortest first.
+        kept_on: where what is kept for later passes lies; ``None`` is the model's device.
 
     Returns:
         ``(B, T)`` columns; the activations ``(B, L, d)`` that every later pass starts from; and
         with ``keep_states`` the reference's final states ``(B, T, d)``.
     """
     lengths = batch.prompt_lengths + batch.mask.sum(1)
+    order = lengths.argsort(stable=True)
     trunk: Tensor | None = None
     kept: Tensor | None = None
     columns = [torch.zeros(batch.mask.shape, device=batch.mask.device) for _ in range(5)]
-    for index in lengths.argsort(stable=True).split(rows):
+    for index in order.split(cut(lengths[order].tolist())):
         part = batch.rows(index)
-        activations = model.trunk(part.sequences)
+        activations = model.trunk(part.sequences, part)
         if activations is not None:
-            if trunk is None:
-                shape = (*batch.sequences.shape, activations.shape[-1])
-                trunk = torch.zeros(shape, dtype=activations.dtype, device=activations.device)
-            trunk[index, : activations.shape[1]] = activations
+            trunk = _kept(trunk, activations, index, batch.sequences.shape[1], len(order), kept_on)
         if keep_states:
             record, states = model.record_and_states(part, activations)
-            if kept is None:
-                kept = states.new_zeros(*batch.mask.shape, states.shape[-1])
-            kept[index, : states.shape[1]] = states
+            kept = _kept(kept, states, index, batch.mask.shape[1], len(order), kept_on)
         else:
             record = model.token_record(part, activations)
         for column, values in zip(columns, record, strict=True):
             column[index, : values.shape[1]] = values
     return TokenRecord(*columns), trunk, kept
+
+
+def _kept(
+    whole: Tensor | None,
+    part: Tensor,
+    index: Tensor,
+    width: int,
+    count: int,
+    device: torch.device | None,
+) -> Tensor:
+    """``whole`` ``(count, width, d)``, made if there is none, with ``part`` as its rows."""
+    if whole is None:
+        shape = (count, width, part.shape[-1])
+        whole = torch.zeros(shape, dtype=part.dtype, device=device or part.device)
+    whole[index.to(whole.device), : part.shape[1]] = part.to(whole.device)
+    return whole
 
 
 def importance_ratios(
@@ -272,33 +300,51 @@ def whitened(
 
 
 def schedule(lengths: Tensor, args: PPOConfig, seed: int, process: int = 0) -> list[list[Tensor]]:
-    """Row indices of a process's microbatches, minibatch by minibatch, for all PPO epochs.
+    """Row indices of what a process learns from at once, minibatch by minibatch, for all epochs.
 
     Every epoch is a fresh permutation of all processes' rows; each process takes an equal part of
-    every minibatch. Within a minibatch rows are put into microbatches by length, which saves
-    padding and changes no gradient: the minibatch's mean is over its tokens.
+    every minibatch. Within a minibatch rows are put together by length, which saves padding and
+    changes no gradient: the minibatch's mean is over its tokens.
 
     Args:
         lengths: tokens of every row of all processes, prompt and completion, on the CPU.
 
     Returns:
-        one list of microbatch index tensors per optimizer step.
+        one list of index tensors per optimizer step: ``per_device_train_batch_size`` rows each, or
+        ``microbatch_tokens``; every process has equally many, as each waits for the others'.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows = args.per_device_train_batch_size
     plan = []
     for _ in range(args.num_ppo_epochs):
         order = torch.randperm(len(lengths), generator=generator)
         for minibatch in order.chunk(args.num_mini_batches):
             by_length = minibatch[lengths[minibatch].argsort(stable=True)]
-            plan.append(list(by_length[process :: args.world_size].split(rows)))
+            shares = [by_length[rank :: args.world_size] for rank in range(args.world_size)]
+            plan.append(_divided(shares, lengths, args)[process])
     return plan
 
 
+def _divided(shares: list[Tensor], lengths: Tensor, args: PPOConfig) -> list[list[Tensor]]:
+    """Each process's rows of one minibatch in parts, equally many in all."""
+    if args.microbatch_tokens is None:
+        return [list(share.split(args.per_device_train_batch_size)) for share in shares]
+    measure, limit = Measure.of(args), args.microbatch_tokens
+    tokens = [lengths[share].tolist() for share in shares]
+    most = max(len(measure.cut(each, limit)) for each in tokens)
+    count = max(most, args.gradient_accumulation_steps)
+    sizes = [measure.cut(each, limit, count) for each in tokens]
+    return [list(share.split(each)) for share, each in zip(shares, sizes, strict=True)]
+
+
 def microbatches(
-    rollout: Rollout, plan: list[list[Tensor]], reduce_sum: ReduceSum
+    rollout: Rollout, plan: list[list[Tensor]], reduce_sum: ReduceSum, steps: int | None = None
 ) -> list[Microbatch]:
-    """The microbatches of a :func:`schedule`, each knowing its whole minibatch's token count."""
+    """The microbatches of a :func:`schedule`, each knowing its whole minibatch's token count.
+
+    Args:
+        steps: how many a minibatch is to have, each with as many of its parts as fall to it;
+            ``None`` is one for each part.
+    """
     lengths = rollout.learned.sum(1).double()
     counts = reduce_sum(torch.stack([lengths[torch.cat(parts)].sum() for parts in plan]))
     old, values, returns = rollout.old, rollout.old.values, rollout.returns
@@ -307,11 +353,11 @@ def microbatches(
     columns = (old.logps, old.ref_logps, values, rollout.advantages, returns)
     made = []
     for parts, count in zip(plan, counts.tolist(), strict=True):
-        for index in parts:
-            index = index.to(lengths.device)
+        for group in _grouped(parts, steps or len(parts)):
+            index = torch.cat(group).to(lengths.device)
             batch = rollout.batch.rows(index)
-            steps = batch.mask.shape[1]
-            parts_of = (column[index, :steps] for column in columns)
+            width = batch.mask.shape[1]
+            parts_of = (column[index, :width] for column in columns)
             microbatch = Microbatch(
                 batch,
                 index,
@@ -320,7 +366,14 @@ def microbatches(
                 normalizer=count,
                 kept_ref_states=rollout.ref_states,
                 kl_price=rollout.kl_price,
-                learns=None if rollout.learns is None else rollout.learns[index, :steps],
+                sizes=tuple(map(len, group)) if len(group) > 1 else (),
+                learns=None if rollout.learns is None else rollout.learns[index, :width],
             )
             made.append(microbatch)
     return made
+
+
+def _grouped(parts: list[Tensor], groups: int) -> list[list[Tensor]]:
+    """``parts`` in ``groups`` of neighbours, as equally many each as can be."""
+    bounds = [len(parts) * group // groups for group in range(groups + 1)]
+    return [parts[start:end] for start, end in pairwise(bounds)]

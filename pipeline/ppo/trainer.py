@@ -40,6 +40,7 @@ from pipeline.ppo.cut_off import beyond_the_end
 from pipeline.ppo.drawing import DrawingTrainer
 from pipeline.ppo.engines import Called, Engine, Sampler
 from pipeline.ppo.engines.choice import chosen
+from pipeline.ppo.packed import check_packing, tell_cost
 from pipeline.ppo.prefix import PrefixCritic, prefixes
 from pipeline.ppo.rollout import (
     Microbatch,
@@ -61,6 +62,7 @@ from pipeline.ppo.upkeep.gold import GoldWatch
 from pipeline.ppo.upkeep.guards import failed_reward, reward_call
 from pipeline.ppo.upkeep.metrics import evaluation_metrics, part_metrics
 from pipeline.ppo.upkeep.overlap import runs_beside
+from pipeline.ppo.upkeep.room import make_room
 from pipeline.ppo.upkeep.sharing import evaluation_part, share, whole_evaluation
 from reward_models import RewardCall, RewardError, RewardFunction, Scores
 
@@ -128,7 +130,9 @@ class PPOTrainer(DrawingTrainer):
         longest = check_prompts(base, processing_class, train_dataset, length, "training") + length
         if eval_dataset:
             check_prompts(base, processing_class, eval_dataset, length, "evaluation")
-        use_plain_attention(base, args.device, longest)
+        budget = args.microbatch_tokens
+        rows = -(-budget // longest) if budget else args.per_device_train_batch_size
+        use_plain_attention(base, args.device, longest, rows)
         if args.float32_logits:
             make_head_float32(model)
         use_liger(model, args)
@@ -161,6 +165,10 @@ class PPOTrainer(DrawingTrainer):
         )
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole minibatch's tokens
         self.actor_critic.place_reference(self.args.device)
+        if args.packing:
+            check_packing(self.actor_critic, longest)
+            tell_cost(self.actor_critic, args, longest)
+        self._keeps, self._kept_on = make_room(self.actor_critic, args, longest, self._lowest)
 
     # -- rollouts ------------------------------------------------------------------------------
 
@@ -190,7 +198,8 @@ class PPOTrainer(DrawingTrainer):
         # 3. Record of every token log π, log π_ref, V(s_t), the entropy and the exact KL.
         self.performance.start("score")
         rows, exact = args.per_device_train_batch_size, args.charges_exact_kl
-        batch, old, trunk, ref_states = self._record(completions, rows, keep_states=exact)
+        keeps = exact and self._keeps
+        batch, old, trunk, ref_states = self._record(completions, rows, keep_states=keeps)
         mask = batch.mask
 
         # 4. Pay the tokens: the (shaped) score at the last one or each its own, −β·KL at each.
@@ -229,7 +238,8 @@ class PPOTrainer(DrawingTrainer):
             importance=importance, learns=learns,
         )  # fmt: skip
         self.stopped_early = False
-        parts = microbatches(*share(rollout, args, self._seed(1)), everyone)
+        own, plan = share(rollout, args, self._seed(1))
+        parts = microbatches(own, plan, everyone, args.gradient_accumulation_steps)
         metrics = self.on_rollout(rollout)
 
         # 7. Steer β by the KL of this rollout, where it is steered.
@@ -279,10 +289,13 @@ class PPOTrainer(DrawingTrainer):
         order = lengths.argsort(stable=True)
         # Where weights are split every process makes as many passes, whatever was cut off.
         cut = order if args.world_size > 1 else order[~ended[order]]
+        rows = args.per_device_train_batch_size
+        if args.microbatch_tokens is not None:
+            rows = max(1, int(self._lowest(args.microbatch_tokens // int(lengths.max()))))
         with self.accelerator.autocast():
             head, kl = self.memory.fit(
                 "looking beyond",
-                args.per_device_train_batch_size,
+                rows,
                 lambda rows: beyond_the_end(model, batch, trunk, cut, rows),
             )
         line = torch.zeros_like(head)
@@ -319,15 +332,34 @@ class PPOTrainer(DrawingTrainer):
     def _record(
         self, completions: Sequence[Completion], rows: int, keep_states: bool = False
     ) -> tuple[TokenBatch, TokenRecord, Tensor | None, Tensor | None]:
-        """The completions as tensors, and :func:`record_in_parts` of them."""
+        """The completions as tensors, and :func:`record_in_parts` of them.
+
+        Args:
+            rows: at once, where ``microbatch_tokens`` does not say it.
+        """
         pad: Any = self.tokenizer.pad_token_id
-        model = self.actor_critic
+        model, measure = self.actor_critic, self.memory.measure
+        lengths = [len(c.prompt_ids) + len(c.completion_ids) for c in completions]
+        most, least = self.args.microbatch_tokens or rows, measure.smallest(lengths)
+
+        def record(limit: int) -> tuple[TokenRecord, Tensor | None, Tensor | None]:
+            def cut(lengths: list[int]) -> list[int]:
+                sizes = measure.cut(lengths, limit)
+                if not measure.tokens:
+                    return sizes
+                # As many passes in every process: each waits for the others' parts of the weights.
+                return measure.cut(lengths, limit, int(-self._lowest(-len(sizes))))
+
+            return record_in_parts(model, batch, cut, keep_states, self._kept_on)
+
         with self.accelerator.autocast():
             batch = TokenBatch.collate(completions, pad, self.args.device)
-            recorded = self.memory.fit(
-                "evaluating", rows, lambda rows: record_in_parts(model, batch, rows, keep_states)
-            )
+            recorded = self.memory.fit("evaluating", most, record, least=least, unit=measure.unit)
         return batch, *recorded
+
+    def _lowest(self, value: float) -> float:
+        """The lowest of every process's."""
+        return float(self.gather_rows(torch.tensor([value], dtype=torch.float64)).min())
 
     # -- the update ----------------------------------------------------------------------------
 

@@ -77,7 +77,8 @@ class PairPolicy:
     def __init__(self, model: nn.Module, arguments: DPOConfig, length: int) -> None:
         """``length`` is that of the longest sequence, in tokens."""
         self._arguments = arguments
-        use_plain_attention(base_of(model.to(arguments.device)), arguments.device, length)
+        rows = 2 * arguments.per_device_train_batch_size
+        use_plain_attention(base_of(model.to(arguments.device)), arguments.device, length, rows)
         self.states = CachedStates(model, length)
         self._head = lm_head(model)
 

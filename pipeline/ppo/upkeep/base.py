@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from pipeline.output.checkpoints import CompleteMarker, require_whole
 from pipeline.ppo.actor_critic import ActorCritic, parameter_groups
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.control import KLController, RunningDeviation
+from pipeline.ppo.measure import Measure
 from pipeline.ppo.prefix import PrefixCritic
 from pipeline.ppo.rollout import Microbatch, Rollout
 from pipeline.ppo.upkeep import distributed, state
@@ -85,7 +87,7 @@ class BaseTrainer(Trainer):
         self._within_loop = False
         self.guards = Guards(self.args)
         self.loss_scale = LossScale(self.accelerator)
-        self.memory = Memory(self.args.world_size, self._undo_minibatch)
+        self.memory = Memory(self.args.world_size, self._undo_minibatch, Measure.of(self.args))
         self._hooks = Hooks(self)
         self.add_callback(self._hooks)
 
@@ -226,12 +228,19 @@ class BaseTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """The Trainer's, of the microbatch or of as many parts as memory asks for."""
+        """The Trainer's, of the microbatch, part by part where it has some or memory asks for it.
+
+        Processes add up their gradients once, with the last part.
+        """
         plain: Any = super().training_step
         microbatch: Any = self._prepare_inputs(inputs)["microbatch"]
-        return self.memory.learn(
-            microbatch, lambda part: plain(model, {"microbatch": part}, num_items_in_batch)
-        )
+
+        def step(part: Microbatch, last: bool) -> Tensor:
+            self.performance.learn(part.batch, self.args.packing)
+            with nullcontext() if last else distributed.gradients_to_come(self, model):
+                return plain(model, {"microbatch": part}, num_items_in_batch)
+
+        return self.memory.learn(microbatch, step)
 
     def gate_gradients(self) -> None:
         """Before an optimizer step: drop the gradients that must not be applied."""

@@ -101,6 +101,29 @@ def prepare(trainer: Trainer, prepare_for_training: Callable[[], T]) -> T:
     return prepared
 
 
+@contextmanager
+def gradients_to_come(trainer: Trainer, model: nn.Module) -> Iterator[None]:
+    """A backward pass within, whose gradients more will be added to before the step.
+
+    Does nothing in a microbatch that ends no minibatch: that is the Trainer's own.
+    """
+    accelerator: Any = trainer.accelerator
+    state = accelerator.gradient_state
+    if not state.sync_gradients:
+        yield
+        return
+    each = state.plugin_kwargs.get("sync_each_batch", False)
+    state._set_sync_gradients(False)  # which the critic under FSDP2 goes by
+    try:
+        if each:
+            yield
+        else:
+            with accelerator.no_sync(model):
+                yield
+    finally:
+        state._set_sync_gradients(True)
+
+
 def clipped_norm(trainer: Trainer, module: nn.Module) -> Tensor | float | None:
     """Clip ``module``'s gradients to ``max_grad_norm``; their norm before, over all parts."""
     norm = trainer.accelerator.clip_grad_norm_(module.parameters(), trainer.args.max_grad_norm)

@@ -1,8 +1,8 @@
 """The journal: some completions of each rollout, token by token, for ``rlhf inspect``.
 
 One small JSON file a rollout, ``rollouts/step-00000032.json``, named after the optimizer step at
-which the rollout was made. A long run does not fill the disk: beyond `LIMIT` files the journal is
-thinned out evenly, so the rollouts kept span the whole run.
+which the rollout was made. A long run does not fill the disk: beyond `LIMIT` files, or `MOST`
+bytes, the journal is thinned out evenly, so the rollouts kept span the whole run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from pipeline.ppo.rollout import Rollout
 
 LIMIT = 400
 """Most files a journal has."""
+
+MOST = 64 * 2**20
+"""About the most bytes that they have: four completions of 4,096 tokens are a file of 1.2 MB."""
 
 TOKEN_COLUMNS = (
     "logp", "ref_logp", "kl", "value", "advantage", "return", "reward", "entropy"
@@ -61,12 +64,13 @@ class Journal:
         }
         text = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         write_text(path(self.folder, step), text + "\n")
-        self._thin(args.steps_per_rollout)
+        fit = MOST // path(self.folder, step).stat().st_size
+        self._thin(args.steps_per_rollout, max(2, min(LIMIT, fit)))
 
-    def _thin(self, gap: int) -> None:
-        """Beyond `LIMIT` files keep every second rollout (fourth, eighth, …) and the newest."""
+    def _thin(self, gap: int, limit: int) -> None:
+        """Beyond ``limit`` files keep every second rollout (fourth, eighth, …) and the newest."""
         written = kept = steps(self.folder)
-        while len(written) > LIMIT and len(kept) > LIMIT // 2:
+        while len(written) > limit and len(kept) > limit // 2:
             gap *= 2
             kept = [step for step in kept if step % gap == 0]
         for extra in set(written[:-1]) - set(kept):

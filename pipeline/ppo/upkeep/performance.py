@@ -24,6 +24,7 @@ class Performance:
         self._since = 0.0
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._tokens = 0.0
+        self._places = torch.zeros(2, dtype=torch.float64, device=device)
 
     def start(self, phase: str) -> None:
         """End the phase that runs, if another does, and begin ``phase``."""
@@ -44,6 +45,12 @@ class Performance:
         """Take in a rollout's completions (this process's)."""
         self._tokens += float(batch.mask.sum())
 
+    def learn(self, batch: TokenBatch, packed: bool) -> None:
+        """Take in rows that are learned from at once (this process's), packed or padded."""
+        real = batch.prompt_lengths.sum() + batch.mask.sum()
+        places = real if packed else torch.full_like(real, batch.sequences.numel())
+        self._places += torch.stack([real, places])
+
     def collect(self, updated_tokens: float, gather: Gather) -> dict[str, float]:
         """Metrics since the last call; resets. Seconds are the slowest process's.
 
@@ -53,16 +60,18 @@ class Performance:
         self.stop()
         on_gpu = self._device.type == "cuda"
         memory = torch.cuda.max_memory_allocated(self._device) / 2**30 if on_gpu else peak_memory()
-        own = [memory, *self._seconds.values(), self._tokens]
+        own = [memory, *self._seconds.values(), self._tokens, *self._places.tolist()]
         everyone = gather(torch.tensor(own, dtype=torch.float64))
         self._seconds, self._tokens = dict.fromkeys(PHASES, 0.0), 0.0
-        memory, *times = everyone[:, :-1].amax(0).tolist()
-        tokens = float(everyone[:, -1].sum())
+        self._places.zero_()
+        memory, *times = everyone[:, :-3].amax(0).tolist()
+        tokens, real, places = everyone[:, -3:].sum(0).tolist()
         took = {phase: max(t, 1e-9) for phase, t in zip(PHASES, times, strict=True)}
         metrics = {f"time/{phase}": seconds for phase, seconds in took.items()}
         for phase, seconds in took.items():
             count = updated_tokens if phase == "update" else tokens
             metrics[f"perf/tokens_per_second_{phase}"] = count / seconds
         metrics["perf/tokens_per_second"] = tokens / sum(took.values())
+        metrics["perf/padding"] = 1 - real / places if places else 0.0
         metrics["perf/memory_peak_gib"] = memory
         return metrics

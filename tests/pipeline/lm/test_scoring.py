@@ -9,11 +9,13 @@ import torch
 
 from pipeline.config import ModelSection
 from pipeline.data import toy
+from pipeline.lm import scoring
 from pipeline.lm.generation import Completion, sample
 from pipeline.lm.models import frozen_copy, make_trainable, prepare
 from pipeline.lm.route import hidden_states, lm_head
 from pipeline.lm.scoring import (
     TokenBatch,
+    by_length,
     predicting_states,
     text_nll,
     token_logps,
@@ -190,3 +192,9 @@ def test_frozen_copy_shares_the_trunk_and_stays_behind() -> None:
     assert not torch.equal(
         reference.model.layers[3].mlp.up_proj.weight, model.model.layers[3].mlp.up_proj.weight
     )
+
+
+def test_batches_of_long_rows_hold_fewer_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(by_length([3, 1, 2, 9, 4], 2, None)) == [[1, 2], [0, 4], [3]]
+    monkeypatch.setattr(scoring, "AT_ONCE", 12)
+    assert list(by_length([6, 20, 2, 2, 2, 2, 6], 4, None)) == [[2, 3, 4, 5], [0, 6], [1]]

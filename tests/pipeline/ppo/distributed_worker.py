@@ -159,6 +159,7 @@ def main(root: Path) -> None:
     spread(1, root / "one", train)
     spread(2, root / "ddp", train)
     spread(1, root / "ddp-alone", train, resume=root / "ddp" / "run" / "checkpoint-8")
+    spread(2, root / "ddp-tokens", train, microbatch_tokens=60, gradient_accumulation_steps=2)
     spread(2, root / "ddp-own-statistics", own_statistics, total_episodes=16)
     spread(1, root / "one-lora", train, section=LORA, total_episodes=32)
     spread(1, root / "sft-one", sft, rows=16)
@@ -182,7 +183,7 @@ def main(root: Path) -> None:
     each = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}  # as docs/scaling.md says
     settings: dict[str, Any] = {"gradient_accumulation_steps": 2, "accelerator_config": each}
     lora: dict[str, Any] = {"section": LORA, "total_episodes": 32, "save_steps": 4}
-    spread(2, root / "fsdp-lora", train, **lora, **settings)
+    spread(2, root / "fsdp-lora", train, microbatch_tokens=60, **lora, **settings)
     checkpoint = root / "fsdp-lora" / "run" / "checkpoint-4"
     spread(1, root / "fsdp-lora-alone", train, **lora, resume=checkpoint)
 

@@ -268,14 +268,19 @@ def test_the_journal_follows_a_resumed_run_and_can_be_switched_off(tmp_path: Pat
         assert torch.equal(value, weights(off)[name]), name
 
 
-def test_a_long_journal_thins_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "LIMIT", 8)
+@pytest.mark.parametrize("limit", ["LIMIT", "MOST"])
+def test_a_long_journal_thins_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """Beyond 8 files, or the bytes of as many."""
+    monkeypatch.setattr(journal, limit, 8 if limit == "LIMIT" else 8 * 300)
     kept = journal.Journal(tmp_path, byte_level_tokenizer())
     rollout = some_rollout(2, seed=0)
     args = config(log_completions=1, num_ppo_epochs=2, num_mini_batches=2)
     for step in range(0, 400, 4):
         kept.write(step, rollout, {}, args)
     written = journal.steps(tmp_path)
+    assert 270 < journal.path(tmp_path, 0).stat().st_size < 300
     assert 4 <= len(written) <= 8
     assert (written[0], written[-1]) == (0, 396)
     assert max(b - a for a, b in itertools.pairwise(written)) <= 400 // 3  # all over the run

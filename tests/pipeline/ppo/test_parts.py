@@ -168,7 +168,9 @@ def test_the_activations_of_a_rollout_are_there_once_and_cut_for_the_pass_that_n
         width = int(lengths[index].max())
         assert part.trunk is not None and torch.equal(part.trunk, trunk[index, :width])
         assert torch.equal(part.batch.sequences, batch.sequences[index, :width])
-        Memory(1, lambda: None)._parts(part, 2, lambda half: halves.append(half) or torch.ones(()))
+        Memory(1, lambda: None)._parts(
+            part, 2, lambda half, _: halves.append(half) or torch.ones(())
+        )
         for half, its in zip(halves[-2:], index.split(2), strict=True):
             assert half.kept_trunk is trunk
             assert torch.equal(half.trunk, trunk[its, : int(lengths[its].max())])
