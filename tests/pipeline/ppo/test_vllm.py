@@ -109,6 +109,14 @@ def test_the_server_has_every_step_s_weights(tmp_path: Path, section: dict[str, 
     assert names == (set(salts) if section is LORA else {NAME})
 
 
+def test_rollouts_are_drawn_beside_updates(tmp_path: Path) -> None:
+    """The second from the weights that the first came from, whose log-probabilities it tells."""
+    _, rows, server = trained(tmp_path, LORA, well, overlap=True, total_episodes=24)
+    steps = [body["cache_salt"].rpartition("-")[2] for body in server.completions()]
+    assert steps == ["0"] * 16 + ["4"] * 8
+    assert [row["engine/logp_difference"] > 1e-3 for row in rows] == [False, True, True]
+
+
 def test_a_request_says_all_that_would_change_the_distribution(tmp_path: Path) -> None:
     *_, server = trained(tmp_path, LORA, well, temperature=0.7)
     bodies = server.completions()
