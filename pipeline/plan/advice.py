@@ -9,7 +9,6 @@ from typing import Any
 from pipeline.config.sections import ModelSection
 from pipeline.plan.memory import Need, need_of
 from pipeline.plan.setting import Setting
-from pipeline.ppo.config import PPOConfig
 
 _CARDS = (2, 4, 8, 16, 32, 64)
 _UPPER = 3  # of the layers, the upper third is proposed to be trained
@@ -130,14 +129,14 @@ def _more_cards(stage: str, setting: Setting) -> Iterator[tuple[str, str, Settin
     machine = setting.machine
     if machine.device.is_processor or setting.section in ("compare", "reward"):
         return
-    served = "generation" in PPOConfig.__dataclass_fields__ and setting.section == "ppo"
+    served = setting.section == "ppo"
     for count in (n for n in _CARDS if n > machine.count or not setting.split):
         split = setting.with_(machine=machine.of(count), split=True)
         launch = f"{count} cards with configs/accelerate/fsdp2.yaml"
         yield launch, "weights split over the cards", split
         if served:
             server = _with(split, "ppo", generation="vllm")
-            words = f"{launch} {_key(stage, setting, 'generation')}=vllm"
+            words = f"{launch} {_key(stage, setting, 'generation')}=vllm (and its server)"
             yield words, "a generation server beside them", server
 
 

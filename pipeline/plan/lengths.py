@@ -21,6 +21,7 @@ from pipeline.lm.generation import encode_prompt
 from pipeline.stages.tokens import learnt_tokens
 
 _TOKENISED = 500  # texts: the longest by their characters, and as many others for the mean
+_LOOKED_AT = 20_000  # of more than so many, as many that lie evenly among them
 # Where no data is read: what the data section would let through, at tokens a word.
 _TOKENS_A_WORD = 1.5
 
@@ -34,6 +35,7 @@ class Lengths:
         text: of the longest demonstration. text_mean: of one.
         prompts, texts: how many there are; 0 where that is not known.
         known: where the lengths are from: "" for the data itself, else why it is not.
+        looked_at: of how many texts of each kind the longest was taken; 0 where of none.
     """
 
     prompt: int
@@ -44,6 +46,7 @@ class Lengths:
     prompts: int
     texts: int
     known: str = ""
+    looked_at: int = 0
 
     @property
     def sequence(self) -> int:
@@ -100,8 +103,11 @@ def measured(
     experiment: Experiment, data: ExperimentData, tokenizer: PreTrainedTokenizerBase
 ) -> Lengths:
     """The lengths of what stands in ``data``."""
-    prompts = [*data.train_prompts, *data.validation_prompts, *data.eval_prompts]
-    longest, mean = _lengths(prompts, lambda prompt: len(encode_prompt(tokenizer, prompt)))
+    found = [
+        _lengths(prompts, lambda prompt: len(encode_prompt(tokenizer, prompt)))
+        for prompts in (data.train_prompts, data.validation_prompts, data.eval_prompts)
+    ]
+    longest, mean = max(most for most, _ in found), found[0][1]
 
     def learnt(item: Any) -> int:
         pair = (item.prompt, item.completion) if isinstance(item, Demonstration) else ("", item)
@@ -116,16 +122,18 @@ def measured(
         text_mean=text_mean,
         prompts=len(data.train_prompts),
         texts=len(data.demonstrations),
+        looked_at=min(_LOOKED_AT, max(len(data.train_prompts), len(data.demonstrations))),
     )
 
 
 def _lengths(items: Sequence[Any], tokens: Callable[[Any], int]) -> tuple[int, float]:
     """The longest, found among the longest by characters, and the mean of some."""
-    if not items:
+    if not len(items):
         return 0, 0.0
-    by_size = sorted(items, key=_characters, reverse=True)[:_TOKENISED]
-    every = max(1, len(items) // _TOKENISED)
-    return max(map(tokens, by_size)), fmean(map(tokens, items[::every][:_TOKENISED]))
+    some = [items[i] for i in range(0, len(items), -(-len(items) // _LOOKED_AT))]
+    by_size = sorted(some, key=_characters, reverse=True)[:_TOKENISED]
+    every = -(-len(some) // _TOKENISED)
+    return max(map(tokens, by_size)), fmean(map(tokens, some[::every]))
 
 
 def _characters(item: Any) -> int:

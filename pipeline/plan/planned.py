@@ -125,6 +125,8 @@ class Plan:
         )
         guess = f" (the data is not read here: {lengths.known}; taken from the data section)"
         lines = [f"{self.name} on {each}: {room}{' each' if machine.count > 1 else ''}", self.model]
+        if lengths.looked_at < max(lengths.prompts, lengths.texts):
+            tokens += f" (of {lengths.looked_at:,} of them, evenly chosen)"
         return [*lines, tokens + (guess if lengths.known else "")]
 
     def _rows(self) -> list[list[str]]:
