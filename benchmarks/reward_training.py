@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,14 +80,14 @@ def run(experiment: Experiment, kind: str) -> dict[str, Any]:
     return measured | on_pairs(scores, test) | read_json(note)
 
 
-def _scores(experiment: Experiment, texts: list[RatedText]) -> dict[str, float]:
+def _scores(experiment: Experiment, texts: Sequence[RatedText]) -> dict[str, float]:
     reward, words = proxy_reward(experiment), [text.text for text in texts]
     return dict(zip(words, reward([""] * len(words), words), strict=True))
 
 
 def against_people(
     experiment: Experiment,
-    texts: list[RatedText],
+    texts: Sequence[RatedText],
     scores: dict[str, float],
     temperature: float | None,
 ) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pipeline.data.compression import is_packed
 from pipeline.data.formats import read_file, reads_in_place
 from pipeline.data.json_rows import row_of_line
 from pipeline.data.lines import Line
+from pipeline.data.loading import called
 from pipeline.data.records import Row, Span
 from pipeline.data.remembered import Remembered
 from pipeline.data.stored import Kept, Stored
@@ -128,13 +129,16 @@ class RowsOfDataset(LargeRows):
         self._dataset = dataset
 
     def __iter__(self) -> Iterator[Row]:
-        return (self.row(Span(number + 1, number, 0)) for number in range(len(self._dataset)))
+        found = iter(self._dataset)
+        for number in range(len(self._dataset)):
+            yield self._row(lambda: next(found), Span(number + 1, number, 0))
 
     def row(self, at: Span) -> Row:
-        from pipeline.data.loading import loaded
+        return self._row(lambda: self._dataset[at.start], at)
 
-        values = loaded(lambda: self._dataset[at.start], self.name)
-        return Row(f"{self.name}, row {at.number}", values, at)
+    def _row(self, read: Callable[[], Any], at: Span) -> Row:
+        """The row that is read there; pictures and sounds are decoded, which may fail."""
+        return Row(f"{self.name}, row {at.number}", called(read, self.name), at)
 
 
 def keep(

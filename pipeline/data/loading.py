@@ -12,9 +12,14 @@ from pipeline.errors import UserError
 
 def loaded(load: Callable[[], Any], where: str, mend: str = "") -> Any:
     """Call ``load``; whatever ``datasets`` raises becomes one line."""
+    with quiet_datasets():
+        return called(load, where, mend)
+
+
+def called(load: Callable[[], Any], where: str, mend: str = "") -> Any:
+    """:func:`loaded`, without silencing it: where it prints nothing, and is called often."""
     try:
-        with quiet_datasets():
-            return load()
+        return load()
     # Not found, gated, offline, a script, an unknown split or configuration: `datasets` and
     # `huggingface_hub` raise more than a dozen unrelated types for what the user can mend.
     except Exception as error:

@@ -28,6 +28,7 @@ from pipeline.errors import UserError
 
 # Seconds: no file system keeps times more coarsely (FAT: two).
 _YOUNG = 2.0
+_DEAD = 7 * 24 * 3600.0  # after which nobody is at work in a folder that passes with its process
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -107,6 +108,9 @@ class Remembered:
     def _made(self) -> Path:
         root = cache_folder() / "data"
         root.mkdir(parents=True, exist_ok=True)
+        for left in root.glob(".passing-*"):  # by processes that were killed
+            if time.time() - left.stat().st_mtime > _DEAD:
+                shutil.rmtree(left, ignore_errors=True)
         if self._passing:
             folder = tempfile.mkdtemp(dir=root, prefix=".passing-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)

@@ -54,7 +54,8 @@ def check_columns(reward: Callable[..., Any], prompts: Iterable[Prompt]) -> None
         UserError: one of them is not there, or is called like what every reward is given.
     """
     try:
-        checked(reward).check_columns(column_names(map(columns_of, prompts)))
+        looked_at = one_of_each(prompts) if isinstance(prompts, Sequence) else prompts
+        checked(reward).check_columns(column_names(map(columns_of, looked_at)))
     except RewardError as error:
         raise UserError(str(error)) from error
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from pipeline.config import Experiment
 from pipeline.data import json_rows, large, leakage, load_data, remembered, words
@@ -82,6 +83,9 @@ def written(form: str, folder: Path, rows: Rows) -> Path:
         path.mkdir()
         jsonl(path / "a.jsonl", rows[:4])
         written("csv", path, rows[4:])
+    elif form == "saved":
+        path = folder / "saved"
+        Dataset.from_list(rows).save_to_disk(str(path))
     else:
         jsonl(path, rows)
     return path
@@ -90,7 +94,7 @@ def written(form: str, folder: Path, rows: Rows) -> Path:
 TEXTS = [
     {"text": f"remark {n} says\nthat it, truly, is ü {n}", "label": str(n % 2)} for n in range(9)
 ]
-FORMS = ["jsonl", "json", "csv", "parquet", "arrow", "jsonl.gz", "utf16.jsonl", "folder"]
+FORMS = ["jsonl", "json", "csv", "parquet", "arrow", "jsonl.gz", "utf16.jsonl", "folder", "saved"]
 
 
 @pytest.mark.parametrize("form", FORMS)
