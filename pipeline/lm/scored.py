@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.data.forms import one_of_each
 from pipeline.data.records import Prompt, columns_of
 from pipeline.errors import UserError
 from pipeline.lm.generation import Completion
