@@ -160,7 +160,7 @@ def test_only_trained_layers_are_run_again(cache: bool, tmp_path: Path) -> None:
         trainer.training_step = step  # type: ignore[method-assign]
         trainer.compute_loss = lose  # type: ignore[method-assign]
         for number, layer in enumerate(layers):
-            norm = layer.input_layernorm  # a module within: run again with its layer
+            norm: Any = layer.input_layernorm  # a module within: run again with its layer
             norm.register_forward_hook(noting(number))
         trainer.train()
         return calls, weights(trainer)
