@@ -182,6 +182,12 @@ STAGES: tuple[Stage, ...] = (
     ),
 )
 
+# Where a generation server is, and how it is asked.
+_SERVER = tuple(
+    f"ppo.server{part}"
+    for part in ("", "_weights", "_folder", "_header_env", "_timeout", "_retries", "_tolerance")
+)
+
 METHODS: tuple[Stage, ...] = (
     Stage(
         name="ppo",
@@ -190,7 +196,7 @@ METHODS: tuple[Stage, ...] = (
         does="optimise the reward by PPO with a KL penalty",
         needs=("sft", "reward"),
         reads=(*_OF_POLICIES, "data", "generation", "beta", "ppo", "seed"),
-        unread=OWN_PAIRS,
+        unread=(*OWN_PAIRS, *_SERVER),
         arguments="pipeline.ppo.config:PPOConfig",
         owned={
             "kl_coef": _BETA,

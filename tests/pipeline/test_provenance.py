@@ -58,6 +58,18 @@ def test_a_policys_seed_that_is_the_experiments_makes_no_other_policy(tiny: Path
     assert differences(now, "ppo", trained(before, "ppo"), stage_inputs(now)["ppo"]) == []
 
 
+def test_a_server_elsewhere_makes_no_other_policy_and_another_engine_does(tiny: Path) -> None:
+    vllm = ["ppo.generation=vllm"]
+    before = load_experiment(tiny, [*vllm, "ppo.server=http://here:8000"])
+    moved = ["ppo.server=http://there:8001", "ppo.server_folder=/dev/shm/x", "ppo.server_retries=3"]
+    now = load_experiment(tiny, vllm + moved)
+    record = trained(before, "ppo")
+    assert differences(now, "ppo", record, stage_inputs(now)["ppo"]) == []
+    loop = load_experiment(tiny)
+    (found,) = differences(loop, "ppo", record, stage_inputs(loop)["ppo"])
+    assert "ppo.generation" in str(found)
+
+
 def test_a_refusal_names_the_key_where_it_stands(tiny: Path, tmp_path: Path) -> None:
     """With the policy where the policy sets it, else with the method's section."""
 

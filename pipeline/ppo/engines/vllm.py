@@ -248,7 +248,7 @@ class VLLM:
     def _see_temperature(self, policy: nn.Module, apart: float, theirs: Tensor) -> None:
         """Whether log-probabilities are told at the temperature that tokens are drawn at."""
         plainly = difference(scored(policy, self._probe), theirs)
-        if self._temperature != 1.0 and plainly < apart:
+        if self._temperature != 1.0 and plainly < min(apart, self._tolerance):
             raise UserError(
                 f"{self._server.name}: tells log-probabilities at temperature 1 of tokens that it"
                 f" draws at {self._temperature:g}; start vLLM with --logprobs-mode"
