@@ -3,11 +3,14 @@
 Learned position tables end, some models scale their positions by the length of the batch, and what
 a config calls its positions is off by an offset in some families. So nothing is read off a config
 to refuse: a row of the wanted length is taken through the first decoder layer, one row, and one
-layer, because every layer's positions are those of the first.
+layer, because every layer's positions are those of the first. Where that row is long (a config may
+speak of 131,072 positions, and their states take gigabytes) two tokens at its first and its last
+position stand for it, if the model goes by the positions that it is given.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -25,6 +28,7 @@ from pipeline.lm.models import decoder_layers
 from pipeline.lm.route import decoder_of
 from pipeline.output.console import say
 
+_LONG = 4096  # tokens of a row beyond which two of its positions stand for it
 _SHOWN = 40  # characters of a prompt in a message
 
 
@@ -160,19 +164,48 @@ def tokens_taken(model: PreTrainedModel, wanted: int) -> int:
 
 
 def _takes(model: PreTrainedModel, length: int) -> bool:
-    tokens = _some_tokens(model, length)
+    if length > _LONG and _goes_by_positions(model):
+        ends = torch.tensor([[0, length - 1]], device=model.device)
+        taken = _passes(model, _some_tokens(model, 2), ends)
+        if taken is not None:  # else the row itself is tried: a table may grow with it
+            return taken
+    return bool(_passes(model, _some_tokens(model, length)))
+
+
+def _passes(model: PreTrainedModel, tokens: Tensor, positions: Tensor | None = None) -> bool | None:
+    """Whether frequencies stay what they are in a short row; ``None`` where the pass fails."""
     try:
         with torch.no_grad(), autocast(model), _GuardedLookups():
-            _through_first_layer(model, tokens)
+            _through_first_layer(model, tokens, positions)
             long = _frequencies(model)
             _through_first_layer(model, tokens[:, :1])
     except torch.OutOfMemoryError:
         raise
     except (IndexError, RuntimeError, ValueError):
-        return False
+        return None
     short = _frequencies(model)
     same_shape = (name for name in short.keys() & long if short[name].shape == long[name].shape)
     return all(torch.equal(short[name], long[name]) for name in same_shape)
+
+
+def _goes_by_positions(model: PreTrainedModel) -> bool:
+    """Whether a token's position is the one that the model is given, and 0, 1, … without.
+
+    Some have none to be given, or do not look at it, or count from another number on.
+    """
+    if "position_ids" not in inspect.signature(decoder_of(model).forward).parameters:
+        return False
+    tokens, near = _some_tokens(model, 2), torch.tensor([[0, 1]], device=model.device)
+    try:
+        with torch.no_grad(), autocast(model), _GuardedLookups():
+            plain, same, other = (
+                _through_first_layer(model, tokens, given) for given in (None, near, 2 * near)
+            )
+    except (IndexError, RuntimeError, ValueError):
+        return False
+    if plain is None or same is None or other is None:
+        return False
+    return torch.equal(plain, same) and not torch.equal(same, other)
 
 
 def _frequencies(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -195,22 +228,35 @@ class _Reached(Exception):
     """Ends a forward pass behind the first layer."""
 
 
-def _through_first_layer(model: PreTrainedModel, tokens: Tensor) -> None:
-    """A forward pass up to there, or through all layers where their stack is not known."""
+def _through_first_layer(
+    model: PreTrainedModel, tokens: Tensor, positions: Tensor | None = None
+) -> Tensor | None:
+    """A forward pass up to there, or through all layers where their stack is not known.
 
-    def stop(*_: Any) -> None:
+    Args:
+        positions: ``(1, L)`` of the tokens, where they are not those from 0 on.
+
+    Returns:
+        the first layer's states; ``None`` where it is not known.
+    """
+    states: list[Tensor] = []
+
+    def stop(_: Any, __: Any, output: Any) -> None:
+        states.append(output[0] if isinstance(output, tuple) else output)
         raise _Reached
 
     try:
         hooks = [decoder_layers(model)[0].register_forward_hook(stop)]
     except UserError:
         hooks = []
+    given = {} if positions is None else {"position_ids": positions}
     try:
         with suppress(_Reached):
-            decoder_of(model)(input_ids=tokens, use_cache=False)
+            decoder_of(model)(input_ids=tokens, use_cache=False, **given)
     finally:
         for hook in hooks:
             hook.remove()
+    return states[0] if states else None
 
 
 class _GuardedLookups(TorchDispatchMode):

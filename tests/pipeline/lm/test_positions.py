@@ -24,6 +24,7 @@ from transformers import (
 
 from pipeline.data import toy
 from pipeline.errors import UserError
+from pipeline.lm import positions
 from pipeline.lm.generation import sample
 from pipeline.lm.models import prepare
 from pipeline.lm.positions import check_prompts, cut_length, tokens_taken
@@ -137,6 +138,38 @@ def test_positions_scaled_by_the_length_end_where_scaling_begins(config, limit, 
     torch.testing.assert_close(within, alone, atol=2e-6, rtol=0)
     assert (beyond - alone).abs().max() > 1e-5
     assert tokens_taken(model.to(dtype=dtype), limit + 8) == limit
+
+
+LIMITS = {name: (config, LIMIT) for name, config in HARD.items()} | {
+    "behind an offset": (RobertaConfig(**LIKE_ROBERTA), LIMIT - 2),
+    "dynamic": (LlamaConfig(**LIKE_LLAMA, rope_parameters=DYNAMIC), LIMIT),
+    "longrope": (
+        Phi3Config(**LIKE_PHI, original_max_position_embeddings=16, rope_parameters=LONG), 16
+    ),
+} | {name: (config, 60) for name, config in ENDLESS.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_long_row_s_ends_say_what_the_row_says(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(positions, "_LONG", 4)
+    config, limit = LIMITS[name]
+    assert tokens_taken(model_of(config), 60) == limit
+
+
+def test_no_row_of_all_positions_that_a_config_speaks_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 131,072 of them a layer's states take gigabytes."""
+    model = model_of(LlamaConfig(**{**LIKE_LLAMA, "max_position_embeddings": 131_072}))
+    plain, rows = positions._through_first_layer, []
+
+    def through(model: Any, tokens: torch.Tensor, given: Any = None) -> Any:
+        rows.append(tokens.shape[1])
+        return plain(model, tokens, given)
+
+    monkeypatch.setattr(positions, "_through_first_layer", through)
+    assert cut_length(model, None, "sft.max_length") is None
+    assert rows and max(rows) <= 2
 
 
 def test_a_prompt_that_does_not_fit_is_named_with_the_limit_and_the_mend() -> None:
