@@ -16,10 +16,14 @@ from pipeline.data.records import Prompt
 from pipeline.errors import UserError
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.ppo.engines import Drawn, Request
+from pipeline.ppo.engines import server as asking
 from pipeline.ppo.upkeep.overlap import Ahead, prompts_of
 from pipeline.ppo.upkeep.sharing import RolloutSampler
 from tests.pipeline.ppo.test_engines import TellingLoop, logged, reward, weights
 from tests.pipeline.ppo.test_trainer import PROMPTS
+from tests.pipeline.ppo.test_vllm import ALL, LORA, Trouble
+from tests.pipeline.ppo.test_vllm import trained as through_vllm
+from tests.pipeline.ppo.vllm_standin import StandIn
 
 STEPS = 4  # of a rollout: two epochs of two minibatches
 
@@ -125,6 +129,31 @@ def test_what_is_old_is_weighted_by_truncated_ratios(tmp_path: Path) -> None:
     assert capped > 0
     assert float(kept.mean()) == pytest.approx(0.0, abs=1e-5)  # whitened before it was weighted
     assert float(kept.std(unbiased=False)) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("section", [LORA, ALL], ids=["adapter", "folder"])
+def test_a_vllm_server_draws_beside_and_may_start_anew_or_be_gone(
+    tmp_path: Path, section: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three rollouts of 8 requests; the third is drawn beside the second's update."""
+    monkeypatch.setattr(asking, "time", type("Clock", (), {"sleep": lambda seconds: None}))
+    settings: dict[str, Any] = {"total_episodes": 24, "overlap": True}
+
+    def killed(server: StandIn) -> None:
+        server.trouble = Trouble(server, {20: lambda: server.start_anew() or "drop"})
+
+    def gone(server: StandIn) -> None:
+        server.trouble = Trouble(server, dict.fromkeys(range(17, 400), "drop"))
+
+    stayed, rows, server = through_vllm(tmp_path / "a", section, lambda server: None, **settings)
+    again, *_ = through_vllm(tmp_path / "b", section, killed, **settings)
+    assert all(torch.equal(value, again[name]) for name, value in stayed.items())
+    moved = [row["engine/logp_difference"] for row in rows]
+    assert moved[0] < 1e-5 and min(moved[1:]) > 1e-3
+    assert len(server.completions()) == 24
+    with pytest.raises(UserError, match=r"; checkpoint-8 is saved$") as caught:
+        through_vllm(tmp_path / "c", section, gone, server_retries=1, **settings)
+    assert "\n" not in str(caught.value) and (tmp_path / "c" / "checkpoint-8").is_dir()
 
 
 class Stop(TrainerCallback):
