@@ -26,9 +26,9 @@ from common.files import read_json  # noqa: E402
 CONFIG = ROOT / "configs" / "quickstart.yaml"
 # Few steps of everything; the reward is a rule, so that the stage's own memory is what is seen.
 SHORT = (
-    "reward.source=rules:repetition", "reward.gold=rules:repetition", "sft.max_steps=2",
-    "ppo.total_episodes=null", "ppo.max_steps=2", "ppo.num_mini_batches=1", "ppo.eval_strategy=no",
-    "ppo.eval_on_start=false", "ppo.critic=head", "ppo.prefix_every=1", "dpo.max_steps=2",
+    "reward.source=rules:repetition", "reward.gold=rules:repetition", "sft.max_steps=3",
+    "ppo.total_episodes=null", "ppo.max_steps=4", "ppo.eval_strategy=no",
+    "ppo.eval_on_start=false", "ppo.critic=head", "ppo.prefix_every=1", "dpo.max_steps=3",
     "pairs.max_pairs=64", "pairs.labels=sampled", "tracking.report_to=[]",
 )  # fmt: skip
 UPPER = ("model.trainable_layers=10", "model.policy_modules=null")
@@ -56,14 +56,13 @@ class Case:
 PLAIN = ("ppo.kl_estimator=k1",)
 CASES = (
     Case("SFT, all weights", "sft", FULL),
-    Case("SFT, all weights, 48 rows", "sft", FULL, ("sft.per_device_train_batch_size=48",)),
+    Case("SFT, all weights, 64 rows", "sft", FULL, ("sft.per_device_train_batch_size=64",)),
     Case("SFT, upper 10 layers", "sft", UPPER),
     Case("SFT, LoRA", "sft", LORA),
     Case("PPO, upper 10 layers", "ppo", UPPER, PLAIN),
     Case("PPO, all weights", "ppo", FULL, PLAIN),
     Case("PPO, LoRA", "ppo", LORA, PLAIN),
     Case("PPO, v_proj and o_proj, exact KL", "ppo", MODULES),
-    Case("PPO, the same, 96 rows", "ppo", MODULES, ("ppo.per_device_train_batch_size=96",)),
     Case("DPO, upper 10 layers", "dpo", UPPER),
 )
 

@@ -61,7 +61,7 @@ def kept(
     """
     if not (rows and length):
         return Kept(0.0, 0.0, 0.0, True)
-    copies = 2.0 * policy.trained if dtype == torch.bfloat16 and not policy.adapted else 0.0
+    copies = 2.0 * policy.trained if dtype.itemsize == 2 and not policy.adapted else 0.0
     shallow = section
     if section.trainable_layers is not None:
         shallow = section.model_copy(update={"trainable_layers": _DEPTHS[-1]})
@@ -119,7 +119,7 @@ def _saved(run: _Run, depth: int) -> float:
     if run.split:  # FSDP2 gives each layer its weights in the dtype of the products
         policy = policy.to(run.dtype)
     policy.train()
-    mixed = run.dtype == torch.bfloat16 and not run.split
+    mixed = run.dtype.itemsize == 2 and not run.split  # of either kind: the sizes are the same
     with FakeTensorMode(allow_non_fake_inputs=True):
         policy.to_empty(device="cpu")  # from meta to fake: shapes only, but a processor's
         count = _Count(policy)

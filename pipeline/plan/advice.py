@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.config.sections import ModelSection
 from pipeline.plan.memory import Need, need_of
 from pipeline.plan.setting import Setting
 
@@ -119,7 +118,7 @@ def _fewer_trained(setting: Setting) -> Iterator[tuple[str, str, Setting]]:
         words += " model.trainable_layers=null"
     if not model.use_peft:
         yield words, "trains LoRA adapters", _with(setting, "model", **lora)
-    if "quantization" in ModelSection.model_fields and not getattr(model, "quantization", None):
+    if model.quantization is None:
         four = _with(setting, "model", **lora, quantization="4bit")
         yield f"{words} model.quantization=4bit", "trains LoRA over 4-bit weights", four
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from pipeline.plan import formulas
 from pipeline.plan.rewards import loaded_rewards, trained_classifier
 from pipeline.plan.setting import Setting
@@ -134,7 +132,7 @@ def _passes(setting: Setting, rows: int, length: int) -> Roles:
 def _one_layer(setting: Setting, rows: int, length: int) -> float:
     """What a pass without gradients holds: the layer at hand."""
     heads = int(getattr(setting.config.get_text_config(), "num_attention_heads", 1) or 1)
-    square = 6.0 * heads * length if setting.attention(length) == "eager" else 0.0
+    square = 6.0 * heads * length if setting.attention(length, rows) == "eager" else 0.0
     return rows * length * (_TRANSIENT * setting.policy.width + square)
 
 
@@ -174,7 +172,7 @@ def _sampling(setting: Setting, rows: int, held: Roles) -> Phase:
     roles["KV cache"] = formulas.cache(rows * lengths.sequence, policy.kv_token)
     roles["logits"] = formulas.logits(rows, policy.vocabulary, _DRAWN)
     roles["activations"] = _one_layer(setting, rows, lengths.prompt)
-    if policy.trains_head and setting.dtype == torch.bfloat16:  # cast at every step
+    if policy.trains_head and setting.dtype.itemsize == 2:  # cast at every step
         roles["copies for autocast"] = 2.0 * policy.vocabulary * policy.width
     return Phase("sampling", roles)
 
@@ -220,7 +218,7 @@ def _updates(
     beside = gradients if setting.accumulates else {}
     yield Phase("learning", held | beside | passes | flight)
     yield Phase("stepping", held | gradients)
-    if setting.policy.adapted and getattr(setting.model, "save", "merged") != "adapter":
+    if setting.policy.adapted and setting.model.save != "adapter":
         # Adapters are merged in float32, in the place of the weights that they are over.
         merged = held | {"frozen weights": 0.0, "merged weights": 4.0 * setting.policy.parameters}
         yield Phase("saving", merged)
@@ -241,6 +239,9 @@ def _ppo(setting: Setting) -> Iterator[Phase]:
     sampling = _sampling(setting, min(rollout, int(given)), held)
     yield sampling
     size, length = setting.dtype.itemsize, lengths.sequence
+    budget = setting.argument("microbatch_tokens")
+    if budget:  # as many of the longest as make so many tokens, one at least
+        rows = max(1, min(rollout // minibatches, int(budget) // length))
     kept = dict.fromkeys(("rollout's trunk", "reference's states"), 0.0)
     if policy.upper < policy.layers and setting.argument("cache_trunk"):
         kept["rollout's trunk"] = float(rollout * length * policy.width * size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,14 +13,12 @@ import torch
 from pipeline.config import Experiment, ModelSection
 from pipeline.config.arguments import target
 from pipeline.config.stages import find_stage
-from pipeline.lm.hardware import compute_dtype
+from pipeline.lm.hardware import compute_dtype, use_plain_attention
 from pipeline.plan.activations import Kept, kept
 from pipeline.plan.devices import Machine
 from pipeline.plan.lengths import Lengths
 from pipeline.plan.sizes import Policy, policy_of
 
-# Up to here attention is computed plainly on a processor, see lm/hardware.use_plain_attention.
-_PLAIN_UP_TO = 512
 # What the pipeline gives the trainers where the config is silent.
 _OURS: dict[str, dict[str, Any]] = {
     name: {"gradient_checkpointing": False}
@@ -91,13 +90,14 @@ class Setting:
         """Whether gradients of former microbatches lie beside the next one's activations."""
         return int(self.argument("gradient_accumulation_steps") or 1) > 1
 
-    def attention(self, length: int) -> str | None:
+    def attention(self, length: int, rows: int) -> str | None:
         """The implementation, by the name whose memory is its: fused ones keep what sdpa does."""
-        asked = getattr(self.model, "attn_implementation", None)
+        asked = self.model.attn_implementation
         if asked is not None:
             return "eager" if asked == "eager" else "sdpa"
-        plain = self.machine.device.is_processor and length <= _PLAIN_UP_TO
-        return "eager" if plain and self.section in ("ppo", "dpo") else None
+        if self.section not in ("ppo", "dpo") or not self.machine.device.is_processor:
+            return None
+        return "eager" if _computed_plainly(length, rows) else None
 
     def kept(self, rows: int, length: int) -> Kept:
         """What learning from so many sequences keeps for the backward pass."""
@@ -109,10 +109,20 @@ class Setting:
             length,
             dtype=self.dtype,
             modules=self.modules,
-            attention=self.attention(length),
+            attention=self.attention(length, rows),
             split=self.split,
         )
 
     def with_(self, **changes: Any) -> Setting:
         """The same with other attributes."""
         return replace(self, **changes)
+
+
+def _computed_plainly(length: int, rows: int) -> bool:
+    """What `use_plain_attention` would decide on a processor, asked of itself."""
+    chosen: list[str] = []
+    model: Any = SimpleNamespace(
+        config=SimpleNamespace(_attn_implementation="sdpa"), set_attn_implementation=chosen.append
+    )
+    use_plain_attention(model, torch.device("cpu"), length, rows)
+    return bool(chosen)

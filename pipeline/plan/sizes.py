@@ -28,9 +28,9 @@ from pipeline.errors import UserError
 from pipeline.lm.models import EMBEDDED_MODEL, base_of, decoder_layers, lora_config, make_trainable
 from pipeline.lm.trunk import lowest_trained_layer
 
-# Bytes of a quantised weight, its scales included: blocks of 64 with a float32 each (4 bit), a
-# float32 a row (8 bit).
-_QUANTISED = {4: 0.5 + 4 / 64, 8: 1.0}
+# Bytes of a quantised weight, its scales included: a byte for each block of 64, of which a float32
+# for 256 (4 bit, the scales quantised too); a float32 a row (8 bit).
+_QUANTISED = {4: 0.5 + 1 / 64 + 4 / (64 * 256), 8: 1.0}
 
 
 @dataclass(frozen=True)
@@ -186,13 +186,12 @@ def classifier_parameters(source: str, section: ModelSection, key: str) -> int:
 
 def bits_of(section: ModelSection) -> int | None:
     """4 or 8 where the frozen weights are quantised; None where they are not."""
-    asked = getattr(section, "quantization", None)
+    asked = section.quantization
     if not asked:
         return None
-    text = str(asked).lower()
     if isinstance(asked, dict):
         return 8 if asked.get("load_in_8bit") else 4
-    return 8 if text.startswith("8") or "int8" in text else 4
+    return 8 if asked == "8bit" else 4
 
 
 def _frozen_bytes(model: nn.Module, head: nn.Module | None, bits: int | None) -> float:

@@ -96,6 +96,25 @@ def test_activations_grow_with_the_batch_and_shrink_when_recomputed(
     assert activations("model.trainable_layers=2") < 0.4 * few
 
 
+def test_microbatches_of_tokens_hold_no_more_than_those(tiny: Path, model: Path) -> None:
+    rows = ("ppo.per_device_train_batch_size=64",)
+    made = setting(tiny, model, "ppo", *rows)
+    length = made.lengths.sequence
+    four = f"ppo.microbatch_tokens={4 * length + 1}"
+    all_rows = phase(need_of("ppo", made), "learning")["activations"]
+    some = phase(need(tiny, model, "ppo", *rows, four), "learning")["activations"]
+    assert some == pytest.approx(all_rows * 4 / 64, rel=0.01)
+
+
+def test_adapters_are_merged_at_the_end_unless_they_are_kept(tiny: Path, model: Path) -> None:
+    found = need(tiny, model, "ppo", "model.use_peft=true")
+    roles = phase(found, "saving")
+    n = setting(tiny, model, "ppo").policy.parameters
+    assert roles["merged weights"] == 4 * n and "frozen weights" not in roles
+    kept = need(tiny, model, "ppo", "model.use_peft=true", "model.save=adapter")
+    assert [p.name for p in kept.phases] == [p.name for p in found.phases if p.name != "saving"]
+
+
 def test_gradients_lie_beside_activations_only_when_they_are_accumulated(
     tiny: Path, model: Path
 ) -> None:

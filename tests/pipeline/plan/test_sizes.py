@@ -122,19 +122,23 @@ def test_the_configuration_alone_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "bits"),
-    [(None, None), ("4bit", 4), ("8bit", 8), ({"load_in_8bit": True}, 8), ({"x": 1}, 4)],
+    [
+        (None, None),
+        ("4bit", 4),
+        ("8bit", 8),
+        ({"load_in_8bit": True}, 8),
+        ({"load_in_4bit": True}, 4),
+    ],
 )
-def test_quantised_weights_count_by_their_bits(
-    asked: Any, bits: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quantised_weights_count_by_their_bits(asked: Any, bits: int | None) -> None:
     section = ModelSection(use_peft=True)
     plain = policy_of(llama(), section, torch.bfloat16)
-    object.__setattr__(section, "quantization", asked)
+    section = ModelSection(use_peft=True, quantization=asked)
     assert bits_of(section) == bits
     policy = policy_of(llama(), section, torch.bfloat16)
     linear = sum(
         m.weight.numel() for m in LlamaForCausalLM(llama()).model.modules()
         if isinstance(m, torch.nn.Linear)
     )  # fmt: skip
-    each = {None: 2, 4: 0.5 + 4 / 64, 8: 1}[bits]
+    each = {None: 2, 4: 0.5 + 1 / 64 + 1 / 4096, 8: 1}[bits]
     assert policy.frozen_bytes == pytest.approx(plain.frozen_bytes - linear * (2 - each))
