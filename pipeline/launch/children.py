@@ -44,7 +44,7 @@ def start(module: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start ``python -m module words``, in a session of its own: Ctrl-C comes here alone."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *words],
-        env={"TORCH_CPP_LOG_LEVEL": "ERROR"} | os.environ | {LAUNCHED: "1"},
+        env=os.environ | {LAUNCHED: "1"},
         start_new_session=True,
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from common.yamlfile import read_yaml
 from pipeline.errors import UserError
+from pipeline.output.quiet import verbose
 
 ANY_PORT = 0
 USUAL_PORT = 29500
@@ -94,6 +95,8 @@ def read_settings(options: argparse.Namespace) -> Launch | None:
             "--accelerate: this is a process that a launcher has started already (WORLD_SIZE is"
             " set); leave the option or the launcher out"
         )
+    if not verbose():  # what is wrong with a connection is told where it is lost
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     values = _read_file(options.accelerate)
     launch = _launch(options.accelerate, values, given)
     _check_ports(launch)

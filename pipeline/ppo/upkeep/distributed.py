@@ -193,10 +193,19 @@ def check_saved(trainer: Trainer, checkpoint: Path) -> None:
 def save_in_parts(trainer: Trainer) -> None:
     """Have the Trainer's own checkpoints written in parts, a process its own, by torch's DCP.
 
-    It writes whole ones too, but stumbles over tied weights (transformers 5.23).
+    It writes whole ones too, but stumbles over tied weights (transformers 5.23). The optimizer's
+    empty groups go, see :func:`filled`.
     """
     accelerator: Any = trainer.accelerator
     _set_form(accelerator.state.fsdp_plugin, "SHARDED_STATE_DICT")
+    plain = trainer.create_optimizer
+
+    def create(*given: Any, **named: Any) -> torch.optim.Optimizer:
+        optimizer = plain(*given, **named)
+        optimizer.param_groups[:] = filled(optimizer.param_groups)
+        return optimizer
+
+    trainer.create_optimizer = create  # type: ignore[method-assign]
 
 
 def _set_form(plugin: Any, form: str) -> None:

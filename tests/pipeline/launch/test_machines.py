@@ -12,9 +12,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -82,8 +83,23 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Simp
     return SimpleNamespace(folder=folder, words=words, many=many, one=folder / "one")
 
 
-def start(network: str, rank: int, words: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """The command of one machine."""
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen]]:
+    """Starts the command of a machine; what a failed test leaves is ended."""
+    begun: list[subprocess.Popen] = []
+
+    def started(*machine: Any) -> subprocess.Popen:
+        begun.append(_start(*machine))
+        return begun[-1]
+
+    yield started
+    for job in begun:
+        if job.poll() is None:
+            job.terminate()
+            job.wait(120)
+
+
+def _start(network: str, rank: int, words: list[str], log: Path) -> subprocess.Popen:
     command = [sys.executable, "-c", DRIVER, "ppo", *words, "--accelerate", str(CONFIG)]
     command += ["--num-processes", "4", "--num-machines", "2", "--machine-rank", str(rank)]
     command += ["--main-process-ip", "10.77.0.1", "--main-process-port", PORT]
@@ -98,7 +114,7 @@ def start(network: str, rank: int, words: list[str], log: Path) -> subprocess.Po
 def wait_for_checkpoint(
     folder: Path, jobs: list[subprocess.Popen[bytes]], logs: list[Path]
 ) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 300
     while not list((folder / "ppo" / "checkpoints").glob("*/complete.json")):
         assert all(job.poll() is None for job in jobs), [log.read_text() for log in logs]
         assert time.monotonic() < deadline
@@ -111,7 +127,7 @@ def losses(folder: Path) -> list[tuple[int, float]]:
 
 
 def test_a_machine_that_loses_power_ends_the_run_and_it_resumes(
-    networks: list[str], prepared: SimpleNamespace, tmp_path: Path
+    networks: list[str], prepared: SimpleNamespace, start: Any, tmp_path: Path
 ) -> None:
     """Four processes on two machines, cut apart in the middle, train what one process does.
 
@@ -154,14 +170,14 @@ def test_a_machine_that_loses_power_ends_the_run_and_it_resumes(
 
 
 def test_interrupting_one_machine_ends_all(
-    networks: list[str], prepared: SimpleNamespace, tmp_path: Path
+    networks: list[str], prepared: SimpleNamespace, start: Any, tmp_path: Path
 ) -> None:
     logs = [tmp_path / f"{rank}.log" for rank in (0, 1)]
     words = [*prepared.words, "seed=1"]
     words[words.index(f"output_dir={prepared.many}")] = f"output_dir={tmp_path / 'run'}"
     jobs = [start(networks[rank], rank, words, logs[rank]) for rank in (0, 1)]
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "sft" / "checkpoints").exists():
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "run" / "sft" / "stage.json").exists():  # by a process of its own
         assert time.monotonic() < deadline, [log.read_text() for log in logs]
         time.sleep(0.05)
     psutil.Process(jobs[1].pid).terminate()
