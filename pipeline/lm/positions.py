@@ -29,6 +29,7 @@ from pipeline.lm.route import decoder_of
 from pipeline.output.console import say
 
 _LONG = 4096  # tokens of a row beyond which two of its positions stand for it
+_AT_ONCE = 1024  # texts that are made into tokens together
 _SHOWN = 40  # characters of a prompt in a message
 
 
@@ -77,20 +78,29 @@ def _lengths(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> l
 
 
 def _longest(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> int:
-    """Tokens of the longest prompt; a text of fewer characters than that is not looked at."""
-    around: Any = tokenizer("")["input_ids"]
-    longest = 0
+    """Tokens of the longest prompt; texts are made into tokens together, which is far faster."""
+    longest, waiting = 0, []
     for prompt in prompts:
-        # No token is shorter than an ASCII character, but for those around a text and, in some
-        # tokenizers, a blank in front of it.
-        most = len(prompt) + len(around) + 1 if _is_ascii(prompt) else longest + 1
-        if most > longest:
+        if not isinstance(prompt, str):
             longest = max(longest, len(encode_prompt(tokenizer, prompt)))
+            continue
+        waiting.append(str(prompt))
+        if len(waiting) == _AT_ONCE:
+            longest = max(longest, _longest_text(tokenizer, waiting))
+            waiting = []
+    return max(longest, _longest_text(tokenizer, waiting))
+
+
+def _longest_text(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> int:
+    """Tokens of the longest text, as :func:`encode_prompt` makes them."""
+    rows: Any = tokenizer(texts, verbose=False)["input_ids"] if texts else []
+    longest = 0
+    for text, ids in zip(texts, rows, strict=True):
+        end = len(ids)
+        while end and ids[end - 1] == tokenizer.eos_token_id:
+            end -= 1
+        longest = max(longest, end or len(encode_prompt(tokenizer, text)))  # which refuses none
     return longest
-
-
-def _is_ascii(prompt: Prompt) -> bool:
-    return isinstance(prompt, str) and prompt.isascii()
 
 
 def _too_long(
