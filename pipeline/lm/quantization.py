@@ -232,12 +232,21 @@ def _frozen_part(layer: Any) -> Tensor | float:
 # --- The reference, kept for the stages that start from it ---------------------------------------
 
 
-def keep_reference(policy: nn.Module, folder: Path) -> None:
-    """Write SFT's adapters, if it has any, and some log-probabilities to know the base by."""
+def keep_reference(policy: nn.Module, folder: Path, seed: int = 0) -> None:
+    """Write SFT's adapters, if it has any, and some log-probabilities to know the base by.
+
+    Args:
+        seed: of the base, where that is the toy: policies may have others.
+    """
     with new_folder(folder) as beside:
         if isinstance(policy, PeftModel):
             policy.save_pretrained(str(beside))
-        write_json(beside / _CHECK, {"logps": _some_logps(policy)})
+        write_json(beside / _CHECK, {"logps": _some_logps(policy), "seed": seed})
+
+
+def base_seed(folder: Path) -> int:
+    """The seed of the base that SFT's adapters in ``folder`` are over."""
+    return read_json(folder / _CHECK)["seed"] if (folder / _CHECK).is_file() else 0
 
 
 def load_reference(base: PreTrainedModel, folder: Path) -> PreTrainedModel:

@@ -154,7 +154,7 @@ def _take_over(experiment: Experiment) -> None:
         check_policy(model, tokenizer)
         folder, dtype = experiment.stage_dir("sft") / "model", compute_dtype(experiment.model)
         if experiment.model.quantization is not None:  # what the codes stand for, as they are
-            keep_reference(model, folder.with_name(QUANTIZED))
+            keep_reference(model, folder.with_name(QUANTIZED), experiment.seed)
             dtype = policy_dtype(experiment.model)
         save_policy(model, tokenizer, folder, dtype)
         name = experiment.model.model_name_or_path

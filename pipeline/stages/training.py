@@ -123,8 +123,9 @@ def load_trainable_sft(experiment: Experiment) -> tuple[nn.Module, PreTrainedTok
         more = loading(section, base=False)
         model, tokenizer = load_pretrained(str(path), compute_dtype(section), more=more)
     else:  # SFT's model is its base, held in few bits, and its adapters
-        model, tokenizer = load_base(section, experiment.seed)
-        model = quantization.load_reference(model, path.with_name(QUANTIZED))
+        kept = path.with_name(QUANTIZED)
+        model, tokenizer = load_base(section, quantization.base_seed(kept))
+        model = quantization.load_reference(model, kept)
     ready, chosen = prepare(model, tokenizer), section.policy_modules
     return make_trainable(ready, section, experiment.seed, chosen), tokenizer
 
@@ -213,7 +214,7 @@ def save_trained(trainer: Trainer, experiment: Experiment, stage: str, policy: n
         dtype = compute_dtype if stage == "sft" else policy_dtype
         if stage == "sft" and experiment.model.quantization is not None:
             # There π_ref is the quantised base with these adapters, so nothing may be.
-            quantization.keep_reference(policy, folder / QUANTIZED)
+            quantization.keep_reference(policy, folder / QUANTIZED, experiment.seed)
             dtype = policy_dtype
         if stage == "sft" or not isinstance(policy, PeftModel):
             form = "merged"  # π_ref is the base of all adapters

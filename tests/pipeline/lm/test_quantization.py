@@ -182,7 +182,8 @@ def test_layers_that_stand_the_other_way_come_back_so(kind: str, tmp_path: Path)
 
 def test_another_base_is_refused(tmp_path: Path) -> None:
     model, _ = policy("4bit")
-    quantization.keep_reference(model, tmp_path / "quantized")
+    quantization.keep_reference(model, tmp_path / "quantized", seed=5)
+    assert quantization.base_seed(tmp_path / "quantized") == 5
     with pytest.raises(UserError, match="not the one that SFT was run with"):
         quantization.load_reference(load_base(section(), seed=3)[0], tmp_path / "quantized")
     with pytest.raises(UserError, match="SFT was run without it"):
