@@ -206,6 +206,21 @@ def test_only_what_is_learned_from_is_counted(
 
 
 @pytest.mark.parametrize("cut_off", ["mask", "bootstrap"])
+def test_rows_without_padding_and_microbatches_by_tokens_change_nothing(
+    tmp_path: Path, cut_off: Any
+) -> None:
+    found = []
+    for more in ({}, {"packing": True, "microbatch_tokens": 40}):
+        trainer, _ = ending(
+            tmp_path, pays(CUT), total_episodes=32, cut_off=cut_off, adam_epsilon=1e-4, **more
+        )
+        trainer.train()
+        found.append(weights(trainer))
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("cut_off", ["mask", "bootstrap"])
 def test_a_penalty_has_nobody_to_pay_it(tmp_path: Path, cut_off: Any) -> None:
     with pytest.raises(ValueError, match=r"missing_eos_penalty must be null with cut_off: "):
         PPOConfig(output_dir=str(tmp_path), use_cpu=True, cut_off=cut_off, missing_eos_penalty=1.0)
