@@ -147,7 +147,8 @@ class Plan:
         lines = [f"{need.stage}: {note}" for note in need.rough]
         pace = self.paces.get(need.stage)
         if pace is not None and pace.seconds is not None:
-            lines.append(f"{need.stage}: about {clock(pace.seconds)}, bound by {pace.limit}")
+            about = "about" if self.machine.device.is_processor else "at least"
+            lines.append(f"{need.stage}: {about} {clock(pace.seconds)}, bound by {pace.limit}")
         if need in self._too_long():
             lines.append(
                 f"{need.stage}: {need.sequence:,} tokens are more than the {need.positions:,}"
