@@ -17,7 +17,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from operator import attrgetter
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +26,8 @@ from pipeline.data import embedded
 from pipeline.data.columns import Columns
 from pipeline.data.demonstrations import are_demonstrations, read_demonstrations
 from pipeline.data.large import LargeRows, keep
-from pipeline.data.leakage import (
-    MOST_SEARCHED,
-    Groups,
-    in_halves,
-    linked_groups,
-    near_groups,
-    sides_of,
-    take_groups,
-    tell_unsearched,
-)
+from pipeline.data.leakage import MOST_SEARCHED
+from pipeline.data.parts import behind, groups_of, parts, without_near
 from pipeline.data.prompts import own_prompts, read_prompts
 from pipeline.data.records import Demonstration, Prompt, RatedText, number_of
 from pipeline.data.sources import read_rows
@@ -53,7 +44,6 @@ _TOY_TEXTS = 3000
 _MOST_TEST_TEXTS = 1000
 _HALVES = {"proxy": "the proxy's half", "gold": "the gold judge's half"}
 _NUMBERS = {"rating": "d", "characters": "q"}  # that stored texts have
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -185,16 +175,16 @@ def _divided(
     section, unit = experiment.data, unit_of(experiment)
     texts = taken(texts, shuffled(len(texts), experiment.data_seed))
     own = _own_prompts(experiment)
-    near = _near(texts, section)
+    near = groups_of(texts, section)
 
     evaluation, rest = ([], texts) if own else _take_evaluation(texts, section, unit)
     wanted = min(_MOST_TEST_TEXTS, len(texts) // 10) if rated else 0
     asked = None if own else len(evaluation)
     _check_enough(there, len(texts), asked, wanted, section)
-    rest = _without_near(rest, evaluation, near)
+    rest = without_near(rest, evaluation, near)
     heldout, rest = rest[: section.heldout], rest[section.heldout :]
-    rest = _without_near(rest, heldout, near)
-    test, training, *halves = _parts(rest, near, wanted, section.positive_above)
+    rest = without_near(rest, heldout, near)
+    test, training, *halves = parts(rest, near, wanted, section.positive_above)
     left = len(evaluation) + len(heldout) + len(test) + len(training)
     if left < len(texts):
         there += " that are no near-duplicates of held-out ones"
@@ -206,7 +196,7 @@ def _divided(
         begin = _Beginning(unit, section.prompt_words)
         eval_prompts = [begin(text) for text in evaluation]
         # Fresh texts first: a prompt from a demonstration is one whose answer SFT has seen.
-        others = _behind(training, section.demonstrations)
+        others = behind(training, section.demonstrations)
         train_prompts = _training_prompts(mapped(others, begin), eval_prompts, section)
         beginnings = (begin(text) for text in heldout)
         validation_prompts = _validation_prompts(
@@ -244,47 +234,6 @@ class _Beginning:
         return self._unit.first(text.text, self._count)
 
 
-def _behind(items: Sequence[T], count: int) -> Sequence[T]:
-    """The items behind the first ``count``, and then those."""
-    return taken(items, [*range(count, len(items)), *range(min(count, len(items)))])
-
-
-def _parts(
-    texts: Sequence[RatedText], near: Groups | None, wanted: int, above: float
-) -> tuple[Sequence[RatedText], ...]:
-    """Texts to test on, the others, and two halves of these, of whole groups each."""
-    if near is None:  # each text is a group of its own: the same, without a look at them
-        test, training = texts[:wanted], texts[wanted:]
-        return test, training, training[0::2], training[1::2]
-    groups = linked_groups(texts, near)
-    sides = sides_of(texts, groups, above)
-    test, training = take_groups(texts, groups, sides, wanted)
-    return test, training, *in_halves(training, groups, sides)
-
-
-def _near(texts: Sequence[RatedText], section: DataSection) -> Groups | None:
-    """For each text its group of near-duplicates; None where each is one of its own.
-
-    The toy's sentences are all of one grammar.
-    """
-    if section.dataset_name == "toy":
-        return {text.text: index for index, text in enumerate(texts)}
-    if isinstance(texts, Stored):
-        tell_unsearched(section.dataset_name)
-        return None
-    return near_groups(texts, section.dataset_name)
-
-
-def _without_near(
-    texts: Sequence[RatedText], held: Iterable[RatedText], near: Groups | None
-) -> Sequence[RatedText]:
-    """The texts that are no near-duplicates of any that is held out."""
-    if near is None:
-        return texts
-    out = {near[text.text] for text in held}
-    return [text for text in texts if near[text.text] not in out]
-
-
 def _of_demonstrations(experiment: Experiment, made: Sequence[Demonstration]) -> ExperimentData:
     """The splits of prompts with answers; no classifier learns from them."""
     section = experiment.data
@@ -301,7 +250,7 @@ def _of_demonstrations(experiment: Experiment, made: Sequence[Demonstration]) ->
         train_prompts, validation_prompts, eval_prompts = own
     else:
         eval_prompts = [item.prompt for item in evaluation]
-        prompts = mapped(_behind(training, section.demonstrations), attrgetter("prompt"))
+        prompts = mapped(behind(training, section.demonstrations), attrgetter("prompt"))
         train_prompts = _training_prompts(prompts, eval_prompts, section)
         validation_prompts = _validation_prompts(
             (item.prompt for item in heldout), chain(train_prompts, eval_prompts), section
