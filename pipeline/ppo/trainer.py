@@ -7,13 +7,11 @@ callbacks, ``report_to``, DDP and saving need no code here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainerCallback, set_seed
 
@@ -22,26 +20,20 @@ from classic_rl.losses import clipped_surrogate, kl_estimate, value_loss
 from pipeline.data.prompts import as_prompts
 from pipeline.data.records import Prompt
 from pipeline.errors import UserError
-from pipeline.lm.check import check_policy
-from pipeline.lm.compiling import compile_layers, use_liger
-from pipeline.lm.generation import Completion
-from pipeline.lm.hardware import one_device, use_plain_attention
-from pipeline.lm.models import base_of, prepare, upcast_trained
+from pipeline.lm.hardware import one_device
+from pipeline.lm.models import base_of
 from pipeline.lm.positions import check_prompts
-from pipeline.lm.route import lm_head, make_head_float32
-from pipeline.lm.scored import check_columns, score_completions
-from pipeline.lm.scoring import TokenBatch
+from pipeline.lm.scored import check_columns
 from pipeline.output.console import say
 from pipeline.output.versions import warn_untested
 from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
-from pipeline.ppo.config import PPOConfig, sharded
+from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.control import KLController, RunningDeviation
-from pipeline.ppo.cut_off import beyond_the_end
-from pipeline.ppo.drawing import DrawingTrainer
-from pipeline.ppo.engines import Called, Engine, Sampler
-from pipeline.ppo.engines.choice import chosen
+from pipeline.ppo.engines import Engine, Sampler
+from pipeline.ppo.engines.choice import engine_of
 from pipeline.ppo.packed import check_packing, tell_cost
-from pipeline.ppo.prefix import PrefixCritic, prefixes
+from pipeline.ppo.prefix import PrefixCritic
+from pipeline.ppo.recording import RecordingTrainer
 from pipeline.ppo.rollout import (
     Microbatch,
     Rollout,
@@ -50,7 +42,6 @@ from pipeline.ppo.rollout import (
     microbatches,
     own_kl_values,
     per_deviation,
-    record_in_parts,
     scaled_scores,
     shaped_scores,
     token_rewards,
@@ -59,17 +50,18 @@ from pipeline.ppo.rollout import (
 from pipeline.ppo.upkeep import distributed
 from pipeline.ppo.upkeep.base import SampleLog
 from pipeline.ppo.upkeep.gold import GoldWatch
-from pipeline.ppo.upkeep.guards import failed_reward, reward_call
+from pipeline.ppo.upkeep.guards import reward_call
 from pipeline.ppo.upkeep.metrics import evaluation_metrics, part_metrics
 from pipeline.ppo.upkeep.overlap import runs_beside
+from pipeline.ppo.upkeep.ready import make_ready
 from pipeline.ppo.upkeep.room import make_room
 from pipeline.ppo.upkeep.sharing import evaluation_part, share, whole_evaluation
-from reward_models import RewardCall, RewardError, RewardFunction, Scores
+from reward_models import RewardFunction
 
 _HORIZONS = 20  # of the KL controller in a run, where its length is not configured
 
 
-class PPOTrainer(DrawingTrainer):
+class PPOTrainer(RecordingTrainer):
     """Proximal policy optimisation of a causal language model against any reward function.
 
     Args:
@@ -117,28 +109,8 @@ class PPOTrainer(DrawingTrainer):
         for function in filter(None, (self.reward, self.gold) if eval_dataset else ()):
             check_columns(function, eval_dataset or [])
         one_device(args)
-        base = prepare(base_of(model), processing_class)
-        if isinstance(model, PeftModel):  # keeps one of its own, which generate() puts in place
-            model.generation_config = base.generation_config  # type: ignore[assignment]
-        if upcast_trained(model):
-            say("PPO: the trained weights are made float32; small steps would vanish in bfloat16")
-        if not sharded(args):  # FSDP places it itself
-            model.to(args.device)
-        lm_head(model)  # that it runs on plain tokens, before anything else is asked of it
-        # V of a completion that was cut off is read at one position more.
-        length = args.response_length + (args.cut_off == "bootstrap")
-        longest = check_prompts(base, processing_class, train_dataset, length, "training") + length
-        if eval_dataset:
-            check_prompts(base, processing_class, eval_dataset, length, "evaluation")
-        budget = args.microbatch_tokens
-        rows = -(-budget // longest) if budget else args.per_device_train_batch_size
-        use_plain_attention(base, args.device, longest, rows)
-        if args.float32_logits:
-            make_head_float32(model)
-        use_liger(model, args)
-        check_policy(model, processing_class, longest)
-        compile_layers(model, args)
-        self.engine = _engine(sampler, args)
+        longest = make_ready(model, processing_class, args, train_dataset, eval_dataset)
+        self.engine = engine_of(sampler, args)
         self._beside = args.overlap and runs_beside(self.engine)
         if self.engine is not None:
             self.engine.begin(model, processing_class, longest)
@@ -274,93 +246,6 @@ class PPOTrainer(DrawingTrainer):
         rest = discounted_sums(paid, gamma) - known
         return known + self.prefix_critic.values(scores, rest, mask, self.sum_over_processes)
 
-    def _beyond(
-        self, batch: TokenBatch, trunk: Tensor | None, ended: Tensor, scores: Tensor, price: float
-    ) -> Tensor | None:
-        """V of the state after a completion that was cut off ``(B,)``, 0 after one that ended.
-
-        Its parts are those of :meth:`_known_values`, and the head's. ``None`` where nothing is
-        bootstrapped.
-        """
-        args, model = self.args, self.actor_critic
-        if args.cut_off != "bootstrap":
-            return None
-        lengths = batch.prompt_lengths + batch.mask.sum(1)
-        order = lengths.argsort(stable=True)
-        # Where weights are split every process makes as many passes, whatever was cut off.
-        cut = order if args.world_size > 1 else order[~ended[order]]
-        rows = args.per_device_train_batch_size
-        if args.microbatch_tokens is not None:
-            rows = max(1, int(self._lowest(args.microbatch_tokens // int(lengths.max()))))
-        with self.accelerator.autocast():
-            head, kl = self.memory.fit(
-                "looking beyond",
-                rows,
-                lambda rows: beyond_the_end(model, batch, trunk, cut, rows),
-            )
-        line = torch.zeros_like(head)
-        if args.critic == "prefix":
-            line = self.prefix_critic.beyond(scaled_scores(scores, args, self.score_deviation))
-        return torch.where(ended, 0.0, head - price * kl + line)
-
-    def _reward(self, completions: Sequence[Completion], judge: RewardCall | None = None) -> Scores:
-        """What the reward, or the judge, says of the completions.
-
-        Raises:
-            FailedReward: there are none; the batch with what the function returned is saved.
-        """
-        try:
-            return score_completions(judge or self.reward, completions)
-        except RewardError as error:
-            step = self.state.global_step
-            raise failed_reward(error, completions, self.args, step) from error
-
-    def _column(self, values: Sequence[float | None]) -> Tensor:
-        """One number a completion as ``(B,)``, NaN for None."""
-        numbers = [math.nan if value is None else value for value in values]
-        return torch.tensor(numbers, dtype=torch.float32, device=self.args.device)
-
-    def _parts(self, said: Scores) -> dict[str, Tensor]:
-        return {name: self._column(scores) for name, scores in said.parts.items()}
-
-    def _prefix_scores(self, completions: Sequence[Completion]) -> Tensor:
-        """Scores ``(B, T)`` of the text before each token; what is beyond the end is no score."""
-        texts, index = prefixes(completions, self.tokenizer, self.args.prefix_every)
-        self.reward_queries += len(texts)
-        return self._column(self._reward(texts).total)[index.to(self.args.device)]
-
-    def _record(
-        self, completions: Sequence[Completion], rows: int, keep_states: bool = False
-    ) -> tuple[TokenBatch, TokenRecord, Tensor | None, Tensor | None]:
-        """The completions as tensors, and :func:`record_in_parts` of them.
-
-        Args:
-            rows: at once, where ``microbatch_tokens`` does not say it.
-        """
-        pad: Any = self.tokenizer.pad_token_id
-        model, measure = self.actor_critic, self.memory.measure
-        lengths = [len(c.prompt_ids) + len(c.completion_ids) for c in completions]
-        most, least = self.args.microbatch_tokens or rows, measure.smallest(lengths)
-
-        def record(limit: int) -> tuple[TokenRecord, Tensor | None, Tensor | None]:
-            def cut(lengths: list[int]) -> list[int]:
-                sizes = measure.cut(lengths, limit)
-                if not measure.tokens:
-                    return sizes
-                # As many passes in every process: each waits for the others' parts of the weights.
-                return measure.cut(lengths, limit, int(-self._lowest(-len(sizes))))
-
-            return record_in_parts(model, batch, cut, keep_states, self._kept_on)
-
-        with self.accelerator.autocast():
-            batch = TokenBatch.collate(completions, pad, self.args.device)
-            recorded = self.memory.fit("evaluating", most, record, least=least, unit=measure.unit)
-        return batch, *recorded
-
-    def _lowest(self, value: float) -> float:
-        """The lowest of every process's."""
-        return float(self.gather_rows(torch.tensor([value], dtype=torch.float64)).min())
-
     # -- the update ----------------------------------------------------------------------------
 
     def compute_loss(
@@ -495,12 +380,3 @@ class PPOTrainer(DrawingTrainer):
             self.on_evaluation(whole)
         self.control = self.callback_handler.on_evaluate(args, self.state, self.control, metrics)
         return metrics
-
-
-def _engine(sampler: Sampler | Engine | None, args: PPOConfig) -> Engine | None:
-    """What draws completions, if not the trainer's own loop."""
-    if sampler is None:
-        return chosen(args)
-    if args.generation != "loop":
-        raise UserError(f"generation={args.generation}: there is a sampler already; leave one out")
-    return sampler if isinstance(sampler, Engine) else Called(sampler)

@@ -8,14 +8,27 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.output.console import is_main_process
 from pipeline.ppo.config import PPOConfig, sharded
-from pipeline.ppo.engines.interface import Engine
+from pipeline.ppo.engines.interface import Called, Engine, Sampler
 
 # Nats a token that the same model may differ by: seen 1e-6 in float32, 0.07 in bfloat16
 # (benchmarks/engine_mismatch.py).
 _EXACT, _ROUNDED = 0.02, 0.2
 
 
-def chosen(args: PPOConfig) -> Engine | None:
+def engine_of(sampler: Sampler | Engine | None, args: PPOConfig) -> Engine | None:
+    """What draws completions; ``None`` for the trainer's own loop.
+
+    Raises:
+        UserError: there are two, or the settings of the one that is named are none.
+    """
+    if sampler is None:
+        return _named(args)
+    if args.generation != "loop":
+        raise UserError(f"generation={args.generation}: there is a sampler already; leave one out")
+    return sampler if isinstance(sampler, Engine) else Called(sampler)
+
+
+def _named(args: PPOConfig) -> Engine | None:
     """The engine of ``args.generation``; None for the trainer's own loop.
 
     Raises:

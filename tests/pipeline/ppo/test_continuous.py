@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.lm.generation import encode_prompt, sample_tokens
 from pipeline.lm.models import prepare
 from pipeline.ppo.engines import Request, continuous
-from pipeline.ppo.engines.choice import chosen
+from pipeline.ppo.engines.choice import engine_of
 from pipeline.ppo.engines.continuous import Continuous
 from tests.pipeline.ppo.test_parts import settings
 from tests.pipeline.ppo.test_trainer import PROMPTS, make_trainer, weights
@@ -120,7 +120,7 @@ def test_a_model_that_transformers_does_not_batch_so_is_refused_in_one_line() ->
 
 def test_engines_are_refused_where_weights_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert chosen(settings()) is None
+    assert engine_of(None, settings()) is None
     for given in ({"generation": "continuous"}, {"generation": "vllm", "server": "http://a:1"}):
         with pytest.raises(UserError, match="FSDP splits"):
-            chosen(settings(**given))
+            engine_of(None, settings(**given))

@@ -1,0 +1,120 @@
+"""What completions are given before anything is learned from them: scores, and the record of every
+token by policy, critic and reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.lm.generation import Completion
+from pipeline.lm.scored import score_completions
+from pipeline.lm.scoring import TokenBatch
+from pipeline.ppo.actor_critic import TokenRecord
+from pipeline.ppo.cut_off import beyond_the_end
+from pipeline.ppo.drawing import DrawingTrainer
+from pipeline.ppo.prefix import prefixes
+from pipeline.ppo.rollout import record_in_parts, scaled_scores
+from pipeline.ppo.upkeep.guards import failed_reward
+from reward_models import RewardCall, RewardError, Scores
+
+
+class RecordingTrainer(DrawingTrainer):
+    """The trainer's part that scores and records completions.
+
+    A subclass sets ``reward`` before it calls ``__init__``, and ``_kept_on`` before it trains.
+    """
+
+    reward: RewardCall
+    _kept_on: torch.device | None
+    """Where activations that later passes start from lie; ``None`` is the model's device."""
+
+    def _reward(self, completions: Sequence[Completion], judge: RewardCall | None = None) -> Scores:
+        """What the reward, or the judge, says of the completions.
+
+        Raises:
+            FailedReward: there are none; the batch with what the function returned is saved.
+        """
+        try:
+            return score_completions(judge or self.reward, completions)
+        except RewardError as error:
+            step = self.state.global_step
+            raise failed_reward(error, completions, self.args, step) from error
+
+    def _column(self, values: Sequence[float | None]) -> Tensor:
+        """One number a completion as ``(B,)``, NaN for None."""
+        numbers = [math.nan if value is None else value for value in values]
+        return torch.tensor(numbers, dtype=torch.float32, device=self.args.device)
+
+    def _parts(self, said: Scores) -> dict[str, Tensor]:
+        return {name: self._column(scores) for name, scores in said.parts.items()}
+
+    def _prefix_scores(self, completions: Sequence[Completion]) -> Tensor:
+        """Scores ``(B, T)`` of the text before each token; what is beyond the end is no score."""
+        texts, index = prefixes(completions, self.tokenizer, self.args.prefix_every)
+        self.reward_queries += len(texts)
+        return self._column(self._reward(texts).total)[index.to(self.args.device)]
+
+    def _record(
+        self, completions: Sequence[Completion], rows: int, keep_states: bool = False
+    ) -> tuple[TokenBatch, TokenRecord, Tensor | None, Tensor | None]:
+        """The completions as tensors, and :func:`record_in_parts` of them.
+
+        Args:
+            rows: at once, where ``microbatch_tokens`` does not say it.
+        """
+        pad: Any = self.tokenizer.pad_token_id
+        model, measure = self.actor_critic, self.memory.measure
+        lengths = [len(c.prompt_ids) + len(c.completion_ids) for c in completions]
+        most, least = self.args.microbatch_tokens or rows, measure.smallest(lengths)
+
+        def record(limit: int) -> tuple[TokenRecord, Tensor | None, Tensor | None]:
+            def cut(lengths: list[int]) -> list[int]:
+                sizes = measure.cut(lengths, limit)
+                if not measure.tokens:
+                    return sizes
+                # As many passes in every process: each waits for the others' parts of the weights.
+                return measure.cut(lengths, limit, int(-self._lowest(-len(sizes))))
+
+            return record_in_parts(model, batch, cut, keep_states, self._kept_on)
+
+        with self.accelerator.autocast():
+            batch = TokenBatch.collate(completions, pad, self.args.device)
+            recorded = self.memory.fit("evaluating", most, record, least=least, unit=measure.unit)
+        return batch, *recorded
+
+    def _lowest(self, value: float) -> float:
+        """The lowest of every process's."""
+        return float(self.gather_rows(torch.tensor([value], dtype=torch.float64)).min())
+
+    def _beyond(
+        self, batch: TokenBatch, trunk: Tensor | None, ended: Tensor, scores: Tensor, price: float
+    ) -> Tensor | None:
+        """V of the state after a completion that was cut off ``(B,)``, 0 after one that ended.
+
+        Its parts are those of :meth:`_known_values`, and the head's. ``None`` where nothing is
+        bootstrapped.
+        """
+        args, model = self.args, self.actor_critic
+        if args.cut_off != "bootstrap":
+            return None
+        lengths = batch.prompt_lengths + batch.mask.sum(1)
+        order = lengths.argsort(stable=True)
+        # Where weights are split every process makes as many passes, whatever was cut off.
+        cut = order if args.world_size > 1 else order[~ended[order]]
+        rows = args.per_device_train_batch_size
+        if args.microbatch_tokens is not None:
+            rows = max(1, int(self._lowest(args.microbatch_tokens // int(lengths.max()))))
+        with self.accelerator.autocast():
+            head, kl = self.memory.fit(
+                "looking beyond",
+                rows,
+                lambda rows: beyond_the_end(model, batch, trunk, cut, rows),
+            )
+        line = torch.zeros_like(head)
+        if args.critic == "prefix":
+            line = self.prefix_critic.beyond(scaled_scores(scores, args, self.score_deviation))
+        return torch.where(ended, 0.0, head - price * kl + line)
