@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import logging
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -59,7 +58,6 @@ def quantization_config(section: ModelSection) -> BitsAndBytesConfig | None:
             f"{KEY}: needs the package bitsandbytes: pip install 'rlhf-pipeline[quantization]', "
             "or set it to null"
         )
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # of kernels that are not there
     named = {"4bit": {"load_in_4bit": True}, "8bit": {"load_in_8bit": True}}
     settings: dict[str, Any] = dict(named[given] if isinstance(given, str) else given)
     known = inspect.signature(BitsAndBytesConfig).parameters.keys() - {"kwargs"}

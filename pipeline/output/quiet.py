@@ -7,6 +7,7 @@ leaves the libraries alone.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import warnings
 from contextlib import suppress
@@ -23,6 +24,11 @@ _ENVIRONMENT = {
 _NOISY = (
     r"(torch|transformers|trl|peft|accelerate|datasets|huggingface_hub|gymnasium|pydantic)(\.|$)"
 )
+
+_LOGGERS = {
+    "bitsandbytes": logging.ERROR,  # imported by peft, it tells of kernels that nothing asks for
+    "ContinuousBatchingLogger": logging.CRITICAL,  # a traceback of what is told in one line
+}
 
 
 def verbose() -> bool:
@@ -48,6 +54,8 @@ def before_imports() -> None:
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", module=_NOISY)
+    for name, level in _LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def _keep_freed_memory() -> None:
