@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -112,7 +113,7 @@ class Continuous:
         assert self._policy is not None, "begin() comes first"
         policy, model = self._policy, base_of(self._policy)
         choice = Choice(request.draws.to(model.device), request.temperature)
-        with _evaluating(policy), autocast(policy):
+        with _evaluating(policy), _mixed(model, policy):
             try:
                 tokens = _drawn(model, request, choice)
             except UserError:
@@ -178,6 +179,26 @@ def _settings(model: Any, request: Request) -> ContinuousBatchingConfig:
             "max_batch_tokens": max(256, max(map(len, request.prompt_ids))),
         }
     return ContinuousBatchingConfig(**given)
+
+
+@contextmanager
+def _mixed(model: Any, policy: nn.Module) -> Iterator[None]:
+    """Have ``model`` compute as in the loop: autocast does not reach into the manager's thread."""
+    plain, own = model.forward, vars(model).get("forward")
+
+    @wraps(plain)
+    def forward(*given: Any, **named: Any) -> Any:
+        with autocast(policy):
+            return plain(*given, **named)
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own
 
 
 @contextmanager
