@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from operator import index
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from common.words import first_line
 from pipeline.errors import UserError
 
 _ABOVE_ZERO = 1e-3  # log-probabilities that rounding may leave
@@ -113,33 +115,51 @@ class Called:
 
 
 def checked(drawn: Drawn, request: Request, vocabulary: int) -> Drawn:
-    """What an engine drew, if that can be completions of the prompts.
+    """What an engine drew, as plain numbers, if that can be completions of the prompts.
+
+    A row of a tensor would do for most of what comes, but a tensor is equal to a stop token and yet
+    not found among them.
 
     Raises:
         UserError: it cannot; the line names the completion.
     """
+    try:
+        tokens = [[index(token) for token in _listed(row)] for row in drawn.tokens]
+        logps = drawn.logps
+        if logps is not None:
+            logps = [[float(logp) for logp in _listed(row)] for row in logps]
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            "sampler: what it returns are no lists of token numbers, one for each prompt"
+            f" ({first_line(error)}); return such, or Drawn(tokens, logps)"
+        ) from error
     rows = len(request.prompt_ids)
-    if len(drawn.tokens) != rows:
+    if len(tokens) != rows:
         raise UserError(
-            f"sampler: {len(drawn.tokens)} completions of {rows} prompts; return one for each"
+            f"sampler: {len(tokens)} completions of {rows} prompts; return one for each"
         )
-    if drawn.logps is not None and len(drawn.logps) != rows:
+    if logps is not None and len(logps) != rows:
         raise UserError(
-            f"sampler: log-probabilities of {len(drawn.logps)} completions where there are {rows}"
+            f"sampler: log-probabilities of {len(logps)} completions where there are {rows}"
         )
-    for row, tokens in enumerate(drawn.tokens):
-        problem = _problem(tokens, request.max_new_tokens, vocabulary)
-        if problem is None and drawn.logps is not None:
-            problem = _problem_of_logps(drawn.logps[row], len(tokens))
+    for row, ids in enumerate(tokens):
+        problem = _problem(ids, request.max_new_tokens, vocabulary)
+        if problem is None and logps is not None:
+            problem = _problem_of_logps(logps[row], len(ids))
         if problem is not None:
             raise UserError(f"sampler: completion {row} {problem}")
-    return drawn
+    return Drawn(tokens, logps)
+
+
+def _listed(row: Any) -> Any:
+    """A row of a tensor or an array as a list."""
+    return row.tolist() if hasattr(row, "tolist") else row
 
 
 def _problem(tokens: Sequence[int], most: int, vocabulary: int) -> str | None:
     if not 0 < len(tokens) <= most:
         return f"has {len(tokens)} tokens; return 1 to {most}, the stop token included"
-    wrong = next((t for t in tokens if not 0 <= int(t) < vocabulary), None)
+    wrong = next((t for t in tokens if not 0 <= t < vocabulary), None)
     if wrong is not None:
         return f"has token {wrong}, but the model's vocabulary is 0 to {vocabulary - 1}"
     return None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -102,6 +103,23 @@ def test_a_sampler_that_draws_as_the_loop_trains_the_same_policy(tmp_path: Path)
     assert len({request.seed for request in sampler.requests}) == 2
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_tokens_in_a_tensor_end_where_the_stop_token_is(kind: Any, tmp_path: Path) -> None:
+    """What ``generate`` returns, say: padded rows of one tensor."""
+
+    class Padded(OwnLoop):
+        def __call__(self, request: Request) -> Any:
+            (stop,) = request.stop
+            rows = super().__call__(request).tokens
+            return kind([[*row, *[stop] * (TOKENS - len(row))] for row in rows])
+
+    own = OwnLoop()
+    expected = weights(trained(tmp_path / "a", own))
+    made = trained(tmp_path / "b", Padded())
+    assert torch.equal(weights(made), expected)
+    assert min(logged(made, "val/length_min")) < TOKENS
+
+
 def test_an_engine_that_agrees_is_not_corrected(tmp_path: Path) -> None:
     made = trained(tmp_path / "b", TellingLoop())
     torch.testing.assert_close(weights(trained(tmp_path / "a")), weights(made))
@@ -140,6 +158,9 @@ def test_engine_metrics_by_hand() -> None:
 
 
 BAD: dict[str, tuple[Callable[[int], Any], str]] = {
+    "nothing": (lambda n: None, "no lists of token numbers"),
+    "texts": (lambda n: ["a text"] * n, "no lists of token numbers"),
+    "fractions": (lambda n: torch.full((n, 2), 3.5), "no lists of token numbers"),
     "one too few": (lambda n: [[3]] * (n - 1), "7 completions of 8 prompts"),
     "empty": (lambda n: [[3]] * (n - 1) + [[]], "completion 7 has 0 tokens"),
     "too long": (lambda n: [[3] * (TOKENS + 1)] * n, "completion 0 has 7 tokens; return 1 to 6"),
