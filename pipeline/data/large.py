@@ -22,7 +22,7 @@ import numpy as np
 
 from pipeline.data.arrow_copy import ArrowCopy
 from pipeline.data.compression import is_packed
-from pipeline.data.formats import read_file, reads_in_place
+from pipeline.data.formats import format_of, read_file, reads_in_place
 from pipeline.data.json_rows import row_of_line
 from pipeline.data.lines import Line
 from pipeline.data.loading import called
@@ -42,8 +42,9 @@ _UNPACKED = 8  # about as many times larger is a text than its compressed file
 class LargeRows(ABC):
     """Rows that are read as they are asked for, all in their order or one where it stands."""
 
-    def __init__(self, name: str, files: Sequence[Path]) -> None:
-        self.name = name
+    def __init__(self, name: str, files: Sequence[Path], which: Sequence[Any] = ()) -> None:
+        """``which`` of the files' rows it has, where that is not all of them."""
+        self.name, self.which = name, list(which)
         self.remembered = Remembered(files)
 
     @abstractmethod
@@ -112,9 +113,10 @@ class RowsOfFiles(LargeRows):
     def _copy(self, part: int) -> ArrowCopy:
         if part not in self._copies:
             path = self._files[part]
-            self._copies[part] = ArrowCopy(
-                path, self._column, self.remembered.file(f"{part}.arrow")
-            )
+            copy = f"{part}.arrow"
+            if format_of(path) == ".txt":  # whose rows have the column that is asked for
+                copy = f"{part}-{hashlib.sha256(self._column.encode()).hexdigest()[:16]}.arrow"
+            self._copies[part] = ArrowCopy(path, self._column, self.remembered.file(copy))
         return self._copies[part]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -125,7 +127,9 @@ class RowsOfDataset(LargeRows):
     """The rows of a data set that ``datasets`` has memory-mapped."""
 
     def __init__(self, name: str, dataset: Any) -> None:
-        super().__init__(name, [Path(file["filename"]) for file in dataset.cache_files])
+        files = [Path(file["filename"]) for file in dataset.cache_files]
+        # `train[:50%]` and `train[50%:]` are of the same files.
+        super().__init__(name, files, [name, len(dataset), dataset._fingerprint])
         self._dataset = dataset
 
     def __iter__(self) -> Iterator[Row]:
@@ -161,7 +165,8 @@ def keep(
         read(kept)
         return kept.records
     memory = rows.remembered
-    key = hashlib.sha256(json.dumps([repr(one) for one in settings]).encode()).hexdigest()[:32]
+    said = json.dumps([repr(one) for one in (*settings, *rows.which)])
+    key = hashlib.sha256(said.encode()).hexdigest()[:32]
     with memory.locked():
         saved = memory.load(key)
         if saved is None:

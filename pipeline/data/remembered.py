@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ from pipeline.errors import UserError
 
 # Seconds: no file system keeps times more coarsely (FAT: two).
 _YOUNG = 2.0
-_DEAD = 7 * 24 * 3600.0  # after which nobody is at work in a folder that passes with its process
+_DEAD = 7 * 24 * 3600.0  # after which nobody is at work with what another process left
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -108,19 +109,20 @@ class Remembered:
     def _made(self) -> Path:
         root = cache_folder() / "data"
         root.mkdir(parents=True, exist_ok=True)
-        for left in root.glob(".passing-*"):  # by processes that were killed
-            if time.time() - left.stat().st_mtime > _DEAD:
-                shutil.rmtree(left, ignore_errors=True)
+        _remove(left for left in root.glob(".passing-*") if _is_dead(left))  # of killed processes
         if self._passing:
             folder = tempfile.mkdtemp(dir=root, prefix=".passing-")
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
             return Path(folder)
         above = root / _digest([str(file) for file in self._files])
-        folder = above / _digest([self._states, _reader()])
-        for old in above.glob("*"):
-            if old != folder:  # of files as they are no more
-                shutil.rmtree(old, ignore_errors=True)
+        same = above / _digest(self._states)
+        _remove(old for old in above.glob("*") if old != same)  # of files as they are no more
+        folder = same / _digest(_reader())
+        # Another release may be at work with its own, of the same files.
+        _remove(old for old in same.glob("*") if old != folder and _is_dead(old))
+        _remove(left for left in folder.glob(".*") if _is_dead(left))
         folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
         return folder
 
     def __getstate__(self) -> dict[str, Any]:
@@ -134,7 +136,9 @@ def new_file(path: Path) -> Iterator[Path]:
     Raises:
         UserError: It cannot be written; the disk may be full.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    # Not by the process alone: one may read a file while it reads it, and in containers all
+    # processes have the same few numbers.
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with told(path.parent):
             yield beside
@@ -153,6 +157,22 @@ def told(folder: Path) -> Iterator[None]:
             f"{folder}: the cache of large data sets cannot be written "
             f"({error.strerror or error}): make room, or set RLHF_CACHE to a folder that can"
         ) from error
+
+
+def _is_dead(left: Path) -> bool:
+    """Whether nobody is at work there; not where another process has removed it just now."""
+    try:
+        return time.time() - left.stat().st_mtime > _DEAD
+    except FileNotFoundError:
+        return False
+
+
+def _remove(old: Iterable[Path]) -> None:
+    for path in list(old):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _digest(value: Any) -> str:

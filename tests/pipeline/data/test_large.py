@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from datasets import Dataset
@@ -316,6 +317,54 @@ def test_a_file_that_changes_while_it_is_used_is_one_line(
         UserError, match=r"prompts\.jsonl: was changed while it was read: run again"
     ):
         found[1]
+
+
+def test_lines_of_text_have_the_column_that_is_asked_for(
+    tmp_path: Path, as_large: Callable[[], None]
+) -> None:
+    """The same file as texts and as prompts: what is copied of the one is not the other's."""
+    path = tmp_path / "lines.txt"
+    path.write_text("one\ntwo\n")
+    as_large()
+    for column in ("text", "ask", "text"):
+        rows = read_rows(str(path), key=KEY, column=column)
+        assert [row.values for row in rows] == [{column: "one"}, {column: "two"}]
+
+
+def test_a_file_that_is_read_while_it_is_copied_is_copied_whole(
+    tmp_path: Path, as_large: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for the words of an error about a label: what the next start reads is not cut off."""
+    monkeypatch.setattr("pipeline.data.arrow_copy._BATCH", 200)
+    texts = [
+        {"text": f"a text, and its number is {n}", "label": n if n % 99 else "good"}
+        for n in range(1, 300)
+    ]
+    path = written("csv", tmp_path, texts)
+    as_large()
+    with pytest.raises(UserError, match="must be a number, found 'good'"):
+        load_data(experiment(dataset_name=str(path)))
+    assert len(list(read_rows(str(path), key=KEY))) == len(texts)
+
+
+def test_parts_of_a_split_are_remembered_apart(
+    tmp_path: Path, as_large: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`train[:50%]` and `train[50%:]` of a hub data set are rows of the same files."""
+    path = str(jsonl(tmp_path / "rows.jsonl", [{"prompt": f"q {n}"} for n in range(8)]))
+    load = datasets.load_dataset
+
+    def load_it(name: str, config: None, split: str) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(datasets, "load_dataset", load)
+            return load("json", data_files=path, split=split, cache_dir=str(tmp_path / "hub"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_it)
+    as_large()
+    for split, expected in (("train[:50%]", range(4)), ("train[50%:]", range(4, 8))):
+        found = read_prompts("some/set", None, split)
+        assert isinstance(found, Stored) and list(found) == [f"q {n}" for n in expected]
+    assert len(read_prompts("some/set", None, "train[:75%]")) == 6
 
 
 def test_damaged_memory_is_made_again_and_a_broken_start_leaves_nothing(
