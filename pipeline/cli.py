@@ -20,6 +20,7 @@ from pipeline.config import stages
 from pipeline.errors import LostProcess, UserError
 from pipeline.launch import children
 from pipeline.launch.settings import Launch, add_options, read_settings
+from pipeline.launched import launched
 from pipeline.output import quiet
 from pipeline.output.console import complain
 
@@ -158,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     and the same command resumes; 130 when interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if children.launched():
+    if launched():
         children.end_with_parent()
     try:
         if words and words[0] in TOOLS:
@@ -186,16 +187,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             run(experiment, arguments.command, overwrite=arguments.overwrite)
     except LostProcess as error:
-        if not children.launched():  # else the launcher tells, which knows more
+        if not launched():  # else the launcher tells, which knows more
             complain(f"error: {error}")
         return children.LOST
     except UserError as error:
         complain(f"error: {error}")
         return 2
     except KeyboardInterrupt:
-        launched = "TORCHELASTIC_RUN_ID" in os.environ
-        why = "stopped by the launcher, maybe as another process ended" if launched else ""
-        if not children.launched():
+        elastic = "TORCHELASTIC_RUN_ID" in os.environ
+        why = "stopped by the launcher, maybe as another process ended" if elastic else ""
+        if not launched():
             complain(f"{why or 'interrupted'}; run the same command to resume")
         return INTERRUPTED
     finally:

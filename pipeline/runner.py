@@ -29,6 +29,7 @@ from pipeline.config.choices import left_out
 from pipeline.config.hub import pushes
 from pipeline.config.stages import find_stage
 from pipeline.errors import LostProcess, UserError
+from pipeline.launched import part_of_run
 from pipeline.output import quiet
 from pipeline.output.console import is_main_process, say, wait_for_every_rank
 from pipeline.output.memory import peak_memory
@@ -349,8 +350,12 @@ def _warn_of_memory(experiment: Experiment, steps: Sequence[Step]) -> None:
 
 
 def _checked_hub(experiment: Experiment, command: str, steps: Sequence[Step]) -> Sequence[Any]:
-    """Where the output of this command goes on the hub; UserError where it cannot."""
-    if not pushes(experiment) or not is_main_process():
+    """Where the output of this command goes on the hub; UserError where it cannot.
+
+    Nowhere where it is part of a run that a launcher divides: that has asked, and pushes at its
+    end. A hub that does not answer for a minute would end it in the middle.
+    """
+    if not pushes(experiment) or not is_main_process() or part_of_run():
         return ()
     stages = [step.stage for step in steps]
     return importlib.import_module(PUSHING).check_command(experiment, command, stages)

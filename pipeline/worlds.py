@@ -9,10 +9,10 @@ it is divided: a stage made with 8 × 1 is the same as one made with 4 × 2.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline import launched
 from pipeline.config.arguments import target
 from pipeline.config.stages import Stage
 from pipeline.errors import UserError
@@ -30,7 +30,7 @@ _BY_PAIR = ("sigmoid", "rebel", "hinge", "ipo", "robust", "exo_pair")
 
 def processes(stage: Stage) -> int:
     """How many processes this command would train ``stage`` in."""
-    return 1 if stage.alone else int(os.environ.get("WORLD_SIZE", "1"))
+    return 1 if stage.alone else launched.processes()
 
 
 def whole_batch(stage: Stage, arguments: Mapping[str, Any], count: int) -> int:

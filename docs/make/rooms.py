@@ -48,6 +48,7 @@ ORDER: list[str] = [
     "reward_models",
     "pipeline.errors",
     "pipeline.bounds",
+    "pipeline.launched",
     "pipeline.output",
     "pipeline.config",
     "pipeline.data",

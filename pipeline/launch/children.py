@@ -7,11 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-LAUNCHED = "RLHF_LAUNCHED"
-"""Set in processes that `--accelerate` has started: the launcher tells how they ended."""
 MISTAKE = 2
 """Exit code of a user's mistake: to try again would end the same."""
 LOST = 75
@@ -21,11 +19,6 @@ RESUME = "run the same command to resume"
 PATIENCE = 45.0
 """Seconds until what was told to end is killed; torchrun gives its processes 30."""
 _PR_SET_PDEATHSIG = 1
-
-
-def launched() -> bool:
-    """True in a process that `--accelerate` has started."""
-    return LAUNCHED in os.environ
 
 
 def end_with_parent() -> None:
@@ -40,11 +33,15 @@ def by_signal(code: int) -> str:
     return f"was ended by {signal.Signals(-code).name}{why}"
 
 
-def start(module: str, words: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start ``python -m module words``, in a session of its own: Ctrl-C comes here alone."""
+def start(module: str, words: Sequence[str], told: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start ``python -m module words``, in a session of its own: Ctrl-C comes here alone.
+
+    Args:
+        told: of `pipeline.launched`.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", module, *words],
-        env=os.environ | {LAUNCHED: "1"},
+        env=os.environ | told,
         start_new_session=True,
     )
 

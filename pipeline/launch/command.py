@@ -20,8 +20,9 @@ import psutil
 
 from common.progress import say
 from common.words import clock
-from pipeline import runner
+from pipeline import launched, runner
 from pipeline.config import Experiment
+from pipeline.config.hub import pushes
 from pipeline.errors import UserError
 from pipeline.launch.agent import UNTOLD
 from pipeline.launch.children import INTERRUPTED, LOST, MISTAKE, RESUME, by_signal, start, stop
@@ -30,7 +31,7 @@ from pipeline.launch.settings import ANY_PORT, Launch, ports
 
 _AGENT = "pipeline.launch.agent"
 _PAUSE = 0.1
-_REPORT = "report"
+_REPORT, _PUSH = "report", "push"
 _LATE = 10.0
 """Seconds that machines give each other to say how a run ended."""
 _UNCLEAR = (UNTOLD, INTERRUPTED)
@@ -42,7 +43,8 @@ class Job:
     """One command for every machine.
 
     Attributes:
-        command: a stage, or the report. several: whether accelerate starts it, on all machines.
+        command: a stage, the report or push. several: whether accelerate starts it, on all
+            machines.
     """
 
     command: str
@@ -78,13 +80,13 @@ def _run_all(
 ) -> int:
     """Every job in turn. Machine 0 decides on them; the others do what it says."""
     if machines.launch.rank > 0:
-        return _follow(machines, words)
+        return _follow(machines, words, command)
     code = MISTAKE
     number = 0
     try:
         for job in jobs(experiment, command, machines.launch.processes, overwrite):
             machines.tell(f"job/{number}", json.dumps(asdict(job)))
-            code = _run_job(machines, number, job, words)
+            code = _run_job(machines, number, job, words, command)
             number += 1
             if code != 0:
                 return code
@@ -95,7 +97,7 @@ def _run_all(
         _linger(machines)
 
 
-def _follow(machines: Machines, words: Sequence[str]) -> int:
+def _follow(machines: Machines, words: Sequence[str], command: str) -> int:
     """What machine 0 says, until it says that this is all."""
     code = number = 0
     while code == 0:
@@ -108,7 +110,7 @@ def _follow(machines: Machines, words: Sequence[str]) -> int:
             if code == MISTAKE:
                 say("error: machine 0 has refused the command; see what it says")
             break
-        code = _run_job(machines, number, Job(**said), words)
+        code = _run_job(machines, number, Job(**said), words, command)
         number += 1
     _linger(machines)
     return code
@@ -131,7 +133,10 @@ def jobs(experiment: Experiment, command: str, processes: int, overwrite: bool) 
             say(f"{step.stage}: finished already, skipped")
             continue
         made.append(Job(step.stage, several and not _is_taken_over(experiment, step.stage)))
-    return [*made, Job(_REPORT, several=False)] if command == "run" else made
+    if command == "run":
+        last = [_REPORT, *([_PUSH] if pushes(experiment) else [])]
+        made += [Job(name, several=False) for name in last]
+    return made
 
 
 def _is_taken_over(experiment: Experiment, stage: str) -> bool:
@@ -154,13 +159,14 @@ def as_one_of(processes: int) -> Iterator[None]:
 # --- One job ------------------------------------------------------------------------------------
 
 
-def _run_job(machines: Machines, number: int, job: Job, words: Sequence[str]) -> int:
-    """Run it to its end on every machine; the exit code that this one ends with."""
+def _run_job(machines: Machines, number: int, job: Job, words: Sequence[str], command: str) -> int:
+    """Run a part of ``command`` on every machine; the exit code that this one ends with."""
     launch, child, code = machines.launch, None, None
+    about = launched.told(command, launch.processes)
     if job.several:
-        child = start(_AGENT, accelerate_words(launch, ["pipeline", job.command, *words]))
+        child = start(_AGENT, accelerate_words(launch, ["pipeline", job.command, *words]), about)
     elif launch.rank == 0:
-        child = start("pipeline", [job.command, *words])
+        child = start("pipeline", [job.command, *words], about)
     ended = 0.0
     try:
         while True:

@@ -64,12 +64,14 @@ def push(
     chosen = [p for p in checked if stages is None or p.stage in stages]
     if any(place.over_sft for place in chosen):  # their base first, where it is not there yet
         chosen = [p for p in checked if p in chosen or p.stage == "sft"]
-    failed = []
+    failed: list[str] = []
     base = next((place.repo for place in checked if place.stage == "sft"), None)
     for place in chosen:
         if not place.folder.is_dir():
             continue
         try:
+            if place.over_sft and any(line.startswith("sft: ") for line in failed):
+                raise UserError(f"{place.repo.id}: not pushed, as it is over the SFT model")
             instead = _instead(experiment, place, base)
             message = f"{experiment.name}: {place.stage}"
             new = hub.push(place.repo, place.folder, instead, message)

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.config import Experiment, load_experiment, stages
 from pipeline.errors import UserError
+from pipeline.launched import told
 from pipeline.planning import plan
 from pipeline.provenance import origin, stage_inputs
 from pipeline.worlds import check_resumed, processes, same_batch, whole_batch
@@ -63,9 +64,9 @@ def test_other_batches_are_refused_with_the_numbers(
     name: str, before: Any, earlier: int, count: int, expected: str, world: Any
 ) -> None:
     world(count)
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError) as refused:
         check_resumed(stage(name), before, earlier, before)
-    assert expected in str(told.value)
+    assert expected in str(refused.value)
     assert whole_batch(stage(name), before, earlier) != whole_batch(stage(name), before, count)
 
 
@@ -91,7 +92,9 @@ def record(experiment: Experiment, name: str) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def test_plans_under_another_number_of_processes(tiny: Path, tmp_path: Path, world: Any) -> None:
+def test_plans_under_another_number_of_processes(
+    tiny: Path, tmp_path: Path, world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A policy that four processes made stays what it is; the comparison made from it as well."""
 
     def experiment(*settings: str) -> Experiment:
@@ -113,6 +116,14 @@ def test_plans_under_another_number_of_processes(tiny: Path, tmp_path: Path, wor
         actions("ppo.per_device_train_batch_size=8")
     world(2)
     assert actions("ppo.per_device_train_batch_size=8")["ppo"] == "skip"
+
+    monkeypatch.delenv("WORLD_SIZE")  # a stage alone, which the launcher of two starts
+    with pytest.raises(UserError, match="was made with ppo.per_device_train_batch_size = 4"):
+        actions("ppo.per_device_train_batch_size=8")
+    for name, value in told("run", 2).items():
+        monkeypatch.setenv(name, value)
+    assert actions("ppo.per_device_train_batch_size=8") == done
+    world(2)
 
     path = tmp_path / "ppo" / "stage.json"
     path.write_text(path.read_text().replace('"status": "finished"', '"status": "started"'))

@@ -86,7 +86,7 @@ def test_an_interrupted_launcher_ends_its_child(monkeypatch: pytest.MonkeyPatch)
     """As by Ctrl-C or SIGTERM; the child has a session of its own, so only the launcher gets it."""
     begun = []
 
-    def start(module: str, words: list[str]) -> subprocess.Popen[bytes]:
+    def start(module: str, words: list[str], told: Any) -> subprocess.Popen[bytes]:
         sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
         begun.append(subprocess.Popen(sleeper, start_new_session=True))
         return begun[0]
@@ -95,7 +95,7 @@ def test_an_interrupted_launcher_ends_its_child(monkeypatch: pytest.MonkeyPatch)
     timer = threading.Timer(1.0, _thread.interrupt_main)
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        command._run_job(Machines(Launch(FILE, 2)), 0, command.Job("ppo", True), [])
+        command._run_job(Machines(Launch(FILE, 2)), 0, command.Job("ppo", True), [], "ppo")
     assert begun[0].returncode == -signal.SIGTERM
 
 
@@ -196,7 +196,7 @@ def test_machines_run_the_same_jobs(monkeypatch: pytest.MonkeyPatch, quick: None
     monkeypatch.setattr(
         command,
         "start",
-        lambda module, words: start(by_thread[threading.get_ident()])(module, words),
+        lambda module, words, told: start(by_thread[threading.get_ident()])(module, words),
     )
 
     def as_machine(one: Machines) -> None:

@@ -20,6 +20,8 @@ from pipeline import cli, runner
 from pipeline.config import Experiment, load_experiment
 from pipeline.data.toy import toy_language_model, toy_tokenizer
 from pipeline.errors import UserError
+from pipeline.launch.command import Job, jobs
+from pipeline.launched import told
 from pipeline.lm.models import load_pretrained
 from pipeline.lm.saving import save_adapter, save_policy
 from pipeline.stages import reward_sources, training
@@ -225,6 +227,17 @@ def test_a_push_that_fails_loses_nothing(
     assert torch.allclose(logits(policy), made.expected["ppo"], atol=1e-5)
 
 
+def test_adapters_wait_for_their_base(hub: Hub, made: Made, load: Load) -> None:
+    """They name the commit that it is in, and the first of its repository holds nothing."""
+    hub.refuse_after = 0
+    with pytest.raises(UserError, match="ppo: me/tiny-ppo: not pushed, as it is over the SFT mod"):
+        runner.run(
+            load("sft.push_to_hub=true", "ppo.push_to_hub=true", "model.save=adapter"), "ppo"
+        )
+    assert made.ran == ["sft", "reward", "ppo"]
+    assert "adapter_config.json" not in hub.files("me/tiny-ppo")
+
+
 def test_push_names_what_it_is_given(
     hub: Hub, made: Made, load: Load, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -245,6 +258,21 @@ def test_push_names_what_it_is_given(
     assert "ppo.lam = 0.95, the config now has 0.5" in push("ppo", "ppo.lam=0.5")
     assert cli.main(["push", *given, "ppo", "ppo.hub_model_id=team/best"]) == 0
     assert [name for _, name in hub.repos] == ["team/best"]
+
+
+def test_a_launcher_asks_at_the_start_and_pushes_at_the_end(
+    hub: Hub, made: Made, load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that is gone for a while, between two stages, ends no run of many processes."""
+    planned = jobs(load(*ALL), "run", 2, False)
+    assert [job.command for job in planned] == ["sft", "reward", "ppo", "compare", "report", "push"]
+    assert hub.asked and planned[-1] == Job("push", several=False)
+    assert jobs(load(), "run", 2, False)[-1].command == "report"
+    hub.asked.clear()
+    for name, value in told("run", 2).items():
+        monkeypatch.setenv(name, value)
+    runner.run(load(*ALL), "sft")
+    assert made.ran == ["sft"] and hub.asked == []
 
 
 def test_where_it_goes_voids_nothing(hub: Hub, made: Made, load: Load) -> None:
