@@ -29,6 +29,7 @@ _PLACING = (
     "device_mesh",
     "distributed_config",
 )
+_SECRET = ("token", "use_auth_token")
 _REST = ("config", "state_dict", "output_loading_info", "generation_config")
 
 
@@ -40,6 +41,8 @@ def model_problems(model: ModelSection) -> Iterator[tuple[str, str]]:
             yield place, f"has a key of its own: set {_OWN[key]}"
         if key in _PLACING:
             yield place, "would place the model where the trainers do not look; leave it out"
+        if key in _SECRET:
+            yield place, "would be written to disk; set the environment variable HF_TOKEN"
         if key in _REST:
             yield place, "would load another model than is named; leave it out"
     if model.quantization is not None and not model.use_peft:

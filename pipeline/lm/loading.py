@@ -30,7 +30,7 @@ _SAME_ROUNDED = 0.2
 _PLACES = frozenset(
     {
         *("subfolder", "variant", "gguf_file", "key_mapping", "use_safetensors", "weights_only"),
-        *("cache_dir", "force_download", "local_files_only", "proxies", "token"),
+        *("cache_dir", "force_download", "local_files_only", "proxies"),
     }
 )
 

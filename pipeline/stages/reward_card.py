@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from common.words import flatten
-from pipeline.cards.known import ON_THE_HUB, RATINGS
+from pipeline.cards.known import ON_THE_HUB, RATINGS, on_hub
+from pipeline.cards.settings import public
 from pipeline.config import OVER_SFT, PAIRWISE, Experiment, is_trained_here
 from pipeline.stages.reward_scale import Part
 from pipeline.stages.reward_sources import PARTS, folders_of, trained_source
@@ -44,11 +45,13 @@ def _facts(
     section, data = experiment.reward, experiment.data
     over_sft = section.encoder == OVER_SFT
     base = experiment.model.model_name_or_path if over_sft else section.encoder
+    texts = _own(data.dataset_name, "data")
     ratings = data.dataset_name.removeprefix("embedded:")
     embedded = ratings != data.dataset_name
-    described = f"Half of the rated texts of {data.dataset_name}. {_HALVES[part]}"
+    described = f"Half of the rated texts of {texts}. {_HALVES[part]}"
     if trained_source(experiment, part) == PAIRWISE:
-        of = data.preferences_name or f"the raters of {data.dataset_name}"
+        own = data.preferences_name
+        of = _own(own, "data") if own else f"the raters of {texts}"
         described = f"Half of the comparisons of {of}. {_HALVES[part]}"
     if over_sft:
         described += " It is adapters over the experiment's own SFT model, not over its base."
@@ -56,11 +59,19 @@ def _facts(
     return Facts(
         name=f"{experiment.name} reward {folder.name}",
         trained_on=described,
-        base_model=ON_THE_HUB.get(base, "random weights, for tests" if base == "toy" else base),
-        dataset=f"{RATINGS.format(kind=ratings)}, MIT licence" if embedded else data.dataset_name,
+        base_model=ON_THE_HUB.get(base, _own(base, "model")),
+        dataset=f"{RATINGS.format(kind=ratings)}, MIT licence" if embedded else texts,
         license="apache-2.0" if embedded and base in ON_THE_HUB else None,
         measured=_measured(metrics[part], index),
         ceiling=(metrics.get("one_rater") or {}).get("accuracy"),
         texts=metrics["texts"],
-        settings={"seed": experiment.seed} | settings,
+        settings={"seed": experiment.seed} | public(settings),
     )
+
+
+def _own(name: str, what: str) -> str:
+    """A model's or a data set's name, of a local one without where it lies."""
+    if name == "toy":
+        return "random weights, for tests" if what == "model" else name
+    is_public = name.startswith("embedded:") or on_hub(name)
+    return name if is_public else f"own {what} ({Path(name).name})"

@@ -103,13 +103,11 @@ def stage_arguments(
                 f"{stage}.{flag}: {str(asked).lower()} does not go with the model's {name}; "
                 f"leave it out and set model.dtype={wanted}"
             )
-    if experiment.model.quantization is not None:
-        splitter = "DeepSpeed" if made.deepspeed_plugin else "FSDP" if sharded(made) else None
-        if splitter is not None:
-            raise UserError(
-                f"model.quantization: not under {splitter}, which would split the codes; run on "
-                "one device, or on one a process (DDP)"
-            )
+    if experiment.model.quantization is not None and sharded(made):
+        raise UserError(
+            "model.quantization: not under FSDP, which would split the codes; run on one device,"
+            " or on one a process (DDP)"
+        )
     return made
 
 

@@ -122,6 +122,9 @@ def test_nothing_private_is_in_a_card(make: Make, tmp_path: Path) -> None:
         f"model.model_name_or_path={secret}",
         "reward.source=https://inner.example/score",
         f"reward.gold={secret / 'judge.py'}:mark",
+        f"model.init_kwargs={{cache_dir: {secret}, proxies: {{https: 'http://me:word@inner.example'}}}}",
+        "policies={ppo: {generation: vllm, server: 'http://inner.example:8000', lam: 0.9}}",
+        f"ppo.server_folder={secret}",
     )
     write_cards(experiment, ["ppo", "sft"])
     for stage in ("ppo", "sft"):
@@ -130,6 +133,7 @@ def test_nothing_private_is_in_a_card(make: Make, tmp_path: Path) -> None:
             assert private not in content
     text = card_of(experiment).text
     assert "an HTTP service" in text and "judge.py:mark" in text and "(texts.jsonl)" in text
+    assert "lam: 0.9" in text and "generation: vllm" in text
 
 
 def test_licences_are_known_or_unknown(make: Make, tmp_path: Path) -> None:

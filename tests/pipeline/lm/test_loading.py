@@ -170,6 +170,7 @@ def test_init_kwargs_change_the_model_and_wrong_ones_are_one_line() -> None:
         ({"init_kwargs": {"attn_implementation": "sdpa"}}, "set model.attn_implementation"),
         ({"init_kwargs": {"device_map": "auto"}}, "would place the model where the trainers"),
         ({"init_kwargs": {"state_dict": {}}}, "would load another model"),
+        ({"init_kwargs": {"token": "hf_x"}}, "set the environment variable HF_TOKEN"),
         ({"quantization": "4bit"}, "set model.use_peft=true"),
         ({"quantization": "2bit"}, "expected 4bit or 8bit or a mapping or null"),
     ],

@@ -116,6 +116,17 @@ def test_cards_of_parts_and_of_what_is_on_the_hub(
     assert results_of(card)[0].metric_value == 0.125
     assert card.data.get("base_model") == "sentence-transformers/all-MiniLM-L6-v2"
     assert card.data.get("license") == "apache-2.0" and "the tweets of Hutto" in card.text
+    private = {"dataset_name": str(tmp_path / "texts.csv"), "preferences_name": None}
+    config = experiment.model_copy(
+        update={
+            "data": experiment.data.model_copy(update=private),
+            "reward": experiment.reward.model_copy(update={"encoder": str(tmp_path / "trunk")}),
+        }
+    )
+    write_cards(config, metrics)
+    card = ModelCard.load(experiment.stage_dir("reward") / "proxy" / "README.md")
+    assert "own data (texts.csv)" in card.text and "own model (trunk)" in card.text
+    assert str(tmp_path) not in card.content and card.data.get("datasets") is None
     with pytest.raises(RewardError, match="holds no model"):
         write_card(tmp_path, Facts("a", "b", "c", "d"))
 
