@@ -84,7 +84,9 @@ def _run_all(
     code = MISTAKE
     number = 0
     try:
-        for job in jobs(experiment, command, machines.launch.processes, overwrite):
+        with machines.busy():  # large data may be read for minutes
+            planned = jobs(experiment, command, machines.launch.processes, overwrite)
+        for job in planned:
             machines.tell(f"job/{number}", json.dumps(asdict(job)))
             code = _run_job(machines, number, job, words, command)
             number += 1

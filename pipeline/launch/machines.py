@@ -8,7 +8,10 @@ and whoever stops counting for `SILENCE` seconds is lost.
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -91,8 +94,8 @@ class Machines:
         now = time.monotonic()
         if self._store is None or now - self._last < BEAT:
             return
-        self._count, self._last = self._count + 1, now
-        self.tell(f"beat/{self.launch.rank}", str(self._count))
+        self._last = now
+        self._beat()
         for other in range(self.launch.machines):
             if other == self.launch.rank:
                 continue
@@ -103,6 +106,28 @@ class Machines:
             elif now - since > (GATHERING if beat is None else SILENCE):
                 why = "has not come" if beat is None else "no longer answers"
                 raise LostMachine(f"machine {other} {why} ({now - since:.0f} s)")
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Show that this machine is there while the block works and looks for nobody."""
+        done = threading.Event()
+
+        def beat() -> None:
+            with suppress(LostMachine):  # whoever looks next will notice
+                while not done.wait(BEAT):
+                    self._beat()
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def _beat(self) -> None:
+        self._count += 1
+        self.tell(f"beat/{self.launch.rank}", str(self._count))
 
     def _ask(self, question: Any) -> Any:
         try:

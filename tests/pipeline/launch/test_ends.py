@@ -185,8 +185,13 @@ def test_machines_run_the_same_jobs(monkeypatch: pytest.MonkeyPatch, quick: None
 
         return started
 
-    planned = [command.Job(name, name in ("sft", "ppo")) for name in codes]
-    monkeypatch.setattr(command, "jobs", lambda *_: planned)
+    monkeypatch.setattr(machines, "SILENCE", 2.0)
+
+    def planned(*_: Any) -> list[command.Job]:
+        time.sleep(3.0)  # as large data are read; it is not lost
+        return [command.Job(name, name in ("sft", "ppo")) for name in codes]
+
+    monkeypatch.setattr(command, "jobs", planned)
     both, ends = pair(), {}
 
     def follow(one: Machines) -> None:
