@@ -27,7 +27,7 @@ port=$((20000 + SLURM_JOB_ID % 20000))    # and the next; jobs that share a mach
 # into the queue, where it goes on from its last checkpoint.
 again=
 stop() {
-    again=yes
+    again=yes caught=yes
     scancel --signal=TERM "$SLURM_JOB_ID"
 }
 trap stop USR1 TERM
@@ -42,9 +42,9 @@ srun --mpi=none --kill-on-bad-exit=0 bash -c 'exec "$@" --machine-rank "$SLURM_N
     --main-process-ip "$machine_0" \
     --main-process-port "$port" &
 step=$!
-wait "$step"
-code=$?
-while kill -0 "$step" 2>/dev/null; do    # a signal ends the waiting, not the step
+caught=yes
+while [[ -n $caught ]]; do    # a signal ends the waiting, not the step
+    caught=
     wait "$step"
     code=$?
 done

@@ -51,9 +51,9 @@ STUBS = {
     "scancel": """
         echo "$@" >> "$DONE/scancel"; kill -TERM $(cat "$DONE"/pid-*)""",
     "rlhf": """
+        trap 'exit 130' TERM
         printf '%s\\n' "$@" > "$DONE/words-$SLURM_NODEID"
         echo $$ > "$DONE/pid-$SLURM_NODEID"
-        trap 'exit 130' TERM
         [[ $ENDS == never ]] && { sleep 60 & wait $!; }
         exit "$ENDS\"""",
 }
@@ -108,7 +108,6 @@ def test_slurm_ends_and_requeues_before_its_time_is_over(
     while len([p for p in tmp_path.glob("pid-*") if p.read_text().strip()]) < 2:
         assert time.monotonic() < deadline and job.poll() is None
         time.sleep(0.02)
-    time.sleep(0.2)  # the stand-ins set their traps
     job.send_signal(signal.SIGUSR1)
     assert job.wait(30) == 130
     assert (tmp_path / "scancel").read_text() == "--signal=TERM 4242\n"
