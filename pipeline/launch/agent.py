@@ -8,6 +8,7 @@ is made here.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +57,8 @@ def ended(failures: dict[int, Any]) -> int:
     codes = {rank: int(failure.exitcode) for rank, failure in failures.items()}
     killed = {rank: code for rank, code in codes.items() if code < 0}
     if killed:
-        rank, code = min(killed.items())
+        # Of those that torchrun ends as another is lost, it sends SIGTERM.
+        rank, code = min(killed.items(), key=lambda each: (each[1] == -signal.SIGTERM, each[0]))
         return _tell(f"process {rank} {by_signal(code)}; {RESUME}", LOST)
     if MISTAKE in codes.values():
         return MISTAKE

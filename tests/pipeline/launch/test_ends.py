@@ -31,6 +31,7 @@ FILE = Path("accelerate.yaml")
     ("codes", "expected", "told"),
     [
         ({1: -9}, LOST, "process 1 was ended by SIGKILL (memory may have run out)"),
+        ({0: -15, 1: -9}, LOST, "process 1 was ended by SIGKILL"),
         ({0: LOST, 1: -6}, LOST, "process 1 was ended by SIGABRT;"),
         ({0: MISTAKE, 1: INTERRUPTED}, MISTAKE, ""),
         ({0: LOST, 1: LOST}, agent.UNTOLD, ""),
