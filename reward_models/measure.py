@@ -35,7 +35,7 @@ def calibration(
 ) -> dict[str, Any]:
     """Expected calibration error of P(positive) = σ(margin), with the bins behind it.
 
-    ECE = Σ_b (n_b / n) · |mean P in b − share positive in b| over ``bins`` equal widths of P
+    ``ECE = Σ_b (n_b / n) · |mean P in b − share positive in b|`` over ``bins`` equal widths of P
     (Guo et al. 2017). Both classes count: P is of *positive*, not of the predicted label.
     """
     labels = np.asarray(positive, dtype=float)

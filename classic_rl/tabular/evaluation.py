@@ -29,7 +29,7 @@ TIE = 1e-10
 
 
 def action_values(mdp: MDP, values: np.ndarray) -> np.ndarray:
-    """``(S, A)``: Q(s, a) = r(s, a) + γ Σ P(s'|s, a) V(s'), a terminal's being its own reward."""
+    """``(S, A)``: ``r(s, a) + γ Σ P(s'|s, a) V(s')``, a terminal's being its own reward."""
     following = (mdp.transitions @ values).reshape(mdp.rewards.shape)
     following[mdp.terminal] = 0.0
     return mdp.rewards + mdp.gamma * following

@@ -1,0 +1,64 @@
+"""The documentation as a site: ``make site`` writes ``build/site``, and any warning fails it."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+project = "rlhf-pipeline"
+author = "the authors of rlhf-pipeline"
+root_doc = "index"
+exclude_patterns = ["make"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+html_theme = "furo"
+html_title = project
+html_show_sphinx = False
+html_show_copyright = False
+html_copy_source = False
+
+autodoc_inherit_docstrings = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+default_role = "code"
+suppress_warnings = ["ref.python"]  # of a name that two modules have in a signature: PPOConfig
+_PART = re.compile(r"^> (.+)$")  # of a long list of arguments: a heading among them
+_LINK_OUT = re.compile(r"\]\(\.\./CONTRIBUTING\.md\)")
+
+
+def _argument_headings(*event: Any) -> None:
+    """Turn the lines ``> Reward`` in a docstring into headings with arguments of their own."""
+    lines: list[str] = event[-1]
+    if not any(map(_PART.match, lines)):
+        return
+    made: list[str] = []
+    for line in lines:
+        part = _PART.match(line)
+        if part:
+            made += [f".. rubric:: {part[1]}", "", "Args:"]
+        elif line.strip() != "Args:":
+            made.append(line)
+    lines[:] = made
+
+
+def _links_out(app: Any, page: str, text: list[str]) -> None:
+    """The page of what stands beside ``docs/`` in the checkout."""
+    if page == "README":
+        text[0] = _LINK_OUT.sub("](contributing.md)", text[0])
+
+
+def setup(app: Any) -> None:
+    """Register the two."""
+    app.connect("autodoc-process-docstring", _argument_headings, priority=100)
+    app.connect("source-read", _links_out)
