@@ -24,6 +24,7 @@ _PER_PROCESS = {
     **dict.fromkeys(("orpo", "cpo", "simpo"), "its loss is a mean over each process's own tokens"),
 }
 """Methods whose loss depends on how a batch is divided, and why."""
+_LIKE_LENGTHS = "group_by_length"
 _BY_PAIR = ("sigmoid", "rebel", "hinge", "ipo", "robust", "exo_pair")
 """DPO's losses that are a mean over pairs."""
 
@@ -50,6 +51,8 @@ def same_batch(
     """
     if earlier is None or stage.arguments is None or why_not(stage, now) is not None:
         return False
+    if not _as_often(before, now, stage):
+        return False
     return whole_batch(stage, before, earlier) == whole_batch(stage, now, processes(stage))
 
 
@@ -69,15 +72,20 @@ def check_resumed(
         )
     rows, accumulated = _divided(stage, before)
     batch, here = rows * accumulated * earlier, whole_batch(stage, now, count)
-    if batch == here:
+    often = _as_often(before, now, stage)
+    if batch == here and often:
         return
     was = (
         f"{stage.name}: was begun by {_counted(earlier)} with batches of {batch} ({rows} rows ×"
         f" {accumulated} accumulated × {earlier}), and would go on with {here}"
     )
-    if batch % count:
+    if not often:
+        was = f"{was}, accumulated otherwise, which draws other texts of like length"
+    in_parts = count * (accumulated if _grouped(before) else 1)
+    if batch % in_parts:
         raise UserError(
-            f"{was}; {count} cannot share {batch} evenly, so start {_fitting(batch, count)}"
+            f"{was}; {count} cannot share {batch} evenly, so start"
+            f" {_fitting(batch // (in_parts // count), count)}"
         )
     share = batch // count
     kept = accumulated if share % accumulated == 0 else 1
@@ -87,12 +95,23 @@ def check_resumed(
 
 def why_not(stage: Stage, arguments: Mapping[str, Any]) -> str | None:
     """Why another division of its batches is another training; None where it is not."""
+    if stage.section != "sft" and _grouped(arguments):
+        return "train_sampling_strategy=group_by_length makes batches of each process's rows"
     if stage.section == "dpo":
         given = arguments.get("loss_type", "sigmoid")
         names = [given] if isinstance(given, str) else list(given)
         other = [name for name in names if name not in _BY_PAIR]
         return f"dpo.loss_type: {other[0]} is no mean over pairs" if other else None
     return _PER_PROCESS.get(stage.section)
+
+
+def _grouped(arguments: Mapping[str, Any]) -> bool:
+    return arguments.get("train_sampling_strategy") == _LIKE_LENGTHS
+
+
+def _as_often(before: Mapping[str, Any], now: Mapping[str, Any], stage: Stage) -> bool:
+    """Whether as many batches make a step as before, where each is of texts of like length."""
+    return not _grouped(now) or _divided(stage, before)[1] == _divided(stage, now)[1]
 
 
 def _divided(stage: Stage, arguments: Mapping[str, Any]) -> tuple[int, int]:

@@ -103,7 +103,8 @@ class _Trainer(SFTTrainer):
             return super()._get_train_sampler(train_dataset)
         seed = args.seed if args.data_seed is None else args.data_seed
         lengths = dataset.sizes() if later else [len(ids) for ids in dataset["input_ids"]]
-        return LikeLengths(lengths, args.train_batch_size, seed, epoch_of(self))
+        # The processes share a batch of like lengths: its rows are those that one would draw.
+        return LikeLengths(lengths, args.train_batch_size * args.world_size, seed, epoch_of(self))
 
 
 @tracking.tracked("sft")

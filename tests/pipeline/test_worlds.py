@@ -15,6 +15,7 @@ from pipeline.planning import plan
 from pipeline.provenance import origin, stage_inputs
 from pipeline.worlds import check_resumed, processes, same_batch, whole_batch
 
+GROUPED = {"train_sampling_strategy": "group_by_length"}
 ROWS, ACCUMULATED = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 
@@ -41,6 +42,9 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("dpo", {ROWS: 8}, 2, {ROWS: 16, "loss_type": ["sft"]}, 1, False),
         ("kto", {ROWS: 8}, 2, {ROWS: 16}, 1, False),
         ("grpo", {ROWS: 8}, 2, {ROWS: 16}, 1, False),
+        ("sft", {ROWS: 8, **GROUPED}, 2, {ROWS: 16, **GROUPED}, 1, True),
+        ("sft", {ROWS: 8, **GROUPED}, 2, {ROWS: 8, ACCUMULATED: 2, **GROUPED}, 1, False),
+        ("dpo", {ROWS: 8, **GROUPED}, 2, {ROWS: 16, **GROUPED}, 1, False),
     ],
 )
 def test_the_same_batches(
@@ -57,6 +61,14 @@ def test_the_same_batches(
         ("ppo", {ROWS: 4, ACCUMULATED: 4}, 2, 4, "size=2 ppo.gradient_accumulation_steps=4"),
         ("sft", {ROWS: 4}, 2, 8, "sft.per_device_train_batch_size=1"),
         ("ppo", {ROWS: 4}, 2, 3, "3 cannot share 8 evenly, so start 2"),
+        (
+            "sft",
+            {ROWS: 4, ACCUMULATED: 2, **GROUPED},
+            2,
+            8,
+            "size=1 sft.gradient_accumulation_steps=2",
+        ),
+        ("sft", {ROWS: 2, ACCUMULATED: 2, **GROUPED}, 2, 8, "8 cannot share 8 evenly, so start 4"),
         ("grpo", {}, 2, 4, "its rollouts are drawn and normalised in each process; start 2"),
     ],
 )

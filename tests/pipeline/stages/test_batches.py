@@ -7,15 +7,18 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import TrainerState
 
 from pipeline import runner
 from pipeline.config import load_experiment
+from pipeline.stages import sft
 from pipeline.stages.batches import LikeLengths, epoch_of
 from pipeline.stages.offline import GroupSampler
 
@@ -77,6 +80,16 @@ def test_a_loader_that_skips_gives_the_epoch_that_the_run_is_in(processes: int) 
         resumed.set_epoch(1)
         assert [batch.tolist() for batch in resumed] == whole[2:]
         assert whole != [batch.tolist() for batch in loader(make, lambda: 0)]
+
+
+@pytest.mark.parametrize(("rows", "processes"), [(16, 1), (8, 2), (4, 4)])
+def test_processes_share_the_batches_of_one(rows: int, processes: int) -> None:
+    arguments = {"train_sampling_strategy": "group_by_length", "train_batch_size": rows}
+    args = SimpleNamespace(world_size=processes, seed=3, data_seed=None, **arguments)
+    trainer: Any = SimpleNamespace(args=args, state=TrainerState(epoch=0.0))
+    trainer.train_dataset = Dataset.from_list([{"input_ids": [0] * n} for n in LENGTHS])
+    sampler = sft._Trainer._get_train_sampler(trainer)
+    assert list(sampler) == list(LikeLengths(LENGTHS, 16, seed=3))
 
 
 def test_a_run_that_was_ended_goes_on_with_the_same_batches(tiny: Path, tmp_path: Path) -> None:
