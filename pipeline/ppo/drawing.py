@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.data.records import Prompt
 from pipeline.lm.compiling import uncompiled
@@ -26,15 +27,17 @@ from pipeline.ppo.upkeep.sharing import rollout_draws
 class DrawingTrainer(BaseTrainer):
     """The trainer's part that draws completions.
 
-    A subclass sets ``engine``, ``_beside`` and ``_loaded`` before it calls ``__init__``.
+    A subclass sets ``engine``, ``_beside`` and ``_longest`` before it calls ``__init__``.
     """
 
     engine: Engine | None
     """What draws in the place of the trainer's own loop."""
     _beside: bool
     """Whether it draws beside an update (``PPOConfig.overlap``)."""
-    _loaded: int | None
-    """The optimizer step whose weights it has."""
+    _longest: int
+    """Tokens of the longest sequence to expect."""
+    _loaded: float | None = None
+    """The optimizer step whose weights the engine has; infinite where it no longer has any's."""
 
     def _sample(
         self,
@@ -109,6 +112,9 @@ class DrawingTrainer(BaseTrainer):
         step, model = self.state.global_step, self.actor_critic
         if step == self._loaded:
             return
+        if self._loaded is not None and step < self._loaded:
+            # It has seen other weights of this step, and may remember what it made of them.
+            engine.begin(model.policy, self.tokenizer, self._longest)
 
         def load() -> None:
             if self.is_world_process_zero():
@@ -117,6 +123,13 @@ class DrawingTrainer(BaseTrainer):
         distributed.sample_whole(model, load)
         self.accelerator.wait_for_everyone()
         self._loaded = step
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._loaded is not None:
+            self._loaded = math.inf
 
     def _loop(self, request: Request) -> list[list[int]]:
         """Tokens from the policy as it is, as many rows at once as fit."""

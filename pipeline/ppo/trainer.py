@@ -110,11 +110,11 @@ class PPOTrainer(RecordingTrainer):
             check_columns(function, eval_dataset or [])
         one_device(args)
         longest = make_ready(model, processing_class, args, train_dataset, eval_dataset)
+        self._longest = longest
         self.engine = engine_of(sampler, args)
         self._beside = args.overlap and runs_beside(self.engine)
         if self.engine is not None:
             self.engine.begin(model, processing_class, longest)
-        self._loaded: int | None = None  # the optimizer step whose weights the engine has
         if args.gold_stop and self.gold is None:
             raise UserError("gold_stop: there is no judge to stop by; pass gold_function")
         self.gold_watch = GoldWatch()

@@ -79,6 +79,9 @@ class Engine(Protocol):
     def begin(self, policy: nn.Module, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
         """Before any work: refuse in one line what cannot draw from this policy.
 
+        Called again where steps are counted anew, or a checkpoint's weights are put back: what was
+        made of a step's weights before is not to be used again.
+
         Args:
             longest: tokens of the longest sequence, prompt and completion.
         """

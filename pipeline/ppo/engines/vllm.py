@@ -103,7 +103,7 @@ class VLLM:
                 f"{self._server.name}: takes {window} tokens, and prompt and response have up to"
                 f" {longest}; start vLLM with --max-model-len {longest}"
             )
-        self._weights = self._by(policy, name)
+        self._weights = self._weights or self._by(policy, name)  # which drops what it has sent
         self._run = broadcast_object_list([f"run-{secrets.token_hex(4)}"])[0]
         self._probe = sequences(policy, tokenizer, longest)
         if is_main_process():

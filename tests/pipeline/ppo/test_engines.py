@@ -29,9 +29,10 @@ def reward(prompts: list[str], completions: list[str]) -> list[float]:
 
 def trainer(tmp_path: Path, sampler: Any = None, **settings: Any) -> PPOTrainer:
     arguments = PPOConfig(
-        output_dir=str(tmp_path), use_cpu=True, bf16=False, disable_tqdm=True, save_strategy="no",
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, disable_tqdm=True,
         report_to=[], total_episodes=16, per_device_train_batch_size=4, num_mini_batches=2,
-        num_ppo_epochs=2, response_length=TOKENS, learning_rate=1e-3, **settings,
+        num_ppo_epochs=2, response_length=TOKENS, learning_rate=1e-3,
+        **{"save_strategy": "no", **settings},
     )  # fmt: skip
     model, tokenizer = toy.toy_language_model(0), toy.toy_tokenizer()
     return PPOTrainer(model, reward, arguments, tokenizer, PROMPTS * 2, sampler=sampler)
@@ -202,3 +203,17 @@ def test_an_engine_gets_every_steps_weights_before_it_draws(tmp_path: Path) -> N
     made.evaluate(PROMPTS)
     made.evaluate(PROMPTS)
     assert engine.loaded == [0, 4, 8]
+
+
+def test_an_engine_is_given_a_checkpoint_s_weights_though_the_step_is_the_same(
+    tmp_path: Path,
+) -> None:
+    """As ``load_best_model_at_end`` puts them back."""
+    engine = Copy()
+    engine.trainer = made = trainer(tmp_path, engine, save_strategy="steps", save_steps=4)
+    made.train()
+    made.evaluate(PROMPTS)
+    made._load_from_checkpoint(str(tmp_path / "checkpoint-4"))
+    made.evaluate(PROMPTS)
+    made.evaluate(PROMPTS)
+    assert (engine.loaded, len(engine.begun)) == ([0, 4, 8, 8], 2)

@@ -21,7 +21,7 @@ from pipeline.ppo.engines import Request
 from pipeline.ppo.engines import server as asking
 from pipeline.ppo.engines.probe import Watch
 from pipeline.ppo.engines.vllm import VLLM
-from tests.pipeline.ppo.test_trainer import make_trainer, weights
+from tests.pipeline.ppo.test_trainer import PROMPTS, make_trainer, weights
 from tests.pipeline.ppo.vllm_standin import NAME, StandIn
 
 SHORT: dict[str, Any] = {
@@ -127,6 +127,27 @@ def test_a_request_says_all_that_would_change_the_distribution(tmp_path: Path) -
         assert body["temperature"] == 0.7 and body["max_tokens"] == 4
         assert body["ignore_eos"] and body["stop_token_ids"] == [toy.toy_tokenizer().eos_token_id]
     assert len({body["seed"] for body in bodies}) == len(bodies)
+
+
+@WAYS
+def test_a_checkpoint_put_back_is_drawn_from_though_the_step_is_the_same(
+    tmp_path: Path, section: dict[str, Any]
+) -> None:
+    with StandIn(toy.toy_language_model(0)) as server:
+        trainer, _ = make_trainer(
+            tmp_path, section=section, generation="vllm", server=server.url,
+            save_strategy="steps", save_steps=4, **SHORT,
+        )  # fmt: skip
+        trainer.train()
+        trainer.evaluate(PROMPTS[:4])
+        trainer._load_from_checkpoint(str(tmp_path / "checkpoint-4"))
+        trainer.evaluate(PROMPTS[:4])
+        salts = list(dict.fromkeys(body["cache_salt"] for body in server.completions()))
+        assert [salt.rpartition("-")[2] for salt in salts] == ["0", "4", "8", "8"]
+        assert len(set(salts)) == 4
+        assert [folder.name for folder in (tmp_path / "server").iterdir()] == salts[-1:]
+        if section is LORA:
+            assert set(server.adapters) == {salts[-1]}
 
 
 def test_a_row_is_the_same_whichever_process_asks(tmp_path: Path) -> None:
