@@ -14,13 +14,6 @@ from transformers import TrainingArguments
 from common.service import ServiceMistake, parsed
 from pipeline.bounds import AboveZero, Count, NotNegative, out_of_bounds
 
-_LEAST_SEEN = 0.01  # of the score by a completion's first token, less is warned of
-_MANY_PREFIXES = (
-    128  # of one completion, more are warned of: their texts are quadratic in its length
-)
-# Optimality with each estimator in the reward, medians over five seeds: docs/certificate.md.
-_IN_REWARD, _IN_REWARD_K1 = {"k2": "0.29", "k3": "-0.19"}, "0.99"
-
 
 @dataclass
 class PPOConfig(TrainingArguments):
@@ -305,37 +298,6 @@ class PPOConfig(TrainingArguments):
             return self.max_steps // self.steps_per_rollout * self.rollout_batch_size
         epoch = max(1, prompts // self.rollout_batch_size) * self.rollout_batch_size
         return math.ceil(self.num_train_epochs * epoch)
-
-    def advice(self) -> Iterator[str]:
-        """What is set and does not do what its name says, a line each."""
-        optimality = _IN_REWARD.get(self.kl_estimator)
-        if self.kl_in == "reward" and optimality is not None and self.kl_coef > 0:
-            yield (
-                f"kl_estimator={self.kl_estimator} in the reward does not lead to the optimum of"
-                f" reward and KL: measured {optimality} of the way from the reference to it,"
-                f" {_IN_REWARD_K1} with k1 (docs/certificate.md); set k1, or kl_in: loss"
-            )
-        asked = -(-self.response_length // self.prefix_every)
-        if self.critic == "prefix" and asked > _MANY_PREFIXES:
-            yield (
-                f"critic=prefix: a completion of {self.response_length} tokens asks the reward"
-                f" {asked} times, each time with a longer text; set prefix_every:"
-                f" {-(-self.response_length // _MANY_PREFIXES)} or more"
-            )
-        if self.prefix_every > 1 and self.critic != "prefix":
-            yield f"prefix_every={self.prefix_every} does nothing without critic: prefix"
-        seen = (self.gamma * self.lam) ** (self.response_length - 1)
-        if seen < _LEAST_SEEN:
-            yield (
-                f"lam={self.lam:g}: of {self.response_length} tokens the first is credited with"
-                f" {seen:.1g} of a score at the end, until the critic has learned; set lam: 1"
-            )
-        default = type(self).__dataclass_fields__["vf_coef"].default
-        if not self.value_backprop and self.vf_coef not in (0, default):
-            yield (
-                f"vf_coef={self.vf_coef:g} changes next to nothing without value_backprop, as"
-                " Adam's steps do not depend on a loss's scale; set value_learning_rate"
-            )
 
     @staticmethod
     def clashes(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,7 @@ from pipeline.lm.scored import check_columns
 from pipeline.output.console import say
 from pipeline.output.versions import warn_untested
 from pipeline.ppo.actor_critic import ActorCritic, TokenRecord
+from pipeline.ppo.advice import advice
 from pipeline.ppo.config import PPOConfig
 from pipeline.ppo.control import KLController, RunningDeviation
 from pipeline.ppo.engines import Engine, Sampler
@@ -118,7 +119,7 @@ class PPOTrainer(RecordingTrainer):
         if args.gold_stop and self.gold is None:
             raise UserError("gold_stop: there is no judge to stop by; pass gold_function")
         self.gold_watch = GoldWatch()
-        for line in args.advice():
+        for line in advice(args):
             say(f"warning: {line}")
         horizon = args.kl_horizon or args.planned_episodes(len(train_dataset)) / _HORIZONS
         self.kl_control = KLController(args.kl_coef, args.kl_target, horizon)

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from pipeline.ppo import PPOConfig
+from pipeline.ppo.advice import advice
 from pipeline.ppo.measure import Measure, padding_share
 from pipeline.ppo.rollout import Microbatch, schedule
 from tests.pipeline.ppo.test_parts import settings
@@ -184,6 +185,6 @@ def test_parts_know_their_rows(tmp_path: Path) -> None:
 
 
 def test_a_prefix_critic_of_long_completions_is_warned_of() -> None:
-    (line,) = settings(critic="prefix", response_length=4096).advice()
+    (line,) = advice(settings(critic="prefix", response_length=4096))
     assert "4096 times" in line and "prefix_every: 32" in line
-    assert not list(settings(critic="prefix", response_length=4096, prefix_every=32).advice())
+    assert not list(advice(settings(critic="prefix", response_length=4096, prefix_every=32)))

@@ -17,6 +17,7 @@ from pipeline.lm.generation import Completion
 from pipeline.lm.scoring import TokenBatch
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.ppo.actor_critic import TokenRecord
+from pipeline.ppo.advice import advice
 from pipeline.ppo.control import KLController, RunningDeviation
 from pipeline.ppo.rollout import Rollout, microbatches, schedule, shaped_scores, token_rewards
 from pipeline.ppo.upkeep.memory import Memory
@@ -85,10 +86,10 @@ def test_a_lambda_that_hides_the_score_from_the_first_token_is_warned_of() -> No
     rewards[0, -1] = 1.0
     mask = torch.ones(1, 256, dtype=torch.bool)
     credit, _ = completion_gae(rewards, torch.zeros(1, 256), mask, 1.0, 0.95)
-    (line,) = settings(lam=0.95, response_length=256).advice()
+    (line,) = advice(settings(lam=0.95, response_length=256))
     assert f"of 256 tokens the first is credited with {float(credit[0, 0]):.1g}" in line
-    assert not list(settings(lam=0.95, response_length=64).advice())
-    assert not list(settings(response_length=2048).advice())
+    assert not list(advice(settings(lam=0.95, response_length=64)))
+    assert not list(advice(settings(response_length=2048)))
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])
@@ -101,11 +102,11 @@ def test_an_estimator_with_another_optimum_is_warned_of_with_the_certificate_s_f
         for row in table.partition("## PPO's switches")[2].splitlines()
         if row.startswith(("| PPO  ", "| k2 in the reward", "| k3 in the reward"))
     }
-    (line,) = settings(kl_estimator=estimator).advice()
+    (line,) = advice(settings(kl_estimator=estimator))
     assert f"measured {figures[f'{estimator} in the reward']:.2f} of the way" in line
     assert f" {figures['PPO']:.2f} with k1" in line
-    assert not list(settings(kl_estimator=estimator, kl_in="loss").advice())
-    assert not list(settings().advice())
+    assert not list(advice(settings(kl_estimator=estimator, kl_in="loss")))
+    assert not list(advice(settings()))
 
 
 def test_running_deviation_equals_the_deviation_of_everything() -> None:

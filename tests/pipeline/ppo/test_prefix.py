@@ -13,6 +13,7 @@ from pipeline.data.toy import toy_tokenizer
 from pipeline.errors import FailedReward
 from pipeline.lm.generation import Completion, sample
 from pipeline.ppo import PPOConfig
+from pipeline.ppo.advice import advice
 from pipeline.ppo.prefix import GROUPS, KEPT, PrefixCritic, prefixes
 from tests.pipeline.ppo.test_trainer import PROMPTS, letters, make_trainer
 
@@ -201,5 +202,5 @@ def test_sampling_and_scoring_prefixes_agree_on_text(tmp_path: Path) -> None:
 
 def test_prefix_every_without_the_critic_is_told() -> None:
     arguments: dict[str, Any] = {"output_dir": "x", "use_cpu": True, "prefix_every": 2}
-    assert any("prefix_every" in line for line in PPOConfig(**arguments).advice())
-    assert not list(PPOConfig(critic="prefix", **arguments).advice())
+    assert any("prefix_every" in line for line in advice(PPOConfig(**arguments)))
+    assert not list(advice(PPOConfig(critic="prefix", **arguments)))
