@@ -260,6 +260,12 @@ def parsed(url: str, name: str, header_setting: str = "header_env") -> httpx2.UR
         address = httpx2.URL(url)
     except (httpx2.InvalidURL, ValueError):
         raise ServiceMistake(f"{name}: is no address; write http://host:port/path") from None
+    if address.scheme not in ("http", "https"):
+        raise ServiceMistake(f"{name}: is no address of HTTP; write http://host:port/path")
+    if address.port is not None and not 0 < address.port < 2**16:
+        raise ServiceMistake(
+            f"{name}: there is no port {address.port}; write http://host:port/path"
+        )
     if address.userinfo:
         raise ServiceMistake(
             f"{name}: the address holds a user or a password, which would be kept with every "

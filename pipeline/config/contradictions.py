@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config.loading import model_problems
 from pipeline.config.losses import loss_problems
@@ -84,13 +84,7 @@ def of_method(experiment: Experiment, method: str) -> Iterator[tuple[str, str]]:
                 "beta",
                 "0 is no coefficient that ppo.kl_target could steer; set it above 0: beta=0.05",
             )
-        engine = given.get("generation") or "loop"
-        if given.get("overlap") and engine in ("loop", "continuous"):
-            yield (
-                "ppo.overlap",
-                f"true gains nothing with ppo.generation={engine}, which draws in this process from"
-                " the weights that an update changes; set ppo.generation=vllm, or it to false",
-            )
+        yield from _of_engine(given, experiment.model.use_peft)
         no_judge = not reward.trains_here() and reward.gold in (None, reward.source)
         if no_judge and given.get("gold_stop"):
             yield (
@@ -107,6 +101,29 @@ def of_method(experiment: Experiment, method: str) -> Iterator[tuple[str, str]]:
     if method in ON_POLICY:
         yield from rollout_problems(method, given, experiment.generation.temperature)
     yield from missing(method)
+
+
+def _of_engine(given: Mapping[str, Any], lora: bool) -> Iterator[tuple[str, str]]:
+    """What PPO's completions are drawn by, among the arguments that are given for it."""
+    engine = given.get("generation") or "loop"
+    if given.get("overlap") and engine in ("loop", "continuous"):
+        yield (
+            "ppo.overlap",
+            f"true gains nothing with ppo.generation={engine}, which draws in this process from"
+            " the weights that an update changes; set ppo.generation=vllm, or it to false",
+        )
+    weights = given.get("server_weights") or "auto"
+    if engine == "vllm" and weights == "adapter" and not lora:
+        yield (
+            "ppo.server_weights",
+            "adapter is for LoRA, and the policy has no adapters: set model.use_peft=true, or leave"
+            " it out",
+        )
+    if engine == "vllm" and weights in ("folder", "nccl") and lora:
+        yield (
+            "ppo.server_weights",
+            f"{weights} is for policies without LoRA (model.use_peft): leave it out",
+        )
 
 
 def _of_reward(experiment: Experiment) -> Iterator[tuple[str, str]]:

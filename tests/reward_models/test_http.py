@@ -372,6 +372,7 @@ def test_by_name() -> None:
     [
         ("http://", {}, "names no host"),
         ("http://a:b:c/", {}, "is no address"),
+        ("http://a:99999/", {}, "no port 99999"),
         ("http://a/score?key=1", {}, "http://a/score: the address has a query"),
         ("https://me:pw@host/x", {}, "reward https://host/x: the address holds a user"),
         ("http://h/x", {"format": "pair"}, "is a service, for which format means nothing"),

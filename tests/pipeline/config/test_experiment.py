@@ -292,6 +292,27 @@ def test_nothing_overlaps_in_one_process(tiny: Path, engine: list[str]) -> None:
     load_experiment(tiny, ["ppo.overlap=true", "ppo.generation=vllm", "ppo.server=http://a:1"])
 
 
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("ftp://a", "no address of HTTP"), ("a:1", "no address of HTTP"), ("http://a:99999", "port")],
+)
+def test_a_generation_server_is_somewhere(tiny: Path, address: str, why: str) -> None:
+    message = complaint(tiny, "ppo.generation=vllm", f"ppo.server={address}")
+    assert f"ppo.server={address}: expected http://host:port" in message and why in message
+
+
+@pytest.mark.parametrize(
+    ("way", "lora"), [("adapter", "false"), ("folder", "true"), ("nccl", "true")]
+)
+def test_weights_go_to_the_server_as_the_policy_has_them(tiny: Path, way: str, lora: str) -> None:
+    """Told before SFT and the reward are trained, not when PPO begins."""
+    server = ["ppo.generation=vllm", "ppo.server=http://a:1", f"ppo.server_weights={way}"]
+    message = complaint(tiny, *server, f"model.use_peft={lora}")
+    assert f"ppo.server_weights={way}: {way} is for " in message
+    other = "false" if lora == "true" else "true"
+    load_experiment(tiny, [*server, f"model.use_peft={other}"])
+
+
 def test_without_a_price_of_kl_nothing_steers_it(tiny: Path) -> None:
     load_experiment(tiny, ["beta=0"])
     message = complaint(tiny, "ppo.kl_target=3", "beta=0")
