@@ -129,7 +129,6 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
     model, tokenizer = policy(case["model"], case["trained"])
     lengths: list[int] | None = case.get("lengths")
     count = len(lengths) if lengths else case["rows"]
-    rollouts = case["rollouts"]
 
     def given(request: Request) -> list[list[int]]:
         generator = random.Random(request.seed)
@@ -150,7 +149,7 @@ def run(case: dict[str, Any]) -> dict[str, Any]:
         "gradient_accumulation_steps": count // at_once,
         "num_mini_batches": 1,
         "num_ppo_epochs": 1,
-        "total_episodes": count * rollouts,
+        "total_episodes": count * case["rollouts"],
         "response_length": case["length"],
         "log_completions": 0,
         "learning_rate": 1e-6,

@@ -69,8 +69,8 @@ def load_reward(
     Args:
         spec: A folder or hub id of a sequence-classification checkpoint, ``file.py:function``,
             ``module:function``, ``rules:name`` or the URL of a service. Functions take
-            ``(prompts, completions, **columns)``, see `bound`; rules are those of `rules`; a service is a
-            `HttpReward`.
+            ``(prompts, completions, **columns)``, see `bound`; rules are those of `rules`; a
+            service is a `HttpReward`.
         base: The folder that a relative path starts from, and where modules are looked for too;
             None is the current one.
         max_length: The longest text in tokens; None is what the checkpoint can take.

@@ -1,8 +1,8 @@
 """PPO with a KL penalty for language models, on ``transformers.Trainer``.
 
 Read `trainer` (a rollout in ``_collect``, the loss in ``compute_loss``), then `rollout`,
-`actor_critic`, `prefix` and `control`; `config` explains every setting. `drawing` and `engines` make
-the completions, `recording` scores them, and `upkeep` keeps a run up.
+`actor_critic`, `prefix` and `control`; `config` explains every setting. `drawing` and `engines`
+make the completions, `recording` scores and pays them, and `upkeep` keeps a run up.
 """
 
 from pipeline.ppo.config import PPOConfig

@@ -1,5 +1,5 @@
-"""What completions are given before anything is learned from them: scores, and the record of every
-token by policy, critic and reference."""
+"""What completions are given before anything is learned from them: scores, the record of every
+token by policy, critic and reference, and what each is paid."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ from pipeline.ppo.actor_critic import TokenRecord
 from pipeline.ppo.cut_off import beyond_the_end
 from pipeline.ppo.drawing import DrawingTrainer
 from pipeline.ppo.prefix import prefixes
-from pipeline.ppo.rollout import record_in_parts, scaled_scores
+from pipeline.ppo.rollout import (
+    dense_scores,
+    per_deviation,
+    record_in_parts,
+    scaled_scores,
+    shaped_scores,
+    token_rewards,
+    whitened,
+)
 from pipeline.ppo.upkeep.guards import failed_reward
 from reward_models import RewardCall, RewardError, Scores
 
 
 class RecordingTrainer(DrawingTrainer):
-    """The trainer's part that scores and records completions.
+    """The trainer's part that scores, records and pays completions.
 
     A subclass sets ``reward`` before it calls ``__init__``, and ``_kept_on`` before it trains.
     """
@@ -89,6 +97,32 @@ class RecordingTrainer(DrawingTrainer):
     def _lowest(self, value: float) -> float:
         """The lowest of every process's."""
         return float(self.gather_rows(torch.tensor([value], dtype=torch.float64)).min())
+
+    def _paid(
+        self,
+        scores: Tensor,
+        said: Scores,
+        old: TokenRecord,
+        mask: Tensor,
+        ended: Tensor,
+        counted: Tensor,
+    ) -> tuple[Tensor, float]:
+        """What each token is paid, ``(B, T)``, and β on its scale for a token's own exact KL.
+
+        Args:
+            scores: of the completions ``(B,)``, as ``said``. counted: tokens that are learned from.
+        """
+        args, everyone = self.args, self.sum_over_processes
+        shaped = shaped_scores(scores, ended, args, self.score_deviation, everyone)
+        if said.tokens is not None:
+            shaped = dense_scores(said.tokens, mask, ended, args, self.score_deviation)
+        beta = self.kl_control.coefficient if args.kl_in == "reward" else 0.0
+        rewards = token_rewards(shaped, old, mask, beta, args.kl_estimator)
+        price = beta if args.charges_exact_kl else 0.0  # which the loss charges
+        if args.whiten_rewards:
+            price *= per_deviation(rewards, counted, everyone) if price else 1.0
+            rewards = whitened(rewards, counted, everyone, keep_mean=True)
+        return rewards, price
 
     def _beyond(
         self, batch: TokenBatch, trunk: Tensor | None, ended: Tensor, scores: Tensor, price: float

@@ -38,14 +38,11 @@ from pipeline.ppo.recording import RecordingTrainer
 from pipeline.ppo.rollout import (
     Microbatch,
     Rollout,
-    dense_scores,
     importance_ratios,
     microbatches,
     own_kl_values,
     per_deviation,
     scaled_scores,
-    shaped_scores,
-    token_rewards,
     whitened,
 )
 from pipeline.ppo.upkeep import distributed
@@ -179,15 +176,7 @@ class PPOTrainer(RecordingTrainer):
         ended = torch.tensor([c.ended for c in completions], device=scores.device)
         learns = mask & ended[:, None] if args.cut_off == "mask" else None
         counted = mask if learns is None else learns
-        shaped = shaped_scores(scores, ended, args, self.score_deviation, everyone)
-        if said.tokens is not None:
-            shaped = dense_scores(said.tokens, mask, ended, args, self.score_deviation)
-        beta = self.kl_control.coefficient if args.kl_in == "reward" else 0.0
-        rewards = token_rewards(shaped, old, mask, beta, args.kl_estimator)
-        price = beta if exact else 0.0  # of a token's own KL, which the loss charges
-        if args.whiten_rewards:
-            price *= per_deviation(rewards, counted, everyone) if price else 1.0
-            rewards = whitened(rewards, counted, everyone, keep_mean=True)
+        rewards, price = self._paid(scores, said, old, mask, ended, counted)
 
         # 5. Estimate advantages and returns by GAE.
         beyond = self._beyond(batch, trunk, ended, scores, price)
