@@ -46,7 +46,8 @@ def test_with_fused_attention(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["4bit", pytest.param("8bit", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
 def test_with_quantised_weights(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """GPT-2's layers stand the other way round than nn.Linear's, too."""
     pytest.importorskip("bitsandbytes", reason="the extra `quantization`")

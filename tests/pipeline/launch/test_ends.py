@@ -93,10 +93,14 @@ def test_an_interrupted_launcher_ends_its_child(monkeypatch: pytest.MonkeyPatch)
         return begun[0]
 
     monkeypatch.setattr(command, "start", start)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
     timer = threading.Timer(1.0, _thread.interrupt_main)
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        command._run_job(Machines(Launch(FILE, 2)), 0, command.Job("ppo", True), [], "ppo")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            command._run_job(Machines(Launch(FILE, 2)), 0, command.Job("ppo", True), [], "ppo")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert begun[0].returncode == -signal.SIGTERM
 
 

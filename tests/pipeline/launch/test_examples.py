@@ -25,8 +25,9 @@ KUBERNETES = ROOT / "scripts" / "kubernetes.yaml"
 
 
 def parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[argparse.Namespace, Launch]:
-    """What `rlhf` makes of the words, on a machine without GPUs."""
+    """What `rlhf` makes of the words, on a machine without GPUs whose ports are free."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("pipeline.launch.settings._check_ports", lambda launch: None)
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     options = cli._parser().parse_intermixed_args(words)
     assert options.command == "run"

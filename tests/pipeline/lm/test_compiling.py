@@ -59,6 +59,7 @@ def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_run_learns_the_same(tmp_path: Path) -> None:
     """Over the kept trunk, which is a way past the model's own forward pass."""
     plain = trainer_of(tmp_path / "plain")

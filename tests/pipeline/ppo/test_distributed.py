@@ -221,6 +221,7 @@ def rank_one(launcher: int) -> psutil.Process:
     return next(w for w in workers if w.environ().get("RANK") == "1")
 
 
+@pytest.mark.long
 def test_a_killed_rank_ends_the_job_and_it_goes_on_in_one_process(
     prepared: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
