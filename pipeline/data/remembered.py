@@ -125,9 +125,6 @@ class Remembered:
         os.utime(folder)
         return folder
 
-    def __getstate__(self) -> dict[str, Any]:
-        return dict(self.__dict__)
-
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
