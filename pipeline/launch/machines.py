@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 from common.progress import say
+from pipeline.errors import UserError
 from pipeline.launch.settings import Launch
 
 BEAT = 2.0
@@ -25,6 +26,7 @@ SILENCE = 60.0
 GATHERING = 900.0
 """Seconds that machines wait for each other at the start; the scheduler starts them one by one."""
 _ANSWER = timedelta(seconds=20)
+_TRY = timedelta(seconds=5)
 
 
 class LostMachine(Exception):
@@ -39,6 +41,7 @@ class Machines:
 
         Raises:
             LostMachine: they do not come within `GATHERING` seconds.
+            UserError: the address is not this machine's, which is the first.
         """
         self.launch = launch
         self._count, self._last = 0, 0.0
@@ -55,22 +58,32 @@ class Machines:
         first = launch.rank == 0
         others = f"{launch.machines - 1} more" if first else f"machine 0 at {launch.address}"
         say(f"machine {launch.rank} of {launch.machines}: waiting for {others}")
-        try:
-            store = TCPStore(
-                str(launch.address),
-                launch.port,
-                is_master=first,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=GATHERING),
-            )
-        except RuntimeError as error:
-            raise LostMachine(
-                f"machine 0: no answer at {launch.address}:{launch.port} within"
-                f" {GATHERING / 60:.0f} minutes; start the command there too, or check"
-                " --main-process-ip and --main-process-port"
-            ) from error
-        store.set_timeout(_ANSWER)
-        return store
+        deadline = time.monotonic() + GATHERING
+        while True:
+            try:
+                store = TCPStore(
+                    str(launch.address),
+                    launch.port,
+                    is_master=first,
+                    wait_for_workers=False,
+                    # While it waits no signal is heeded, Ctrl-C neither.
+                    timeout=_ANSWER if first else _TRY,
+                )
+            except RuntimeError as error:
+                if first:
+                    raise UserError(
+                        f"--main-process-ip: {launch.address}: this machine 0 does not reach"
+                        " itself there; set its own address, the same on every machine"
+                    ) from error
+                if time.monotonic() > deadline:
+                    raise LostMachine(
+                        f"machine 0: no answer at {launch.address}:{launch.port} within"
+                        f" {GATHERING / 60:.0f} minutes; start the command there too, or check"
+                        " --main-process-ip and --main-process-port"
+                    ) from error
+            else:
+                store.set_timeout(_ANSWER)
+                return store
 
     def tell(self, key: str, value: str) -> None:
         """Leave a word for the others; for oneself too."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.launch import agent, command, machines
 from pipeline.launch.children import INTERRUPTED, LOST, MISTAKE
 from pipeline.launch.command import accelerate_words
@@ -161,6 +163,27 @@ def test_a_silent_machine_is_missed(quick: None) -> None:
     began = time.monotonic()
     assert "machine 1 no longer answers" in wait_for(first)
     assert time.monotonic() - began < 10
+
+
+def test_waiting_for_the_first_machine_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    monkeypatch.setattr(machines, "_TRY", timedelta(seconds=1))
+    began = time.monotonic()
+    threading.Timer(0.5, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        Machines(Launch(FILE, 2, 2, 1, "127.0.0.1", port))
+    assert time.monotonic() - began < 60
+
+
+def test_a_first_machine_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "_ANSWER", timedelta(seconds=1))
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    with pytest.raises(UserError, match="--main-process-ip: no-such-host: this machine 0 does not"):
+        Machines(Launch(FILE, 2, 2, 0, "no-such-host", port))
 
 
 def test_a_first_machine_that_is_gone_is_missed(quick: None) -> None:
