@@ -11,6 +11,7 @@ from pipeline.data.validation import validation_prompts
 from pipeline.lm.generation import Completion
 from pipeline.output.metrics_file import read_metrics
 from pipeline.ppo.config import PPOConfig, sharded
+from pipeline.ppo.engines.choice import remove_sent
 from pipeline.ppo.trainer import PPOTrainer
 from pipeline.ppo.value_head import FOLDER, save_value_head
 from pipeline.report import figures
@@ -118,6 +119,7 @@ def train(
     trainer.evaluations.path = experiment.stage_dir("ppo") / EVALUATIONS
     fit(trainer, experiment, "ppo")
     save_trained(trainer, experiment, "ppo", trainer.actor_critic.policy)
+    remove_sent(arguments)
     if experiment.ppo.save_value_head and trainer.is_world_process_zero():
         prefix = trainer.prefix_critic if arguments.critic == "prefix" else None
         head = trainer.actor_critic.value_head

@@ -47,12 +47,10 @@ def _named(args: PPOConfig) -> Engine | None:
         return Continuous()
     from pipeline.ppo.engines.vllm import VLLM
 
-    own = Path(str(args.output_dir)) / "server"
-    if is_main_process():
-        shutil.rmtree(own, ignore_errors=True)  # what a run that was killed has left
+    remove_sent(args)  # what a run that was killed has left
     return VLLM(
         str(args.server),
-        Path(args.server_folder or own),
+        Path(args.server_folder or _own_folder(args)),
         temperature=args.temperature,
         header_env=args.server_header_env,
         timeout=args.server_timeout,
@@ -60,3 +58,14 @@ def _named(args: PPOConfig) -> Engine | None:
         weights=args.server_weights,
         tolerance=args.server_tolerance or (_ROUNDED if args.bf16 or args.fp16 else _EXACT),
     )
+
+
+def remove_sent(args: PPOConfig) -> None:
+    """Remove the last weights that a server was given, which may be a whole model's; not those in a
+    ``server_folder``, where other runs' may be."""
+    if is_main_process():
+        shutil.rmtree(_own_folder(args), ignore_errors=True)
+
+
+def _own_folder(args: PPOConfig) -> Path:
+    return Path(str(args.output_dir)) / "server"

@@ -14,6 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from pipeline.config import load_experiment
 from pipeline.data import toy
 from pipeline.errors import UserError
 from pipeline.ppo import PPOConfig
@@ -21,6 +22,7 @@ from pipeline.ppo.engines import Request
 from pipeline.ppo.engines import server as asking
 from pipeline.ppo.engines.probe import Watch
 from pipeline.ppo.engines.vllm import VLLM
+from pipeline.stages import ppo
 from tests.pipeline.ppo.test_trainer import PROMPTS, make_trainer, weights
 from tests.pipeline.ppo.vllm_standin import NAME, StandIn
 
@@ -127,6 +129,20 @@ def test_a_request_says_all_that_would_change_the_distribution(tmp_path: Path) -
         assert body["temperature"] == 0.7 and body["max_tokens"] == 4
         assert body["ignore_eos"] and body["stop_token_ids"] == [toy.toy_tokenizer().eos_token_id]
     assert len({body["seed"] for body in bodies}) == len(bodies)
+
+
+def test_the_stage_leaves_no_weights_that_were_sent(tiny: Path, tmp_path: Path) -> None:
+    model = toy.toy_language_model(0)
+    for made in (model, toy.toy_tokenizer()):
+        made.save_pretrained(tmp_path / "sft" / "model")
+    with StandIn(model) as server:
+        given = ["ppo.generation=vllm", f"ppo.server={server.url}", "ppo.total_episodes=64"]
+        experiment = load_experiment(tiny, [f"output_dir={tmp_path}", *given])
+        ppo.train(experiment, reward=lambda prompts, completions: [len(c) for c in completions])
+        assert len(server.completions()) == 64
+    assert (tmp_path / "ppo" / "model" / "config.json").is_file()
+    assert (tmp_path / "ppo" / "checkpoints").is_dir()
+    assert not (tmp_path / "ppo" / "checkpoints" / "server").exists()
 
 
 @WAYS
