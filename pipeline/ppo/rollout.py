@@ -22,6 +22,7 @@ from pipeline.ppo.measure import Measure
 
 ReduceSum = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes."""
+_LARGEST = 80.0  # nats of a log-ratio
 
 
 @dataclass
@@ -171,7 +172,8 @@ def importance_ratios(
     engine[mask] = torch.tensor(
         [x for completion in completions for x in completion.logps or ()], device=mask.device
     )
-    return torch.where(mask, logps - engine, 0.0).exp()
+    # Of float32's range, or a token that one of the two holds for impossible has no logarithm.
+    return torch.where(mask, logps - engine, 0.0).clamp(-_LARGEST, _LARGEST).exp()
 
 
 def shaped_scores(

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 
+@pytest.mark.slow
 def test_bitsandbytes_which_peft_imports_says_nothing_of_kernels_that_are_missing() -> None:
     pytest.importorskip("bitsandbytes", reason="the extra `quantization`")
     code = """

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pipeline.data import toy
 from pipeline.errors import UserError
-from pipeline.lm.generation import sample_tokens
+from pipeline.lm.generation import Completion, sample_tokens
 from pipeline.ppo import PPOConfig, PPOTrainer
 from pipeline.ppo.engines import Drawn, Request
+from pipeline.ppo.rollout import importance_ratios
 from pipeline.ppo.upkeep.metrics import engine_metrics
 
 PROMPTS = ["the film is", "the plot is", "a story about", "this movie about"]
@@ -156,6 +157,15 @@ def test_engine_metrics_by_hand() -> None:
     k3 = (0 + (3 - math.log(4)) + (-0.5 + math.log(2))) / 3
     assert metrics["engine/kl"] == pytest.approx(k3)
     assert metrics["engine/logp_difference"] == pytest.approx((math.log(4) + math.log(2)) / 3)
+
+
+def test_a_token_that_one_side_holds_for_impossible_leaves_finite_metrics() -> None:
+    drawn = [Completion("", (1,), (2, 3), "", False, logps=(0.0, -150.0))]
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    ratio = importance_ratios(drawn, torch.tensor([[-150.0, 0.0]]), mask)
+    assert ratio is not None and float(ratio[0, 0]) < 1e-30 < 1e30 < float(ratio[0, 1])
+    metrics = engine_metrics(ratio, mask, 2.0, lambda sums: sums)
+    assert all(math.isfinite(value) for value in metrics.values())
 
 
 BAD: dict[str, tuple[Callable[[int], Any], str]] = {
