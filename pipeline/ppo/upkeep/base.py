@@ -123,6 +123,7 @@ class BaseTrainer(Trainer):
         repeats = args.steps_per_rollout * args.gradient_accumulation_steps
         prompts: Any = self.train_dataset
         self.pending = []  # an earlier call that ended in an error may have left some
+        self.ahead.wait()  # or still draw, and an engine is asked one thing at a time
         self.ahead = Ahead()
         self._sampler = RolloutSampler(len(prompts), args.rollout_batch_size, repeats, args.seed)
         loader = DataLoader(
