@@ -133,6 +133,8 @@ def _read_file(path: Path) -> dict[str, Any]:
         why = _OTHERS.get(str(kind), f"is not started from here; set {' or '.join(SPLITTERS)}")
         raise UserError(f"{path}: distributed_type: {kind} {why}")
     section = values.get("fsdp_config") or {}
+    if not isinstance(section, dict):
+        raise UserError(f"{path}: fsdp_config: expected settings by name, got {section!r}")
     if section and kind != "FSDP":
         raise UserError(f"{path}: fsdp_config: does nothing with distributed_type: {kind}")
     known = {a.dest for a in launch_command_parser()._actions if a.dest.startswith("fsdp_")}
@@ -183,7 +185,7 @@ def _launch(path: Path, values: dict[str, Any], given: dict[str, Any]) -> Launch
     counts = {name: value(name, default) for name, default in _COUNTS.items()}
     for name, count in counts.items():
         least = 0 if name == "machine_rank" else 1
-        if not isinstance(count, int) or count < least:
+        if not isinstance(count, int) or isinstance(count, bool) or count < least:
             raise UserError(f"{place(name)}: expected a number from {least} up, got {count!r}")
     processes, machines, rank = counts.values()
     if processes % machines:
