@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,6 +87,15 @@ def test_the_words_of_accelerate() -> None:
     assert alone.main_process_port == 0  # any
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """SIGINT interrupts, though a shell that starts the tests by & has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_an_interrupted_launcher_ends_its_child(monkeypatch: pytest.MonkeyPatch) -> None:
     """As by Ctrl-C or SIGTERM; the child has a session of its own, so only the launcher gets it."""
     begun = []
@@ -96,14 +106,10 @@ def test_an_interrupted_launcher_ends_its_child(monkeypatch: pytest.MonkeyPatch)
         return begun[0]
 
     monkeypatch.setattr(command, "start", start)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
     timer = threading.Timer(1.0, _thread.interrupt_main)
     timer.start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            command._run_job(Machines(Launch(FILE, 2)), 0, command.Job("ppo", True), [], "ppo")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt):
+        command._run_job(Machines(Launch(FILE, 2)), 0, command.Job("ppo", True), [], "ppo")
     assert begun[0].returncode == -signal.SIGTERM
 
 
@@ -166,6 +172,7 @@ def test_a_silent_machine_is_missed(quick: None) -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.usefixtures("heeded")
 def test_waiting_for_the_first_machine_can_be_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

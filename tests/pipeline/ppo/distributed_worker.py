@@ -35,6 +35,7 @@ from transformers import PrinterCallback  # noqa: E402
 
 from pipeline import cli  # noqa: E402
 from pipeline.output import console  # noqa: E402
+from pipeline.ppo import recording  # noqa: E402
 from pipeline.ppo import trainer as ppo  # noqa: E402
 from tests.pipeline.ppo.test_trainer import make_trainer  # noqa: E402
 
@@ -89,9 +90,10 @@ def train(folder: Path, section: dict[str, Any] | None = None, **settings: Any) 
 
 def own_statistics(folder: Path, **settings: Any) -> None:
     """The same with whitening by each process's own rows: the mistake that must be seen."""
-    shaped, whitened = ppo.shaped_scores, ppo.whitened
-    ppo.shaped_scores = lambda *a: shaped(*a[:-1], alone)  # type: ignore[assignment]
-    ppo.whitened = lambda values, mask, _, **k: whitened(values, mask, alone, **k)  # type: ignore
+    shaped, whitened = recording.shaped_scores, recording.whitened
+    recording.shaped_scores = lambda *a: shaped(*a[:-1], alone)  # type: ignore[assignment]
+    for module in (recording, ppo):
+        module.whitened = lambda values, mask, _, **k: whitened(values, mask, alone, **k)  # type: ignore
     train(folder, **settings)
 
 
