@@ -24,7 +24,7 @@ from pipeline.certify.problem import EOS, Problem, distance
 from pipeline.certify.study import certify, passes
 from pipeline.errors import UserError
 from pipeline.lm.scoring import TokenBatch
-from pipeline.ppo import actor_critic, rollout, trainer
+from pipeline.ppo import actor_critic, recording, rollout
 
 BETA = 0.6
 Patch = pytest.MonkeyPatch
@@ -195,7 +195,7 @@ def wrong_kl_sign(patch: Patch) -> None:
     """A reward for leaving the reference."""
     plain = rollout.token_rewards
     patch.setattr(
-        trainer,
+        recording,
         "token_rewards",
         lambda scores, old, mask, beta, kind: plain(scores, old, mask, -beta, kind),
     )
