@@ -61,3 +61,17 @@ def write_config(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def as_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Has every file count as large from then on, and as old enough to be remembered."""
+    from pipeline.data import large, remembered
+
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+
+    def from_now_on() -> None:
+        monkeypatch.setattr(large, "IN_MEMORY", 0)
+        monkeypatch.setattr(remembered, "_YOUNG", 0)
+
+    return from_now_on

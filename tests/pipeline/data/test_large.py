@@ -38,18 +38,6 @@ KEY = "data.dataset_name"
 Rows = list[dict[str, Any]]
 
 
-@pytest.fixture
-def as_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Has every file count as large from then on, and as old enough to be remembered."""
-    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
-
-    def from_now_on() -> None:
-        monkeypatch.setattr(large, "IN_MEMORY", 0)
-        monkeypatch.setattr(remembered, "_YOUNG", 0)
-
-    return from_now_on
-
-
 def jsonl(path: Path, rows: Rows) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -11,7 +11,6 @@ import pytest
 from datasets import Dataset
 from trl import DPOConfig, KTOConfig, SFTConfig
 
-from pipeline.data import large, remembered
 from pipeline.data.demonstrations import read_demonstrations
 from pipeline.data.preferences import load_preferences
 from pipeline.data.records import RatedText
@@ -34,17 +33,6 @@ PAIRS = [
     {"prompt": "the film is" + " a" * (n % 3), "chosen": " warm" * (n + 1), "rejected": f" {n}"}
     for n in range(6)
 ]
-
-
-@pytest.fixture
-def as_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
-
-    def from_now_on() -> None:
-        monkeypatch.setattr(large, "IN_MEMORY", 0)
-        monkeypatch.setattr(remembered, "_YOUNG", 0)
-
-    return from_now_on
 
 
 def jsonl(path: Path, rows: list[dict[str, Any]]) -> str:
