@@ -36,13 +36,14 @@ install() { \
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart tiny test test-long lint site clean
+.PHONY: help install quickstart tiny test test-long lint notebooks site clean
 
 help:
 	@echo "make quickstart   install, then run $(CONFIG)"
 	@echo "make tiny         install, then run configs/tiny.yaml: the same in about a minute"
 	@echo "make test         install, then run the tests"
 	@echo "make lint         install, then ruff and pyright"
+	@echo "make notebooks    install, then run the lessons in notebooks/: build/notebooks"
 	@echo "make site         install, then the documentation as pages: build/site/index.html"
 	@echo "make clean        remove the environment and the caches; runs/ stays"
 
@@ -85,6 +86,10 @@ lint: $(STAMP)
 	"$(PYTHON)" -m ruff check .
 	"$(PYTHON)" -m ruff format --check .
 	"$(PYTHON)" -m pyright --pythonpath "$(PYTHON)"
+
+# The lessons with their pictures; the site shows those that were made.
+notebooks: $(STAMP)
+	"$(PYTHON)" notebooks/run.py
 
 # Every warning is an error: a link to nowhere, a page that none leads to, a broken docstring.
 site: $(STAMP)

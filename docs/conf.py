@@ -9,19 +9,25 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "docs" / "make"))
+
+import lessons  # noqa: E402
+
+lessons.write(ROOT)
 
 project = "rlhf-pipeline"
 author = "the authors of rlhf-pipeline"
 root_doc = "index"
 exclude_patterns = ["make"]
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
+nb_execution_mode = "off"  # `make notebooks` runs them: minutes
 html_theme = "furo"
 html_title = project
 html_show_sphinx = False

@@ -1,0 +1,48 @@
+"""The notebooks as pages of the site: with their pictures where `make notebooks` made them.
+
+python docs/make/lessons.py       # docs/lessons/*.ipynb, which git ignores
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+
+_NOT_RUN = "*No outputs here: `make notebooks`, then `make site`, shows what cells print and draw.*"
+
+
+def write(root: Path) -> list[Path]:
+    """Write a page a notebook to `docs/lessons`; what is not a lesson any more is removed.
+
+    A run that was made of another text than today's is not shown.
+    """
+    folder = root / "docs" / "lessons"
+    folder.mkdir(exist_ok=True)
+    pages = []
+    for path in sorted((root / "notebooks").glob("[0-9][0-9]_*.py")):
+        page = folder / f"{path.stem}.ipynb"
+        made = root / "build" / "notebooks" / page.name
+        text = jupytext.read(path, fmt="py:percent")
+        run = nbformat.read(made, as_version=4) if made.exists() else None
+        if run and _code(run) == _code(text):
+            notebook = run
+        else:
+            notebook = text
+            notebook.cells.insert(1, nbformat.v4.new_markdown_cell(_NOT_RUN, id="not-run"))
+        nbformat.write(notebook, page)
+        pages.append(page)
+    for old in set(folder.glob("*.ipynb")) - set(pages):
+        old.unlink()
+    return pages
+
+
+def _code(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
+    return [(cell.cell_type, cell.source) for cell in notebook.cells]
+
+
+if __name__ == "__main__":
+    for made in write(Path(__file__).resolve().parents[2]):
+        print(made, file=sys.stderr)
