@@ -7,14 +7,20 @@ yours, so that "run all" reaches the end whatever is solved.
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from IPython.display import Image, display
+from matplotlib.figure import Figure
+
 Value = TypeVar("Value")
+ROOT = Path(__file__).resolve().parents[1]
 
 SMALL = os.environ.get("RLHF_NOTEBOOKS") == "small"  # every cell runs, nothing is learned
 
@@ -70,6 +76,13 @@ class exercise(AbstractContextManager["exercise"]):
         return True
 
 
+def draw(figure: Figure) -> None:
+    """Put one of the library's pictures below the cell."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    display(Image(file.getvalue()))
+
+
 def show(thing: Callable[..., object] | type, begin: str = "", end: str = "") -> None:
     """Print the library's own lines of a function or class, without its docstring.
 
@@ -79,17 +92,16 @@ def show(thing: Callable[..., object] | type, begin: str = "", end: str = "") ->
     Raises:
         ValueError: no line has the text.
     """
-    source = textwrap.dedent(inspect.getsource(thing))
-    doc = thing.__doc__
-    if doc:
-        start = source.index('"""')
-        stop = source.index('"""', start + 3) + 4
-        source = source[:start].rstrip(" ") + source[stop:]
-    lines = source.rstrip().splitlines()
+    lines = textwrap.dedent(inspect.getsource(thing)).rstrip().splitlines()
+    if thing.__doc__:
+        opens = next(n for n, line in enumerate(lines) if line.lstrip(" rf").startswith('"""'))
+        one_line = lines[opens].count('"""') == 2
+        closes = opens if one_line else _line_with(lines, '"""', opens + 1)
+        del lines[opens : closes + 1]
     first = _line_with(lines, begin, 0) if begin else 0
     last = _line_with(lines, end, first) if end else len(lines) - 1
-    where = inspect.getsourcefile(thing) or ""
-    print(f"# {os.sep.join(where.split(os.sep)[-3:])}")
+    where = Path(inspect.getsourcefile(thing) or "").resolve()
+    print(f"# {where.relative_to(ROOT) if where.is_relative_to(ROOT) else where.name}")
     print(textwrap.dedent("\n".join(lines[first : last + 1])))
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 MADE = HERE.parent / "build" / "notebooks"
+# No remarks of the kernel's own, and no echo of a cell's last expression.
+QUIET = ["--log-level=ERROR", "--InteractiveShell.ast_node_interactivity=none"]
 _SOLUTION = re.compile(r"<details>.*?```python\n(.*?)```.*?</details>", re.S)
 
 
@@ -116,10 +118,10 @@ def execute(path: Path, small: bool) -> float:
     environment.pop("MPLBACKEND", None)  # Agg would draw nothing into the page
     if small:
         environment["RLHF_NOTEBOOKS"] = "small"
-    client = NotebookClient(notebook, timeout=1800, kernel_name="python3")
+    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", extra_arguments=QUIET)
     failed = ""
     try:
-        client.execute(cwd=str(HERE), env=environment, extra_arguments=["--log-level=ERROR"])
+        client.execute(cwd=str(HERE), env=environment)
     except CellExecutionError as error:
         failed = f"{error.ename}: {error.evalue}"
     seconds = time.monotonic() - started
