@@ -40,7 +40,7 @@ autodoc_typehints = "signature"
 default_role = "code"
 suppress_warnings = ["ref.python"]  # of a name that two modules have in a signature: PPOConfig
 _PART = re.compile(r"^> (.+)$")  # of a long list of arguments: a heading among them
-_LINK_OUT = re.compile(r"\]\(\.\./CONTRIBUTING\.md\)")
+_LESSON = re.compile(r"\]\((?:\.\./)+notebooks/(\w+)\.py\)")
 
 
 def _argument_headings(*event: Any) -> None:
@@ -59,9 +59,11 @@ def _argument_headings(*event: Any) -> None:
 
 
 def _links_out(app: Any, page: str, text: list[str]) -> None:
-    """The page of what stands beside ``docs/`` in the checkout."""
+    """The pages of what stands beside ``docs/`` in the checkout, and can be read there too."""
+    up = "../" * page.count("/")
+    text[0] = _LESSON.sub(rf"]({up}lessons/\1.ipynb)", text[0])
     if page == "README":
-        text[0] = _LINK_OUT.sub("](contributing.md)", text[0])
+        text[0] = text[0].replace("](../CONTRIBUTING.md)", "](contributing.md)")
 
 
 def setup(app: Any) -> None:
