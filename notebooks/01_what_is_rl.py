@@ -21,6 +21,10 @@
 # *Before*: a little Python. *Takes*: half a minute. *Beside it*: [plain words](../plain-words.md).
 
 # %%
+import sys
+import tempfile
+from pathlib import Path
+
 import gymnasium as gym
 import matplotlib.pyplot as plt
 import numpy as np
@@ -103,7 +107,7 @@ def my_return(rewards, gamma):
 with exercise("1.1"):
     assert my_return([5.0], 0.5) == 5.0, "one reward is its own return: nothing is discounted yet"
     assert my_return([1, 2, 3], 1.0) == 6.0, "with γ = 1 it is the plain sum"
-    assert my_return([1, 2, 3], 0.5) != 3.25, "the discounts are the wrong way round: r₀ has none"
+    assert my_return([1, 2, 3], 0.5) != 4.25, "the discounts are the wrong way round: r₀ has none"
     assert my_return([1, 2, 3], 0.5) == 2.75, "1 + 0.5 · 2 + 0.25 · 3"
 
 # %% [markdown]
@@ -273,10 +277,44 @@ print("always heat  ", sum(play(thermostat, lambda seen: 1, 0)[0]))
 print("below 20 heat", sum(play(thermostat, lambda seen: int(seen < 5), 0)[0]))
 
 # %% [markdown]
-# In a file `rooms.py` of yours, `python -m classic_rl q-learning --env rooms:Thermostat-v0` does the
-# same from the command line: what stands before the colon is imported first.
+# An environment that is to be used again stands in a file. `module:Env-v0` then names both: gymnasium
+# imports what stands before the colon, and the module registers what stands behind it. Here is a
+# corridor of five cells; its last one ends the episode.
+
+# %%
+CORRIDOR = """
+import gymnasium as gym
+
+
+class Corridor(gym.Env):
+    observation_space = gym.spaces.Discrete(5)
+    action_space = gym.spaces.Discrete(2)  # 0 left, 1 right
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.cell = 0
+        return self.cell, {}
+
+    def step(self, action):
+        self.cell = max(self.cell + (1 if action == 1 else -1), 0)
+        at_the_end = self.cell == 4
+        return self.cell, float(at_the_end), at_the_end, False, {}
+
+
+gym.register("Corridor-v0", entry_point=Corridor, max_episode_steps=20)
+"""
+folder = tempfile.mkdtemp()
+Path(folder, "my_rooms.py").write_text(CORRIDOR, encoding="utf-8")
+sys.path.insert(0, folder)  # where Python looks for modules
+corridor = gym.make("my_rooms:Corridor-v0")
+for name, policy in (("always right", lambda cell: 1), ("always left", lambda cell: 0)):
+    rewards, ended = play(corridor, policy, seed=0)
+    print(f"{name:12s} {len(rewards):2d} steps, return {sum(rewards):g}, {ended}")
+
+# %% [markdown]
+# *What to see.* The same world ends in both ways: at its last cell, or at its limit.
 #
-# **Exercise 1.3.** Write a better rule: a policy of the observation (degrees − 15) with a higher mean
+# **Exercise 1.3.** Back to the thermostat. Write a better rule: a policy of the observation (degrees − 15) with a higher mean
 # return than "heat below 20". *Hint*: the room cools by itself, so what happens in the next step?
 
 
@@ -379,7 +417,8 @@ claim(
 # ## Elsewhere
 #
 # Several agents at once are PettingZoo's subject, physics with many joints DM Control's. Both are
-# packages of their own:
+# packages of their own, with a loop of their own. *Shimmy* gives DM Control's worlds gymnasium's loop:
+# `import shimmy`, `gym.register_envs(shimmy)`, `gym.make("dm_control/cartpole-swingup-v0")`.
 
 # %%
 try:
@@ -393,12 +432,10 @@ except ImportError:
 try:
     from dm_control import suite  # pyright: ignore[reportMissingImports]
 
-    swimmer = suite.load("cartpole", "swingup")
-    print("DM Control:", swimmer.action_spec())
+    swing = suite.load("cartpole", "swingup")
+    print("DM Control's action:", swing.action_spec())
 except ImportError:
-    print(
-        "DM Control: pip install shimmy[dm-control], then gym.make('dm_control/cartpole-swingup-v0')"
-    )
+    print("DM Control: pip install 'shimmy[dm-control]', then run this cell again")
 
 # %% [markdown]
 # ## Run it on your own

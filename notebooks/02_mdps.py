@@ -57,9 +57,8 @@ mdp = world.mdp(gamma=0.9, convention="state")  # the book's: paid for being in 
 print(world.text())
 print(f"{mdp.n_states} states, {mdp.rewards.shape[1]} actions: 0 left, 1 down, 2 right, 3 up")
 east = world.state_of(0, 2)  # the cell left of +1
-for following, chance in zip(
-    *(mdp.transitions[[east * 4 + 2]].indices, mdp.transitions[[east * 4 + 2]].data), strict=True
-):
+right = mdp.transitions[[east * 4 + 2]]  # one sparse row for each pair of state and action
+for following, chance in zip(right.indices, right.data, strict=True):
     print(f"right from the cell left of +1: to {world.cell_of(following)} with {chance:.1f}")
 
 # %% [markdown]
@@ -163,7 +162,7 @@ with exercise("2.2"):
 # Both end at the same place.
 
 # %%
-errors, policies = [], []
+errors, policies = [], []  # of V after each sweep; policies on the way
 optimum = planning.policy_iteration(
     mdp, on_policy=lambda k, policy, values: policies.append((k, policy.copy(), values.copy()))
 )
@@ -179,18 +178,39 @@ draw(
         title="Policy iteration",
     )
 )
-figure, axes = plt.subplots(figsize=(6.4, 3))
-axes.semilogy(range(1, len(errors) + 1), errors)
-axes.set(xlabel="sweep of value iteration", ylabel="largest error of V")
 print(
     f"{len(policies)} policies; {by_sweeps.sweeps} sweeps to a residual of {by_sweeps.residual:.1e}"
 )
 claim("both find the same values", np.allclose(optimum.values, by_sweeps.values, atol=1e-8))
 
 # %% [markdown]
-# *What to see.* A sweep brings any two tables closer by at least the factor γ, a **contraction**: in
-# the picture a straight line on a logarithmic scale, steeper than 0.9 a sweep. So there is exactly
-# one solution, whatever one begins with.
+# ## Why it works: a contraction
+#
+# Begin with three tables of random numbers and sweep each. How far are they from the optimum?
+
+# %%
+rng = np.random.default_rng(0)
+figure, axes = plt.subplots(figsize=(6.4, 3.2))
+axes.semilogy(range(1, len(errors) + 1), errors, color="black", label="from zeros")
+ratios = []
+for number in range(3):
+    values = rng.normal(0, 10, mdp.n_states)
+    distances = [np.abs(values - optimum.values).max()]
+    for _ in range(60):
+        values = evaluation.action_values(mdp, values).max(axis=1)
+        distances.append(np.abs(values - optimum.values).max())
+    ratios += [b / a for a, b in zip(distances, distances[1:], strict=False) if a > 1e-9]
+    axes.semilogy(distances, label=f"from random numbers, {number + 1}")
+axes.semilogy(20 * mdp.gamma ** np.arange(61), "--", color="grey", label="γ to the power of sweeps")
+axes.set(xlabel="sweeps", ylabel="largest error of V", ylim=(1e-13, 100))
+axes.legend(fontsize=8)
+print(f"the error after a sweep ÷ before it: at most {max(ratios):.3f}")
+claim("no sweep shrinks the error by less than γ", max(ratios) <= mdp.gamma + 1e-9)
+
+# %% [markdown]
+# *What to see.* A sweep brings any two tables closer by at least the factor γ. That is a
+# **contraction**. So there is exactly one solution, and every beginning leads to it. All lines fall
+# at least as steeply as the dashed one.
 #
 # **Exercise 2.3.** From the list `errors` compute by what factor the error falls a sweep, over
 # sweeps 10 to 20 (geometric mean).
@@ -234,14 +254,15 @@ beside_fire = world.state_of(1, 2)
 arrows = [int(policy[beside_fire]) for _, _, policy in panels]
 print("beside the −1:", [["left", "down", "right", "up"][arrow] for arrow in arrows])
 claim(
-    "at −2 even the −1 is a way out, at −0.01 it flees into the wall",
-    arrows[3] == 2 and arrows[0] == 0,
+    "beside the −1: into the wall at −0.01, up at −0.03 and −0.4, into the −1 at −2",
+    arrows == [0, 3, 3, 2],
 )
 
 # %% [markdown]
 # *What to see.* With nearly free steps the cell left of −1 presses against the wall until it slips
-# the right way: slow and safe. At −0.4 it takes the short way at a risk. At −2 life is so dear that
-# even the −1 is better than going on. A reward is a wish, and one gets what one asked for, not what
+# the right way: slow and safe. At −0.03 it dares to go up, but the bottom row still takes the long
+# way, on the left. At −0.4 the bottom row too takes the short way past the fire. At −2 a step costs
+# so much that the −1 is the better end. A reward is a wish, and one gets what one asked for, not what
 # one meant. In lesson 8 language models do the same.
 #
 # ## Up, stay, or around?
@@ -308,7 +329,7 @@ with exercise("2.4"):
 # ## The discount
 #
 # γ says how far one looks. A reward $k$ steps away counts $\gamma^k$; about $1/(1-\gamma)$ steps
-# count at all. In the 4×4 world the goal pays 1 and lies six steps from the start:
+# count at all. In a 4×4 world the goal pays 1 and lies six steps from the start:
 
 # %%
 big = GridWorld("4x4", slip=0.2)
@@ -317,9 +338,27 @@ gammas = (0.5, 0.7, 0.9, 0.99)
 start_values = [planning.policy_iteration(big.mdp(g)).values[big.starts[0]] for g in gammas]
 axes.bar([f"γ = {g}" for g in gammas], start_values)
 axes.set(ylabel="value of the start", ylim=(0, 1))
-best = planning.policy_iteration(big.mdp(0.9))
-draw(grid_plots.value_grid(grid_of(big), best.values, best.policy, title="The 4×4 world, γ = 0.9"))
 print({g: round(float(v), 3) for g, v in zip(gammas, start_values, strict=True)})
+
+# %% [markdown]
+# The discount changes not only values but also what is best. Here is the 3×4 world again; a step
+# costs 0.02:
+
+# %%
+patient = GridWorld("3x4", slip=0.2, step_reward=-0.02)
+panels = []
+for gamma in (0.5, 0.9, 0.99, 1.0):
+    solved = planning.policy_iteration(patient.mdp(gamma, "state"))
+    panels.append((f"γ = {gamma:g}", solved.values, solved.policy))
+draw(grid_plots.value_strip(grid, panels, title="The best policy for four discounts"))
+below_fire = patient.state_of(2, 2)
+claim("at 0.9 from below the short way, up", panels[1][2][below_fire] == 3)
+claim("at 0.99 the long way, left", panels[2][2][below_fire] == 0)
+claim("with γ = 1 it flees from the fire into the wall", panels[3][2][beside_fire] == 0)
+
+# %% [markdown]
+# *What to see.* A small γ is impatient: what is late is worth little, so it takes the short way and
+# its risk. With γ = 1 nothing is too late, and safety costs only the steps.
 
 # %% [markdown]
 # ## An older 4×4 world, exactly
@@ -328,7 +367,7 @@ print({g: round(float(v), 3) for g, v in zip(gammas, start_values, strict=True)}
 # are by chance. Its values are whole numbers, and they are in the book:
 
 # %%
-rows, n = [], 4
+n = 4
 P, r = np.zeros((16, 4, 16)), -np.ones((16, 4))
 for s in range(16):
     for a, (down, across) in enumerate(((0, -1), (1, 0), (0, 1), (-1, 0))):
@@ -342,12 +381,27 @@ by_chance = evaluation.policy_evaluation(corners, chance)
 print(by_chance.reshape(4, 4).round(1))
 book = [0, -14, -20, -22, -14, -18, -20, -20, -20, -20, -18, -14, -22, -20, -14, 0]
 claim("the book's figure 4.1", np.allclose(by_chance, book))
+better = evaluation.greedy(evaluation.action_values(corners, by_chance))
+print(evaluation.policy_evaluation(corners, better).reshape(4, 4))
+claim(
+    "one improvement of chance is already the best policy",
+    np.allclose(
+        evaluation.policy_evaluation(corners, better), planning.policy_iteration(corners).values
+    ),
+)
+
+# %% [markdown]
+# *What to see.* The second table is minus the number of steps to the nearer corner. Chance played
+# badly, and yet its *values* told which way to go. That is policy iteration in one step, and the idea
+# behind every algorithm that follows: judge a policy, then improve it.
 
 # %% [markdown]
 # ## Not everything is a grid
 #
-# A crossing with a traffic light: four queues, their waiting times, the light's phase and its age. The
-# action is "keep" or "switch", the reward the cars' waiting. Two controllers that people use:
+# A crossing with a traffic light. *State*: four queues, how long the first car of each has waited,
+# who has green, whether it is yellow, since when. *Action*: keep (0), ask green for north–south (1) or
+# for east–west (2), or for both (3), which is a mistake and costs. *Reward*: minus the cars' waiting.
+# Two controllers that people use:
 
 # %%
 light = environments.make("classic_rl/TrafficLight-v0")  # with its limit of twenty minutes
@@ -372,9 +426,9 @@ print({name: round(float(mean), 1) for name, mean in means.items()})
 claim("looking is better than a clock", means["longest queue first"] > means["fixed cycle of 12"])
 
 # %% [markdown]
-# Twelve numbers describe its state; at twenty levels each a table would have $20^{12}$ rows. It needs a
-# *function* of the state: lessons 4 to 6. PPO earns −92 there
-# ([results](../classic-rl/results.md)).
+# Four queues and four waits, at twenty levels each, are $20^8$ states, 26 billion. No table holds
+# them: such a world needs a *function* of the state, lessons 4 to 6. PPO earns −92 there, the mean
+# of five seeds ([results](../classic-rl/results.md)).
 #
 # ## Staying near a reference
 #
