@@ -434,8 +434,8 @@ try:
 
     swing = suite.load("cartpole", "swingup")
     print("DM Control's action:", swing.action_spec())
-except ImportError:
-    print("DM Control: pip install 'shimmy[dm-control]', then run this cell again")
+except (ImportError, AttributeError):  # the second: dm_control 1.0.50 beside mujoco 4
+    print("DM Control: pip install 'shimmy[dm-control]' 'mujoco<4', then run this cell again")
 
 # %% [markdown]
 # ## Run it on your own
