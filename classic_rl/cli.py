@@ -1,5 +1,7 @@
 """The command line of classic_rl: ``python -m classic_rl <algorithm> --env … --seed …``.
 
+``classic-rl`` is the same where the distribution of that name is installed.
+
 The tabular algorithms are in `classic_rl.tabular.command`, the deep ones, which need torch, in
 `classic_rl.deep.command`. Nothing heavy is imported before the command's words are understood.
 """
@@ -7,6 +9,7 @@ The tabular algorithms are in `classic_rl.tabular.command`, the deep ones, which
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +17,9 @@ from classic_rl.errors import ProblemError
 from classic_rl.tabular import command as tabular
 from classic_rl.tabular.names import COMMANDS as TABULAR
 
-PROG = "python -m classic_rl"
+# The name that the person called it by: `classic-rl` is the same program, installed.
+INSTALLED = "classic-rl"
+PROG = INSTALLED if os.path.basename(sys.argv[0]) == INSTALLED else "python -m classic_rl"
 INTERRUPTED = 130
 EXAMPLES = (
     "value-iteration --env GridWorld3x4 --gamma 0.9",

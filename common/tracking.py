@@ -151,7 +151,10 @@ class WeightsAndBiases:
         say: Say,
     ) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"{error}: pip install wandb") from error
 
         mode = os.environ.get("WANDB_MODE") or ("online" if has_account(wandb) else "offline")
         folder = folder.absolute()

@@ -11,6 +11,7 @@ torch is imported only after the words of the command are read.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from classic_rl.deep.trackers import TrackerName
 
 EPISODES = 100  # of an evaluation
+NEEDED = ("torch", "safetensors", "yaml")  # which the tables do without
 Handler = Callable[[argparse.Namespace], int]
 COMMANDS = {name: algorithm.about for name, algorithm in ALGORITHMS.items()} | {
     "evaluate": "play episodes with a trained policy and count the returns",
@@ -41,6 +43,11 @@ def main(argv: Sequence[str], prog: str = "python -m classic_rl") -> int:
         ProblemError: for every mistake of the user.
     """
     name, *words = argv
+    if missing := [module for module in NEEDED if importlib.util.find_spec(module) is None]:
+        raise ProblemError(
+            f"{name} needs {' and '.join(missing)}, which tables do without:"
+            " install classic-rl[deep]"
+        )
     parser = Parser(
         raises=ProblemError,
         settings=lambda: _settings(name),

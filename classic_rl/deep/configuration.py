@@ -21,7 +21,11 @@ from common.yamlfile import parse_override
 if TYPE_CHECKING:
     from classic_rl.deep.run import RunConfig
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "classic"
+# In a checkout, and as classic-rl installs it.
+FOLDERS = (
+    Path(__file__).resolve().parents[2] / "configs" / "classic",
+    Path(__file__).resolve().parents[1] / "configs",
+)
 CHECKPOINTS = 10  # of a run, unless its settings say how far apart
 EPISODE_STEPS = 2_000  # of each environment between two, at least
 
@@ -53,7 +57,7 @@ def configure(
     pairs = [parse_override(override, ProblemError) for override in overrides]
     named = [value for key, value in pairs if key == "env_id"]
     env_id = named[-1] if named and isinstance(named[-1], str) else env_id
-    chosen = {} if env_id is None else {"env_id": environments.find(env_id).id}
+    chosen = {} if env_id is None else {"env_id": environments.full_id(env_id)}
     path = path or config_path(algorithm, chosen.get("env_id", cls.env_id))
     values, origin = {}, {}  # a setting's value, and where it was given
     for place, source in (
@@ -77,7 +81,7 @@ def configure(
         raise ProblemError(f"{origin.get(str(error).partition(':')[0], algorithm)}: {error}") from (
             error
         )
-    return replace(config, env_id=environments.find(config.env_id).id)
+    return replace(config, env_id=environments.full_id(config.env_id))
 
 
 def with_checkpoints(config: RunConfig) -> RunConfig:
@@ -95,8 +99,8 @@ def with_checkpoints(config: RunConfig) -> RunConfig:
 
 def config_path(algorithm: str, env_id: str) -> Path | None:
     """The tuned settings for an environment, where there are some."""
-    path = FOLDER / f"{algorithm}-{slug(env_id)}.yaml"
-    return path if path.is_file() else None
+    name = f"{algorithm}-{slug(env_id.rpartition(':')[2])}.yaml"
+    return next((folder / name for folder in FOLDERS if (folder / name).is_file()), None)
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -43,12 +43,12 @@ def check_interface(env: gym.Env, env_id: str) -> None:
         if not isinstance(getattr(inner, name, None), gym.Space):
             raise ProblemError(f"{env_id}: {name} is not a gymnasium space; set it in __init__")
     _check_arguments(inner, env_id)
-    began = _call(env_id, "reset", inner.reset, seed=0)
+    began = call(env_id, "reset()", inner.reset, seed=0)
     if not (isinstance(began, tuple) and len(began) == 2 and isinstance(began[1], dict)):
         raise ProblemError(f"{env_id}: reset() returns {_what(began)}; gymnasium wants {_WANTED}")
     _check_observation(inner, env_id, "reset", began[0])
     inner.action_space.seed(0)
-    went = _call(env_id, "step", inner.step, inner.action_space.sample())
+    went = call(env_id, "step()", inner.step, inner.action_space.sample())
     if not (isinstance(went, tuple) and len(went) == len(_STEP) and isinstance(went[-1], dict)):
         raise ProblemError(f"{env_id}: step() returns {_what(went)}; gymnasium wants {_WANTED}")
     _check_observation(inner, env_id, "step", went[0])
@@ -80,14 +80,15 @@ def _check_observation(env: Any, env_id: str, method: str, observation: Any) -> 
         )
 
 
-def _call(env_id: str, method: str, function: Any, *args: Any, **kwargs: Any) -> Any:
+def call(env_id: str, what: str, function: Any, *args: Any, **kwargs: Any) -> Any:
+    """``function(...)``, code of the environment's author: what it raises is told in a line."""
     try:
         return function(*args, **kwargs)
     except Exception as error:  # whatever its author's code raises
         last = traceback.extract_tb(error.__traceback__)[-1]
         reason = " ".join(str(error).split())
         raise ProblemError(
-            f"{env_id}: {method}() fails in {Path(last.filename).name}, line {last.lineno}:"
+            f"{env_id}: {what} fails in {Path(last.filename).name}, line {last.lineno}:"
             f" {type(error).__name__}: {reason}"
         ) from error
 

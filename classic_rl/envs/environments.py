@@ -8,7 +8,10 @@ episode's end ignores the action, pays nothing and returns the next episode's fi
 from __future__ import annotations
 
 import difflib
+import importlib.util
+import os
 import re
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -17,7 +20,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 import classic_rl.envs  # noqa: F401 (registers our environments)
-from classic_rl.envs.checks import check_interface
+from classic_rl.envs.checks import call, check_interface
 from classic_rl.errors import ProblemError
 
 # What an environment's name starts with → what provides it.
@@ -37,6 +40,8 @@ ATARI_FRAMES = 4  # frames stacked, and game frames a step (Mnih et al. 2015)
 
 def make(env_id: str, kwargs: Mapping[str, Any] | None = None, **more: Any) -> gym.Env:
     """One environment by its id; ids of `classic_rl.envs` may drop the namespace and version.
+
+    ``module:Env-v0`` imports the module first, which registers the environment.
 
     Atari games (``ALE/…``) come with gymnasium's preprocessing and four stacked frames.
 
@@ -113,7 +118,14 @@ def make_for_networks(env_id: str, kwargs: Mapping[str, Any] | None = None) -> g
 
 
 def find(env_id: str) -> Any:
-    """The registered specification of an environment id, as `gymnasium.spec` gives it."""
+    """The registered specification of an environment id, as `gymnasium.spec` gives it.
+
+    Raises:
+        ProblemError: a module before a colon that cannot be imported, an id that is not known.
+    """
+    module, colon, env_id = env_id.rpartition(":")
+    if colon:
+        _import(module, env_id)
     _register_guests(env_id)
     for name in (env_id, f"classic_rl/{env_id}", f"classic_rl/{env_id}-v0"):
         if name in gym.registry and not _is_old_atari(gym.registry[name]):
@@ -126,8 +138,32 @@ def find(env_id: str) -> Any:
     if prefix in ("ALE/", "MinAtar/") and not any(key.startswith(prefix) for key in gym.registry):
         raise _missing(env_id)
     near = nearest(env_id)
-    hint = f"; did you mean {near}?" if near else ""
-    raise ProblemError(f"{env_id}: no such environment{hint}")
+    hint = f"; did you mean {module}{colon}{near}?" if near else ""
+    if not near and isinstance(getattr(sys.modules.get(module), env_id, None), type):
+        hint = f"; {env_id} is a class: {module} must register it with gymnasium.register"
+    raise ProblemError(f"{module}{colon}{env_id}: no such environment{hint}")
+
+
+def full_id(env_id: str) -> str:
+    """The id by which any other process finds the same: complete, and with its module if given."""
+    module, colon, _ = env_id.rpartition(":")
+    return module + colon + find(env_id).id
+
+
+def _import(module: str, env_id: str) -> None:
+    """Import the module that registers an environment, also one in the present folder."""
+    here = os.getcwd()
+    if not {"", here} & set(sys.path):  # a program that pip made does not look there by itself
+        sys.path.append(here)
+    try:
+        missing = importlib.util.find_spec(module) is None
+    except (ImportError, ValueError):  # no such package, or no name of a module
+        missing = True
+    if missing:
+        raise ProblemError(
+            f"{module}:{env_id}: there is no module {module}; start in its folder, or install it"
+        )
+    call(f"{module}:{env_id}", f"importing {module}", importlib.import_module, module)
 
 
 def nearest(env_id: str) -> str | None:

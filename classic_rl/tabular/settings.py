@@ -27,6 +27,7 @@ from classic_rl.tabular.tuned import (
     tuned_for,
 )
 
+LIMITED = "max_episode_steps"  # gymnasium's word for the time limit
 LIMIT = 1000  # steps of an episode, where the environment has no limit of its own
 
 
@@ -75,14 +76,19 @@ def open_problem(arguments: argparse.Namespace) -> Problem:
     """
     spec = environments.find(arguments.env)
     env_args = dict(arguments.env_arg)
-    env = environments.make(arguments.env, env_args)
+    limited = {LIMITED: arguments.max_steps} if arguments.max_steps else {}
+    if limited and LIMITED in env_args:
+        raise ProblemError(f"--max-steps and --env-arg {LIMITED}=… say the same: give one")
+    env = environments.make(arguments.env, env_args, **limited)
     tuned = tuned_for(spec.id, slippery=env_args.get("is_slippery", True))
     gamma = arguments.gamma or tuned.gamma
     exact = any(hasattr(env.unwrapped, name) for name in ("mdp", "P"))
     mdp = from_gymnasium(env, gamma) if exact or arguments.algorithm in PLANNING else None
     make_world(mdp or env, 0)
-    limit = arguments.max_steps or spec.max_episode_steps or LIMIT
-    return Problem(env, spec.id, env_args, mdp, limit, replace(tuned, gamma=gamma))
+    limit = (env.spec and env.spec.max_episode_steps) or LIMIT
+    return Problem(
+        env, environments.full_id(arguments.env), env_args, mdp, limit, replace(tuned, gamma=gamma)
+    )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import yaml
 
 from classic_rl.algorithms import ALGORITHMS, find_algorithm
 from classic_rl.deep.configuration import (
-    FOLDER,
+    FOLDERS,
     config_path,
     configure,
     to_yaml,
@@ -22,7 +22,7 @@ from classic_rl.errors import ProblemError
 from classic_rl.folders import slug
 from classic_rl.ppo import PPOConfig
 
-SHIPPED = sorted(FOLDER.glob("*.yaml"))
+SHIPPED = sorted(FOLDERS[0].glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
