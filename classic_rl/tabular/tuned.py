@@ -45,6 +45,7 @@ TUNED = {
     "Taxi-v4": Tuned(0.99, Rate(0.5, 0.05), Rate(1, 0.05), steps=500_000),
     "classic_rl/GridWorld3x4-v0": Tuned(0.9, Rate(0.5, 0.01), Rate(1, 0.1), steps=100_000),
     "classic_rl/GridWorld4x4-v0": Tuned(0.95, Rate(0.5), Rate(1, 0.1), steps=20_000),
+    "classic_rl/Recommender-v0": Tuned(1.0, Rate(0.02, 0.0005), Rate(1, 0.2), steps=500_000),
     "classic_rl/TokenMDP-v0": Tuned(1.0, Rate(0.5, 0.01), Rate(1, 0.1), steps=50_000),
 }
 # Without slipping the way to the goal must be found once, and then every step is certain.

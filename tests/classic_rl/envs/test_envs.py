@@ -23,8 +23,10 @@ IDS = [
     "classic_rl/TrafficLight-v0",
 ]
 
+WITHOUT_PICTURES = ["classic_rl/Recommender-v0", "classic_rl/Bidding-v0"]
 
-@pytest.mark.parametrize("env_id", IDS)
+
+@pytest.mark.parametrize("env_id", [*IDS, *WITHOUT_PICTURES])
 def test_gymnasium_finds_nothing_wrong(env_id: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
