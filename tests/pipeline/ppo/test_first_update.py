@@ -13,7 +13,7 @@ from pipeline.output.metrics_file import read_metrics
 REWARD = "def score(prompts, completions):\n    return [4.0 * ('e' in c) for c in completions]\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long  # the real model, two minutes of a slow machine: when the settings change
 @pytest.mark.assets
 def test_the_first_update_is_small(root: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(REWARD, encoding="utf-8")

@@ -131,7 +131,10 @@ def test_what_is_old_is_weighted_by_truncated_ratios(tmp_path: Path) -> None:
     assert float(kept.std(unbiased=False)) == pytest.approx(1.0, abs=1e-3)
 
 
-@pytest.mark.parametrize("section", [LORA, ALL], ids=["adapter", "folder"])
+# What is sent, an adapter or a folder, is held by test_vllm.py.
+@pytest.mark.parametrize(
+    "section", [pytest.param(LORA, marks=pytest.mark.long), ALL], ids=["adapter", "folder"]
+)
 def test_a_vllm_server_draws_beside_and_may_start_anew_or_be_gone(
     tmp_path: Path, section: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -247,7 +247,7 @@ class Stop(TrainerCallback):
             raise Stopped
 
 
-@pytest.mark.slow
+@pytest.mark.long  # its parts are the tests above
 def test_a_whole_run_on_three_parts_and_one_that_was_stopped(
     make: Make, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,7 +68,7 @@ def test_what_a_text_teaches() -> None:
     assert targets(texts, "mean", 1.0) == [-0.5, -3.0]
 
 
-@pytest.mark.parametrize("labels", ["soft", "mean"])
+@pytest.mark.parametrize("labels", ["soft", pytest.param("mean", marks=pytest.mark.long)])
 def test_soft_and_mean_labels_learn_and_are_calibrated(make: Make, labels: str) -> None:
     experiment = make(f"reward.labels={labels}", "reward.calibrate=true", "reward.max_steps=96")
     metrics = trained(experiment)
