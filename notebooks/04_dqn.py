@@ -14,8 +14,8 @@
 # After this lesson you can
 #
 # - say why a network needs a replay memory and a target network, and when it does not;
-# - compute DQN's target and loss for a batch, double, n-step and prioritised included;
-# - train CartPole to 500 points, and see forgetting and overestimation happen;
+# - compute DQN's targets and losses, double, n-step and prioritised included;
+# - train CartPole to 500 points, see it forget, and check whether it overestimates;
 # - make the screen of an Atari game into an input.
 #
 # *Before*: [lesson 3](03_q_learning.ipynb). *Takes*: two minutes.
@@ -36,6 +36,7 @@ from classic_rl.deep import policies, replay
 from classic_rl.deep.configuration import configure
 from classic_rl.deep.evaluation import evaluate
 from classic_rl.envs import environments
+from classic_rl.errors import ProblemError
 
 # %% [markdown]
 # ## Where tables end
@@ -160,8 +161,8 @@ axes.legend()
 #
 # ## Forgetting, and the best on the way
 #
-# Many reports say: "it reached 500, then collapsed". Tutorials use one-step targets, a short horizon and
-# a constant learning rate:
+# "It reached 500, then collapsed" is an old question (for one: datascience.stackexchange.com/questions/56053).
+# Tutorials use one-step targets, a shorter horizon and a constant learning rate. One seed:
 
 # %%
 tutorial = trained(
@@ -185,8 +186,9 @@ print(
 
 # %% [markdown]
 # The library keeps the best policy of the way beside the last one (`best-in-training/` in the run's
-# folder), and says so when the run ended well below it. A curve that goes up and down is no accident of
-# this seed; it is what one-step DQN does.
+# folder), and says so when the run ended well below it. *What to see.* Compare the two printed numbers: what
+# is played at the end, and the best on the way (a mean of fewer episodes than the curve's, so it can lie
+# above it). One seed does not tell how often a run forgets: change the 3 and look again.
 #
 # ## Double Q-learning: who chooses does not rate
 #
@@ -229,7 +231,7 @@ with exercise("4.2"):
 # </details>
 
 # %% [markdown]
-# How much is overestimated? Compare the network's value of the first state with the discounted return that
+# Is it overestimated here? Compare the network's value of the first state with the discounted return that
 # its greedy policy really earns from there (500 ones at most):
 
 # %%
@@ -241,8 +243,10 @@ for name, run in (("double", runs[0]), ("not double", trained(0, double=False)))
     print(f"{name:11s} believes {believed:6.1f}; 500 steps are worth {real:.1f}")
 
 # %% [markdown]
-# A time limit is not seen by the network (the state does not hold the clock), so a value up to 500 for
-# "for ever" is right and no overestimate.
+# *What to see.* Compare each number with what 500 steps are worth, then the two with each other. One seed:
+# it does not tell what double Q-learning does on average, and overestimation need not appear at all. Ten
+# measured rewards leave little to the maximum. The network does not see the time limit (the state does not
+# hold the clock), so a value up to 500, "for ever", would not be an overestimate either.
 #
 # ## n steps, dueling, priorities
 #
@@ -258,7 +262,37 @@ show(policies.QNetwork.forward)
 show(replay.Replay._draw)
 
 # %% [markdown]
-# **Exercise 4.3.** Three transitions have errors `deltas`. With which probability is each drawn, for an exponent
+# **Exercise 4.3.** One transition by hand, with $n = 2$: rewards `[1, 1]`, γ = 0.5, the target network's
+# values two steps later are 4 and 8, and $Q_\theta(s, a) = 2$. What are the target, the squared loss (with
+# its ½), and the Huber loss (½ δ² up to |δ| = 1, then |δ| − ½)?
+
+# %% tags=["exercise"]
+target, squared, huber = ..., ..., ...
+
+# %% tags=["check"]
+with exercise("4.3"):
+    assert target != 1.5 + 0.5 * 8, "what follows comes two steps later: γ², not γ"
+    assert target != 2.0 + 0.25 * 8, "the second reward is discounted too: 1 + γ · 1"
+    assert target == 3.5, "r₀ + γ r₁ + γ² · max(4, 8)"
+    assert squared != 2.25, "the ½ is missing"
+    assert squared == 1.125, "½ (3.5 − 2)²"
+    assert huber != 1.125, "|δ| = 1.5 is beyond 1, where the loss is a straight line"
+    assert huber == 1.0, "|δ| − ½"
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# target = 1 + 0.5 * 1 + 0.5**2 * 8
+# squared, huber = 0.5 * (target - 2) ** 2, abs(target - 2) - 0.5
+# ```
+#
+# </details>
+
+# %% [markdown]
+# The Huber loss bounds what one surprising transition can do to the network.
+#
+# **Exercise 4.4.** Three transitions have errors `deltas`. With which probability is each drawn, for an exponent
 # `alpha`? And by what weight is its loss multiplied so that the mean is unbiased ($\beta = 1$), relative
 # to the largest weight?
 
@@ -270,7 +304,7 @@ def my_priorities(deltas, alpha):
 
 
 # %% tags=["check"]
-with exercise("4.3"):
+with exercise("4.4"):
     answer = my_priorities(np.array([1.0, -2.0, 1.0]), 1.0)
     assert answer is not None, "not solved yet"
     chances, weights = answer
@@ -313,7 +347,7 @@ try:
     for panel in panels:
         panel.axis("off")
     print("what the network sees:", np.asarray(seen).shape)
-except Exception as error:  # the game is an extra package
+except ProblemError as error:  # the games are an extra package
     print("Atari is not installed here:", error)
 
 # %% [markdown]
