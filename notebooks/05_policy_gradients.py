@@ -121,7 +121,7 @@ figure.colorbar(surface, label="J, discounted return")
 for x in axis[:: max(size // 6, 1)]:
     for y in axis[:: max(size // 6, 1)]:
         g = exact_policy_gradient(mdp, softmax(np.array([[0, x], [0, 0], [0, y], [0, 0]])))
-        axes.arrow(x, y, 1.2 * g[0, BOLD], 1.2 * g[2, BOLD], width=0.02, color=plots.INK)
+        axes.arrow(x, y, 4 * g[0, BOLD], 4 * g[2, BOLD], width=0.03, color=plots.INK)
 axes.plot(*zip(*path, strict=True), color=plots.ORANGE, lw=2.5)
 axes.set(xlabel="logit of bold, first room", ylabel="logit of bold, last room")
 axes.set(xlim=(-3, 3), ylim=(-3, 3))
@@ -659,10 +659,12 @@ display(
 )
 
 # %% [markdown]
-# *What to see.* Entropy falls while the policy makes up its mind. If it falls to zero before the
-# return has risen, the policy is stuck. Here is why, and what an **entropy bonus** does: we start
-# in the three rooms with a policy that is nearly certain of *bold* in the first room (wrong), and
-# follow the exact gradient of $J + c\,H$, with $H$ the entropy in the first room.
+# *What to see.* Entropy falls while the policy makes up its mind. In these two runs REINFORCE ends
+# with the lowest entropy and the lowest return: it is sure of the wrong thing. If it falls to zero
+# before the return has risen, the policy is stuck. Here is why, and what an **entropy bonus**
+# does: we start in the three rooms with a policy that is nearly certain of *bold* in the first
+# room (wrong), and follow the exact gradient of $J + c\,H$, with $H$ the entropy in the first
+# room.
 
 # %%
 
@@ -679,19 +681,19 @@ for coefficient, colour in zip((0.0, 0.05, 0.2), plots.SERIES, strict=False):
     logits, chances = np.zeros((4, 2)), []
     logits[0, BOLD] = 6.0  # π(bold) = 0.9975 in the first room
     logits[2, BOLD] = 3.0
-    for _ in range(either(4000, 20)):
+    for _ in range(either(3000, 20)):
         table_now = softmax(logits)
         chances.append(table_now[0, SAFE])
         step = exact_policy_gradient(mdp, table_now) + coefficient * entropy_gradient(table_now)
-        logits[0] += 0.1 * step[0]
+        logits[0] += 0.2 * step[0]
     axes.plot(chances, color=colour, label=f"entropy coefficient {coefficient:g}")
-    halfway[coefficient] = int(np.argmax(np.array(chances) > 0.5))
+    halfway[coefficient] = int(np.sum(np.array(chances) < 0.5))
     print(
         f"coefficient {coefficient:g}: safe is the likelier after {halfway[coefficient]} steps,"
         f" at the end its probability is {chances[-1]:.3f}"
     )
 axes.set(xlabel="gradient steps", ylabel="π(safe), first room", ylim=(0, 1.02))
-axes.legend()
+axes.legend(loc="lower right")
 figure.tight_layout()
 claim("the bonus leaves the plateau sooner", halfway[0.2] < halfway[0.05] < halfway[0.0])
 
