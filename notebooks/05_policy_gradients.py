@@ -633,8 +633,8 @@ claim(
 
 # %% [markdown]
 # *What to see.* Bands reach from one seed to the other; there are two, so this is an impression.
-# Five seeds are in the [course page](../classic-rl/deep.md). REINFORCE learns from the same
-# number of steps, and most of what it follows is noise.
+# Five seeds are in the [course page](../classic-rl/deep.md). REINFORCE has played the same number
+# of steps, and most of what it follows is noise.
 #
 # ## Entropy: how undecided the policy is
 #

@@ -250,10 +250,11 @@ for name, group in runs.items():
         claim("PPO plays CartPole with more than 475 over 100 episodes", min(greedy) > 475)
 
 # %% [markdown]
-# *What to see.* One step on each rollout is slow. Ten epochs learn faster on the same data.
-# Without the clip an update may go as far as it likes, and the return can fall again. Two seeds
-# are an impression; [the course page](../classic-rl/deep.md) has five, of which the one without a
-# clip ended at 162 once.
+# *What to see.* The KL is measured in the last epoch, before each of its steps, so with one step
+# it reads zero. One step on each rollout is steady and slow. Ten epochs learn faster on the same
+# data. Without the clip an update may go as far as it likes, and the return can fall again. Two
+# seeds are an impression; [the course page](../classic-rl/deep.md) has five, of which the one
+# without a clip ended at 162 once.
 
 # %% [markdown]
 # ## How far an update goes
@@ -316,6 +317,9 @@ for run in stopped:
     print(f"        training return at the end {run.episodes.recent_return():.0f}")
 
 # %% [markdown]
+# It holds the KL near its limit, but it throws away the epochs that it stops. The clip stops only
+# those actions that have moved far enough.
+#
 # ## Details that matter
 #
 # "The 37 Implementation Details of PPO" (Huang et al. 2022) is a list of what the paper does not
@@ -487,8 +491,8 @@ with exercise("6.4"):
 # </details>
 
 # %% [markdown]
-# Pendulum: one number for the torque, and each step costs the angle, the speed and the torque. The
-# best is near −150, since it must swing up first; random play earns about −1200.
+# Pendulum: one number for the torque, and each step costs the angle, the speed and the torque.
+# Good play earns about −150, since it must swing up first; random play earns about −1200.
 
 # %%
 pendulum = ppo.train(configure("ppo", "Pendulum-v1", flags=either({}, {"total_steps": 3300})))
