@@ -22,7 +22,13 @@ from pipeline.config import ModelSection
 from pipeline.data import embedded
 from pipeline.lm.generation import sample_tokens
 from pipeline.lm.hardware import compute_dtype, use_plain_attention
-from pipeline.lm.models import EMBEDDED_MODEL, decoder_layers, make_trainable, prepare
+from pipeline.lm.models import (
+    EMBEDDED_MODEL,
+    base_of,
+    decoder_layers,
+    make_trainable,
+    prepare,
+)
 from pipeline.lm.route import hidden_states, lm_head
 from pipeline.lm.scoring import logits_chunk, token_logps
 
@@ -178,19 +184,20 @@ def _seconds(work: Callable[[], Any]) -> float:
             return spent / calls
 
 
-def _texts(count: int) -> torch.Tensor:
-    """``(count / length, length)`` tokens."""
-    return (torch.arange(count) % 60 + 2).view(-1, _LENGTH)
+def _texts(model: nn.Module, count: int) -> torch.Tensor:
+    """``(count / length, length)`` tokens that the model has embeddings for."""
+    known = base_of(model).config.get_text_config().vocab_size
+    return ((torch.arange(count) % 60 + 2) % known).view(-1, _LENGTH)
 
 
 @torch.no_grad()
 def _forward(model: PreTrainedModel, count: int) -> float:
-    tokens = _texts(count)
+    tokens = _texts(model, count)
     return _seconds(lambda: hidden_states(model, tokens))
 
 
 def _training(policy: nn.Module, count: int) -> float:
-    tokens = _texts(count)
+    tokens = _texts(policy, count)
 
     def work() -> None:
         hidden_states(policy, tokens).float().sum().backward()
@@ -214,7 +221,8 @@ def _head(model: PreTrainedModel, count: int, training: bool) -> float:
 
 def _drawing(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: int) -> float:
     """Seconds for a token of a row, through the layers there are and the head."""
-    encoded = [(2, 3, 4, 5)] * rows
+    known = base_of(model).config.get_text_config().vocab_size
+    encoded = [tuple(token % known for token in (2, 3, 4, 5))] * rows
 
     def work() -> None:
         sample_tokens(

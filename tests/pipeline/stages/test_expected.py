@@ -241,3 +241,15 @@ def test_a_model_is_timed_by_its_own_layers(
     assert made.drawing_head + made.drawing > 0 and made.step > 0
     monkeypatch.setattr(speeds, "_MOST", 1000)
     assert measure(section, tokenizer, rows=8) is None
+
+
+def test_a_model_of_few_words_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokens of the timing are among those that it has: 62 were taken for granted."""
+    monkeypatch.setattr(speeds, "_LEAST_TIME", 0.0)
+    config = LlamaConfig(
+        vocab_size=5, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    section = ModelSection(model_name_or_path=str(tmp_path), dtype="float32")
+    assert measure(section, toy_tokenizer(), rows=2) is not None
