@@ -33,7 +33,7 @@ def test_make_targets(target: str) -> None:
     assert done.returncode == 0, done.stderr
     wanted = {
         "quickstart": "pipeline run --config", "tiny": "tiny.yaml", "test": "pytest -q",
-        "site": "sphinx --quiet",
+        "site": "sphinx --quiet", "notebooks": "notebooks/run.py",
     }  # fmt: skip
     assert wanted[target] in done.stdout
 
