@@ -12,7 +12,7 @@ _NONE = "nothing: it has no counterpart"
 _NO_SCALING = "ppo.normalize_rewards (divides by the running deviation) or ppo.reward_clip"
 _ONE_LENGTH = "dpo.max_length, of prompt and answer together"
 _SAMPLED = "generation.max_new_tokens, and data.max_words for the texts"
-_QUANTISED = "nothing: weights are not quantised; model.use_peft trains adapters"
+_QUANTISED = "model.quantization (4bit or 8bit), with model.use_peft"
 _SPLITS = "data.train_split, and data.heldout and data.eval_prompts for what is kept out"
 _PROCESSES = "nothing: --accelerate and --num-processes choose the processes"
 
@@ -88,8 +88,8 @@ _FORMER: dict[str, str] = {
     "load_in_4bit": _QUANTISED,
     "load_in_8bit": _QUANTISED,
     "torch_dtype": "model.dtype",
-    "attn_implementation": "nothing: it is chosen for the device",
-    "use_flash_attention_2": "nothing: it is chosen for the device",
+    "attn_implementation": "model.attn_implementation",
+    "use_flash_attention_2": "model.attn_implementation",
     # transformers.TrainingArguments
     "evaluation_strategy": "{section}.eval_strategy",
     "warmup_ratio": "{section}.warmup_steps: below 1 it is a share of all steps",
