@@ -7,7 +7,8 @@
 They are written as text (`notebooks/NN_name.py`, jupytext's percent format: Jupyter opens them by
 "Open With → Notebook" once jupytext is installed, and so do VS Code and PyCharm as they are).
 A cell that fails stops its notebook and is named; the others still run. What a page of the site
-shows is what the last run left in `build/notebooks`.
+shows is what the last full run left in `build/notebooks`; one that failed goes to its folder
+`failed`, one with small settings to `small`, and neither becomes a page.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 MADE = HERE.parent / "build" / "notebooks"
+CELL_SECONDS = 1800  # of one cell, on a machine that is busy with other things too
 # No remarks of the kernel's own, and no echo of a cell's last expression.
 QUIET = ["--log-level=ERROR", "--InteractiveShell.ast_node_interactivity=none"]
 _SOLUTION = re.compile(r"<details>.*?```python\n(.*?)```.*?</details>", re.S)
@@ -106,32 +108,41 @@ def execute(path: Path, small: bool) -> float:
     """Run one in a kernel of its own; write it with what it printed and drew. Seconds it took.
 
     Raises:
-        NotebookError: a cell failed.
+        NotebookError: a cell failed, took longer than `CELL_SECONDS`, or ended its kernel.
     """
     import nbformat
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     notebook = read(path)
+    target = MADE / ("small" if small else "") / f"{path.stem}.ipynb"
     started = time.monotonic()
-    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(HERE), str(HERE.parent)]))
+    looked_in = [str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(looked_in))
     environment.pop("MPLBACKEND", None)  # Agg would draw nothing into the page
-    if small:
-        environment["RLHF_NOTEBOOKS"] = "small"
-    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", extra_arguments=QUIET)
+    environment["RLHF_NOTEBOOKS"] = "small" if small else "full"  # not what the shell has
+    client = NotebookClient(
+        notebook, timeout=CELL_SECONDS, kernel_name="python3", extra_arguments=QUIET
+    )
     failed = ""
     try:
         client.execute(cwd=str(HERE), env=environment)
     except CellExecutionError as error:
-        failed = f"{error.ename}: {error.evalue}"
+        failed = f"a cell failed: {error.ename}: {error.evalue}"
+    except CellTimeoutError:
+        failed = f"a cell took more than {CELL_SECONDS} s and was stopped"
+    except DeadKernelError:
+        failed = "the kernel ended by itself, as it does without memory"
     seconds = time.monotonic() - started
-    MADE.mkdir(parents=True, exist_ok=True)
-    target = MADE / f"{path.stem}.ipynb"
+    if failed:
+        target.unlink(missing_ok=True)  # made by an earlier run: no longer what the text gives
+        target = MADE / "failed" / target.name
+    target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_suffix(".part")
     nbformat.write(notebook, beside)
     beside.rename(target)
     if failed:
-        raise NotebookError(f"{path.name}: a cell failed after {seconds:.0f} s: {failed}")
+        raise NotebookError(f"{path.name}: after {seconds:.0f} s {failed} (see {target})")
     return seconds
 
 

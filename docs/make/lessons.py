@@ -17,7 +17,8 @@ _NOT_RUN = "*No outputs here: `make notebooks`, then `make site`, shows what cel
 def write(root: Path) -> list[Path]:
     """Write a page a notebook to `docs/lessons`; what is not a lesson any more is removed.
 
-    A run that was made of another text than today's is not shown.
+    A run is not shown that was made of another text than today's, failed, or learned nothing
+    because it had small settings.
     """
     folder = root / "docs" / "lessons"
     folder.mkdir(exist_ok=True)
@@ -27,7 +28,7 @@ def write(root: Path) -> list[Path]:
         made = root / "build" / "notebooks" / page.name
         text = jupytext.read(path, fmt="py:percent")
         run = nbformat.read(made, as_version=4) if made.exists() else None
-        if run and _code(run) == _code(text):
+        if run and _code(run) == _code(text) and _whole(run):
             notebook = run
         else:
             notebook = text
@@ -41,6 +42,19 @@ def write(root: Path) -> list[Path]:
 
 def _code(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
     return [(cell.cell_type, cell.source) for cell in notebook.cells]
+
+
+def _whole(run: nbformat.NotebookNode) -> bool:
+    """Whether every cell ran, without an error and with the sizes of a full run."""
+    code = [cell for cell in run.cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
+    return (
+        all(cell.execution_count for cell in code)
+        and not any(output.output_type == "error" for output in outputs)
+        and not any(
+            "not judged with small settings" in output.get("text", "") for output in outputs
+        )
+    )
 
 
 if __name__ == "__main__":
