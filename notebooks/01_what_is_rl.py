@@ -269,7 +269,7 @@ print("checked and registered")
 
 # %% [markdown]
 # It never terminates: a room has no end. Without `max_episode_steps` an episode would not stop, and
-# only the limit, a truncation, ends it. Any algorithm of this project takes it now, by its name:
+# only the limit, a truncation, ends it. Every algorithm here that learns from steps takes it now, by its name:
 
 # %%
 thermostat = environments.make("Thermostat-v0")

@@ -439,7 +439,8 @@ claim("looking is better than a clock", means["longest queue first"] > means["fi
 # $$J_\beta(\pi) = E_\pi\Big[\sum_t r_t\Big] - \beta \, \mathrm{KL}(\pi \Vert \pi_{ref}),
 # \qquad \pi^\ast(a \mid s) = \pi_{ref}(a \mid s)\, e^{(Q(s, a) - V(s))/\beta}$$
 #
-# This is how language models are tuned, with the model before tuning as the reference. In a table the
+# This is how language models are tuned, with the model before tuning as the reference. (With a discount,
+# as below, rewards and penalties $k$ steps away count $\gamma^k$.) In a table the
 # optimum is exact: replace the maximum of the backup by a soft one,
 # $V(s) = \beta \log \sum_a \pi_{ref}(a \mid s)\, e^{Q(s,a)/\beta}$. The library writes it such that no
 # exponential overflows: the largest $Q$ is taken out first.

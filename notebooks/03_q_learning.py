@@ -290,7 +290,7 @@ claim("the worst is under half of the best", table.min() < table.max() / 2)
 
 # %% [markdown]
 # *What to see.* Too small an α has not arrived yet. Too large a one follows the last few slips and never
-# settles. A small γ makes a sure goal far away worth less than a risky one nearby. Falling rates have
+# settles. A small γ makes a safe, slow way to the goal worth less than a risky, short one. Falling rates have
 # the best of both: fast at first, calm at the end.
 
 # %%

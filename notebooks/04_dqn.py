@@ -259,7 +259,7 @@ for name, run in (("double", runs[0]), ("not double", trained(0, double=False)))
 
 # %%
 show(policies.QNetwork.forward)
-show(replay.Replay._draw)
+show(replay.Replay.sample, "masses =")
 
 # %% [markdown]
 # **Exercise 4.3.** One transition by hand, with $n = 2$: rewards `[1, 1]`, γ = 0.5, the target network's

@@ -382,7 +382,8 @@ with exercise("5.3"):
     assert near[1] < min(near[0], near[2]), (
         "a weighted mean of the rewards: the weights are π(a)·‖score‖², divided by their sum"
     )
-    assert np.isclose(my_best_baseline([0.5, 0.5], np.array([0.0, 1.0]), np.array([1, 3])), 0.75)
+    other = my_best_baseline(np.array([0.5, 0.5]), np.array([0.0, 1.0]), np.array([1.0, 3.0]))
+    assert np.isclose(other, 0.75), "right for these arms: now use the arguments, not the arms"
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -731,7 +732,7 @@ claim("A2C plays CartPole with more than 450 over 100 episodes", greedy.mean() >
 # %% [markdown]
 # ## LunarLander
 #
-# A harder problem: eight numbers to see, four engines, episodes of hundreds of steps, and a reward
+# A harder problem: eight numbers to see, four actions (no engine, left, main, right), episodes of hundreds of steps, and a reward
 # that mixes fuel, speed, legs and crashes. This is a short run, with one seed, of the policy
 # gradient with reward to go and critic. The return rises slowly
 # and stays far below 200.

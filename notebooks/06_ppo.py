@@ -382,7 +382,7 @@ with exercise("6.3"):
 # changes = [False, False, True]
 # ```
 #
-# Note (b): if *all* actions of a minibatch were good, half of them are now pushed down.
+# Note (b): if *all* actions of a minibatch were good, those below the mean are now pushed down.
 #
 # </details>
 
@@ -560,8 +560,8 @@ for i, label in list(zip(likely, labels, strict=True))[:3]:
 # %% [markdown]
 # *What to see.* PPO does not put all probability on the best completion. It finds the compromise
 # between reward and reference, and the optimum is known because the language can be enumerated. A
-# real one cannot. But the functions are the same: `gae`, `clipped_surrogate`, `value_loss` and
-# `kl_estimate` of this lesson are imported by `pipeline/ppo`. The next lesson runs them on a real
+# real one cannot. But the functions are the same: `pipeline/ppo` imports `clipped_surrogate`,
+# `value_loss` and `kl_estimate` of this lesson, and `completion_gae`, which calls `gae`. The next lesson runs them on a real
 # model.
 #
 # ## Run it on your own
