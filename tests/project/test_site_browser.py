@@ -29,7 +29,8 @@ const opened = (page) => new Promise((done) => {
 (async () => {
   for (const page of %s) {
     await opened(page);
-    found[page] = frame.contentDocument.scrollingElement.scrollWidth;
+    const seen = frame.contentDocument.scrollingElement;
+    found[page] = [seen.scrollWidth, seen.clientWidth];  // the second without a scroll bar
   }
   document.getElementById("probe").textContent = JSON.stringify(found);
 })();
@@ -75,7 +76,9 @@ def test_no_page_scrolls_sideways(site: Path, tmp_path: Path, width: int) -> Non
     found = re.search(r'<pre id="probe">(.+?)</pre>', dom, re.S)
     assert found, "not every page loaded"
     widths = json.loads(html.unescape(found[1]))
-    assert {page: wide for page, wide in widths.items() if wide > width} == {}
+    assert set(widths) == set(pages)
+    assert {page: pair for page, pair in widths.items() if pair[0] > pair[1]} == {}
+    assert all(seen <= width for _, seen in widths.values())
 
 
 @pytest.mark.parametrize(
