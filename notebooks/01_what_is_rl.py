@@ -191,6 +191,9 @@ with exercise("1.2"):
     assert my_target(1.0, 0.9, 10.0, False, True) == 10.0, (
         "cut off is not over: the future is there, it was only not watched"
     )
+    assert my_target(1.0, 0.9, 10.0, True, True) == 1.0, (
+        "a fall in the very last step is both: it is over, whatever the clock says"
+    )
 
 # %% [markdown]
 # <details><summary>Solution</summary>

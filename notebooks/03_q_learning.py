@@ -112,13 +112,14 @@ def my_td(V, s, r, s2, terminated, alpha, gamma):
 
 # %% tags=["check"]
 with exercise("3.1"):
-    V = [0.0, 10.0]
+    V = [2.0, 10.0]
     my_td(V, 0, 1.0, 1, False, 0.5, 0.9)
     assert V[0] != 10.0, "the step size is missing: go half of the way"
-    assert V[0] == 5.0, "V[s] += α · (r + γ · V[s2] − V[s])"
-    V = [0.0, 10.0]
+    assert V[0] not in (5.0, 7.0), "move by the difference: the old V[s] is taken off the target"
+    assert V[0] == 6.0, "V[s] += α · (r + γ · V[s2] − V[s])"
+    V = [2.0, 10.0]
     my_td(V, 0, 1.0, 1, True, 0.5, 0.9)
-    assert V[0] == 0.5, "nothing follows a terminal state"
+    assert V[0] == 1.5, "nothing follows a terminal state"
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -211,12 +211,17 @@ def my_double_targets(rewards, q_online, q_target, terminated, gamma):
 # %% tags=["check"]
 with exercise("4.2"):
     found = my_double_targets(
-        np.array([0.0]), np.array([[1.0, 2.0]]), np.array([[9.0, 3.0]]), np.array([False]), 1.0
+        np.array([1.0, 1.0]),
+        np.array([[1.0, 2.0], [1.0, 2.0]]),
+        np.array([[9.0, 4.0], [9.0, 4.0]]),
+        np.array([False, True]),
+        0.5,
     )
     assert found is not None, "not solved yet"
-    assert found[0] != 9.0, "that is the plain maximum: let q_online choose"
-    assert found[0] != 2.0, "q_online chooses, and q_target rates what it chose"
-    assert found[0] == 3.0, "q_online's best is action 1, which q_target rates 3"
+    assert found[0] != 5.5, "that is the plain maximum: let q_online choose"
+    assert found[0] not in (1.5, 2.0), "q_online chooses, and q_target rates what it chose"
+    assert found[0] == 3.0, "1 + 0.5 · 4: q_online's best is action 1, which q_target rates 4"
+    assert found[1] == 1.0, "a fall has no future: only the reward is left"
 
 # %% [markdown]
 # <details><summary>Solution</summary>
@@ -311,6 +316,8 @@ with exercise("4.4"):
     assert np.all(np.asarray(chances) >= 0), "an error below zero is as surprising: use |δ|"
     assert np.allclose(chances, [0.25, 0.5, 0.25]), "|δ|^α over its sum"
     assert np.allclose(weights, [1.0, 0.5, 1.0]), "1 / (N · chance), divided by the largest of them"
+    alike, _ = my_priorities(np.array([1.0, -2.0, 1.0]), 0.0)
+    assert np.allclose(alike, 1 / 3), "with α = 0 all are alike: the exponent is missing"
 
 # %% [markdown]
 # <details><summary>Solution</summary>

@@ -119,10 +119,12 @@ def my_objective(ratio, advantage, epsilon):
 with exercise("6.1"):
     at = {(r, a): my_objective(r, a, 0.2) for r in (0.5, 1.0, 1.5) for a in (2.0, -2.0)}
     assert all(isinstance(value, (int, float)) for value in at.values()), "a number, please"
-    assert abs(at[1.5, -2.0] + 2.4) > 1e-6, (
+    unclipped, capped = abs(at[1.5, 2.0] - 3.0) < 1e-6, abs(at[1.5, -2.0] + 2.4) < 1e-6
+    assert not (unclipped and capped), "the smaller of the two, not the larger"
+    assert not unclipped, "a good action is paid no more beyond 1.2: where is the clip?"
+    assert not capped, (
         "clipping alone is not it: a bad action that became likelier must hurt in full; take the min"
     )
-    assert abs(at[1.5, 2.0] - 3.0) > 1e-6, "the smaller of the two, not the larger"
     for (r, a), value in at.items():
         wanted = -clipped_surrogate(torch.tensor(r).log(), torch.tensor(a), 0.2).item()
         assert abs(value - wanted) < 1e-5, f"r = {r}, A = {a}: {wanted:.2f} is right"
