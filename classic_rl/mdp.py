@@ -203,9 +203,17 @@ def from_gymnasium(env: gym.Env | str, gamma: float, **kwargs: Any) -> MDP:
         finally:
             made.close()
     inner: Any = env.unwrapped
-    if hasattr(inner, "mdp"):
-        return inner.mdp(gamma)
     name = env.spec.id if env.spec else type(inner).__name__
+    if hasattr(inner, "mdp"):
+        model = inner.mdp(gamma) if callable(inner.mdp) else None
+        if not isinstance(model, MDP):
+            raise ProblemError(f"{name}: mdp must be a method that returns a classic_rl.mdp.MDP")
+        if model.gamma != gamma:
+            raise ProblemError(
+                f"{name}: mdp({gamma:g}) returns a process with the discount {model.gamma:g}; it"
+                " must hand on the one that it is given"
+            )
+        return model
     if not hasattr(inner, "P") or not hasattr(inner, "initial_state_distrib"):
         raise ProblemError(
             f"{name}: no exact model: tabular planning needs an environment with a transition "

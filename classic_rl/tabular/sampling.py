@@ -143,13 +143,22 @@ class GymnasiumWorld:
     def start(self, uniform: float) -> int:
         state, _ = self._reset(seed=self._seed)
         self._seed = None
-        return int(state)
+        return self._checked(int(state))
 
     def step(self, state: int, action: int, uniform: float) -> Step:
         following, reward, terminated, truncated, _ = self._step(action)
         if terminated:
             return self._end, reward, True
-        return following, reward, truncated
+        return self._checked(int(following)), reward, truncated
+
+    def _checked(self, state: int) -> int:
+        """A list would take a negative state from its end, and n for the terminal one."""
+        if not 0 <= state < self._end:
+            raise ProblemError(
+                f"the environment's observation {state} is not among 0 to {self._end - 1}, as its"
+                " observation_space says"
+            )
+        return state
 
 
 def make_world(env: Environment, seed: int) -> World:

@@ -28,6 +28,7 @@ from classic_rl.tabular.tuned import (
 )
 
 LIMITED = "max_episode_steps"  # gymnasium's word for the time limit
+TABLE_STARTS = "initial_state_distrib"  # beside gymnasium's table P; any class may have a P
 LIMIT = 1000  # steps of an episode, where the environment has no limit of its own
 
 
@@ -82,7 +83,8 @@ def open_problem(arguments: argparse.Namespace) -> Problem:
     env = environments.make(arguments.env, env_args, **limited)
     tuned = tuned_for(spec.id, slippery=env_args.get("is_slippery", True))
     gamma = arguments.gamma or tuned.gamma
-    exact = any(hasattr(env.unwrapped, name) for name in ("mdp", "P"))
+    inner = env.unwrapped
+    exact = hasattr(inner, "mdp") or (hasattr(inner, "P") and hasattr(inner, TABLE_STARTS))
     mdp = from_gymnasium(env, gamma) if exact or arguments.algorithm in PLANNING else None
     make_world(mdp or env, 0)
     limit = (env.spec and env.spec.max_episode_steps) or LIMIT
