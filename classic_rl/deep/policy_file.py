@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,10 @@ def save_policy(
 def load_policy(path: str | Path) -> tuple[Policy, str, dict[str, Any]]:
     """Read what `save_policy` wrote, from the file or the folder it is in.
 
+    A file names its environment, and `module:Id` is imported to make it: that is code, found where
+    Python finds modules and in the present folder. Unless it is imported already, a line on
+    stderr says so.
+
     Returns:
         the policy, the id of the environment it was trained on, and that one's arguments.
 
@@ -54,8 +59,11 @@ def load_policy(path: str | Path) -> tuple[Policy, str, dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError) as error:
         raise ProblemError(f"{path}: not a readable safetensors file ({error})") from error
-    if about is None or about.get("kind") not in KINDS:
+    if not isinstance(about, dict) or about.get("kind") not in KINDS:
         raise ProblemError(f"{path}: holds weights, but not those of a policy of classic_rl")
+    module = about["env_id"].rpartition(":")[0]
+    if module and module not in sys.modules:
+        print(f"note: {path} asks for {about['env_id']}: importing {module}", file=sys.stderr)
     env = environments.make_for_networks(about["env_id"], about["env_kwargs"])
     policy = KINDS[about["kind"]](env.observation_space, env.action_space, **about["settings"])
     env.close()

@@ -52,7 +52,7 @@ def check_interface(env: gym.Env, env_id: str) -> None:
     if not (isinstance(went, tuple) and len(went) == len(_STEP) and isinstance(went[-1], dict)):
         raise ProblemError(f"{env_id}: step() returns {_what(went)}; gymnasium wants {_WANTED}")
     _check_observation(inner, env_id, "step", went[0])
-    if np.size(went[1]) != 1 or not np.issubdtype(np.asarray(went[1]).dtype, np.number):
+    if np.shape(went[1]) != () or not np.issubdtype(np.asarray(went[1]).dtype, np.number):
         raise ProblemError(f"{env_id}: step()'s reward must be a number, it is {went[1]!r:.40}")
     for name, value in zip(_STEP[2:4], went[2:4], strict=True):
         if not isinstance(value, bool | np.bool_ | int | np.integer):
@@ -78,18 +78,25 @@ def _check_observation(env: Any, env_id: str, method: str, observation: Any) -> 
             f"{env_id}: {method}()'s observation has the shape {np.shape(observation)}, and"
             f" observation_space {shape}"
         )
+    if isinstance(space, gym.spaces.Discrete) and not space.contains(observation):
+        raise ProblemError(
+            f"{env_id}: {method}()'s observation is {observation!r:.40}, which is not in"
+            f" observation_space {space}"
+        )
 
 
 def call(env_id: str, what: str, function: Any, *args: Any, **kwargs: Any) -> Any:
     """``function(...)``, code of the environment's author: what it raises is told in a line."""
     try:
         return function(*args, **kwargs)
-    except Exception as error:  # whatever its author's code raises
+    except (Exception, SystemExit) as error:  # whatever its author's code raises
         last = traceback.extract_tb(error.__traceback__)[-1]
-        reason = " ".join(str(error).split())
+        file, line, reason = last.filename, last.lineno, str(error)
+        if isinstance(error, SyntaxError) and error.filename:  # raised by Python, not at its place
+            file, line, reason = error.filename, error.lineno, error.msg
         raise ProblemError(
-            f"{env_id}: {what} fails in {Path(last.filename).name}, line {last.lineno}:"
-            f" {type(error).__name__}: {reason}"
+            f"{env_id}: {what} fails in {Path(file).name}, line {line}:"
+            f" {type(error).__name__}: {' '.join(reason.split())}"
         ) from error
 
 

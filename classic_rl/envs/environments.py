@@ -51,6 +51,12 @@ def make(env_id: str, kwargs: Mapping[str, Any] | None = None, **more: Any) -> g
     """
     spec = find(env_id)
     arguments = {**(kwargs or {}), **more}
+    limit = arguments.get("max_episode_steps", -1)
+    if limit is None or isinstance(limit, bool):  # which gymnasium takes for its own limit, and 1
+        raise ProblemError(
+            f"{env_id}: cannot be made with max_episode_steps={limit}: give a number of steps,"
+            " or -1 for no limit"
+        )
     key = (spec.id, repr(spec.entry_point), repr(arguments))
     if key not in _KEPT_TO:
         env = _make(spec, env_id, arguments)
@@ -70,7 +76,9 @@ def _make(spec: Any, env_id: str, arguments: dict[str, Any]) -> gym.Env:
         raise _missing(spec.id, error) from error
     except ProblemError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (
+        LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError,
+    ) as error:  # fmt: skip
         # What constructors raise over their arguments; without any it is a fault to be seen.
         if "gymnasium.Env" in str(error):  # what `gymnasium.make` says of any other class
             raise ProblemError(
@@ -127,7 +135,9 @@ def find(env_id: str) -> Any:
     if colon:
         _import(module, env_id)
     _register_guests(env_id)
-    for name in (env_id, f"classic_rl/{env_id}", f"classic_rl/{env_id}-v0"):
+    # Behind a module our short names would stand for what that module lacks.
+    short = () if colon else (f"classic_rl/{env_id}", f"classic_rl/{env_id}-v0")
+    for name in (env_id, *short):
         if name in gym.registry and not _is_old_atari(gym.registry[name]):
             return gym.registry[name]
     with suppress(gym.error.Error):
@@ -155,15 +165,19 @@ def _import(module: str, env_id: str) -> None:
     here = os.getcwd()
     if not {"", here} & set(sys.path):  # a program that pip made does not look there by itself
         sys.path.append(here)
-    try:
-        missing = importlib.util.find_spec(module) is None
-    except (ImportError, ValueError):  # no such package, or no name of a module
-        missing = True
-    if missing:
-        raise ProblemError(
-            f"{module}:{env_id}: there is no module {module}; start in its folder, or install it"
-        )
-    call(f"{module}:{env_id}", f"importing {module}", importlib.import_module, module)
+    parts = module.split(".")
+    # A package's own code runs before its module is looked for: step by step, to tell what fails.
+    for name in (".".join(parts[: i + 1]) for i in range(len(parts))):
+        try:
+            missing = importlib.util.find_spec(name) is None
+        except (ImportError, ValueError):  # no package, or no name of a module
+            missing = True
+        if missing:
+            raise ProblemError(
+                f"{module}:{env_id}: there is no module {module}; start in its folder,"
+                " or install it"
+            )
+        call(f"{module}:{env_id}", f"importing {name}", importlib.import_module, name)
 
 
 def nearest(env_id: str) -> str | None:

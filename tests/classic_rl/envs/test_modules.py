@@ -47,10 +47,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The present folder, with corridor.py and broken.py in it."""
     (tmp_path / "corridor.py").write_text(CORRIDOR)
     (tmp_path / "broken.py").write_text("\nwords = 1 / 0\n")
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "misspelt.py").write_text("\n\nx = 3 3\n")
+    for name, text in (("bad_package", "\n1 / 0\n"), ("poor_package", "import absent\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(text)
+        (tmp_path / name / "envs.py").write_text("")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     yield tmp_path
-    for name in ("corridor", "broken"):
+    for name in ("corridor", "broken", "script", "misspelt", "bad_package", "poor_package"):
         sys.modules.pop(name, None)
     gym.registry.pop("Corridor-v0", None)
 
@@ -69,6 +75,8 @@ def test_the_id_keeps_its_module_for_the_next_process(folder: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 episodes: return -")
+    asks = "policy.safetensors asks for corridor:Corridor-v0: importing corridor"
+    assert asks in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_a_table_learns_in_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +95,12 @@ def test_a_table_learns_in_it(folder: Path, capsys: pytest.CaptureFixture[str]) 
         (":A-v0", "there is no module"),
         ("corridor:Corridor", "did you mean corridor:Corridor-v0"),
         ("corridor:Unregistered", "Unregistered is a class: corridor must register it"),
+        ("corridor:TokenMDP", "corridor:TokenMDP: no such environment"),  # ours, not that module's
         ("broken:A-v0", "importing broken fails in broken.py, line 2: ZeroDivisionError: division"),
+        ("script:A-v0", "importing script fails in script.py, line 2: SystemExit: 0"),
+        ("misspelt:A-v0", "importing misspelt fails in misspelt.py, line 3: SyntaxError: invalid"),
+        ("bad_package.envs:A-v0", "importing bad_package fails in __init__.py, line 2: ZeroDiv"),
+        ("poor_package.envs:A-v0", "importing poor_package fails in __init__.py, line 1: Module"),
     ],
 )
 @pytest.mark.parametrize("algorithm", ["ppo", "q-learning"])
@@ -129,7 +142,7 @@ def test_one_limit_is_given_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert "say the same: give one" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [0, -3, 2.5, "long"])
+@pytest.mark.parametrize("given", [0, -3, 2.5, "long", None, True])
 def test_limits_that_are_none(given: object) -> None:
     with pytest.raises(ProblemError, match="CartPole-v1: cannot be made with max_episode_steps="):
         environments.make("CartPole-v1", {"max_episode_steps": given})
@@ -139,3 +152,51 @@ def test_a_longer_limit_reaches_the_networks() -> None:
     envs = environments.make_vector("CartPole-v1", 2, {"max_episode_steps": 700})
     assert envs.envs[0].spec.max_episode_steps == 700  # type: ignore[attr-defined]
     envs.close()
+
+
+MODEL = """    def mdp(self, gamma):
+        from classic_rl.mdp import from_function
+        return from_function(lambda s, a: [(1.0, 1, -1.0)], 2, 2, 0.9, terminal=[1])
+
+    def step"""
+
+
+@pytest.mark.parametrize(
+    ("what", "instead", "message"),
+    [
+        # From its second place on, which no first step sees.
+        ("return self.place,", "return self.place + 3 * (self.place > 1),", "observation 5 is not"),
+        (
+            "return self.place,",
+            "return self.place - 3 * (self.place > 1),",
+            "observation -1 is not",
+        ),
+        ("return 0, {}", "return -1, {}", "reset()'s observation is -1, which is not in"),
+        ("return self.place,", "return float(self.place),", "step()'s observation is "),
+        (", -1.0,", ", [-1.0],", "step()'s reward must be a number"),
+        ("    def step", "    mdp = None\n\n    def step", "mdp must be a method that returns"),
+        (
+            "    def step",
+            MODEL,
+            "mdp(0.5) returns a process with the discount 0.9; it must hand on",
+        ),
+    ],
+)
+def test_what_would_be_learned_wrongly_is_refused(
+    folder: Path, what: str, instead: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert what in CORRIDOR
+    (folder / "corridor.py").write_text(CORRIDOR.replace(what, instead))
+    environments._KEPT_TO.clear()  # the same name and arguments as in other tests
+    words = ["q-learning", "--env", "corridor:Corridor-v0", "--steps", "2000", "--no-pictures"]
+    assert main([*words, "--gamma", "0.5", "--out", "q"]) == 2
+    assert message in capsys.readouterr().err
+    environments._KEPT_TO.clear()
+
+
+def test_an_attribute_p_of_one_s_own_is_no_table(folder: Path) -> None:
+    own = CORRIDOR.replace("self.length = length", "self.length = length; self.P = 1.5")
+    assert own != CORRIDOR
+    (folder / "corridor.py").write_text(own)
+    words = ["q-learning", "--env", "corridor:Corridor-v0", "--steps", "2000", "--no-pictures"]
+    assert main([*words, "--eval-episodes", "1", "--out", "q"]) == 0
