@@ -21,7 +21,7 @@
 #
 # *Before*: [lesson 4](04_dqn.ipynb). *Takes*: about two minutes.
 # *Beside it*: [deep learning, sections 4 to 7](../classic-rl/deep.md),
-# [formulas](../classic-rl/formulas.md).
+# [formulas](../formulas.md).
 
 # %%
 import json

@@ -20,7 +20,7 @@
 #
 # *Before*: [lesson 5](05_policy_gradients.ipynb). *Takes*: about two minutes.
 # *Beside it*: [deep learning, sections 8 to 10](../classic-rl/deep.md),
-# [formulas](../classic-rl/formulas.md).
+# [formulas](../formulas.md).
 
 # %%
 from dataclasses import replace
