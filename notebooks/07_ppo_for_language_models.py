@@ -72,17 +72,18 @@ env = problem.env
 print(f"{len(env.names)} tokens, {len(env.prefixes)} states, {len(env.sequences)} completions")
 
 state, _ = env.reset(seed=0)
+picture = env.picture()
 for token in (2, 3, EOS):
     state, reward, terminated, _, _ = env.step(token)
     print(
         f"action {env.names[token]:6s} state {env.words(state):12s} reward {reward:+.2f} {terminated}"
     )
 plt.figure(figsize=(5, 3))
-plt.imshow(env.picture())
+plt.imshow(picture)
 plt.axis("off")
 
 # %% [markdown]
-# *What to see.* Two actions earn nothing, the last earns the whole score. Which token made the text
+# *What to see.* The empty text, with what the reference would write first. Two actions earn nothing, the last earns the whole score. Which token made the text
 # good? That is the credit assignment of lesson 5, with an action space of 5 here and about 49,000 in a
 # real model.
 #
@@ -108,7 +109,7 @@ def my_optimum(reference, rewards, beta):
 # %% tags=["check"]
 with exercise("7.1"):
     two, paid = np.array([0.75, 0.25]), np.array([0.0, np.log(3.0)])
-    mine = np.asarray(my_optimum(two, paid, 1.0), dtype=float)
+    mine = np.asarray(my_optimum(two, paid, 1.0) * 1.0, dtype=float)
     assert mine.shape == (2,), "one probability for each completion"
     assert abs(mine.sum() - 1) < 1e-9, "probabilities sum to 1: divide by Z"
     assert not np.allclose(mine, [0.25, 0.75]), "π_ref is missing: only e^(r/β) is left"
@@ -384,11 +385,15 @@ claim(
 )
 claim("k2 has another", abs(means["k2"][at_best] - problem.kl) > 0.01)
 claim("exact is the least noisy", min(deviations, key=lambda k: deviations[k][at_best]) == "exact")
+claim("k3 is quieter than k1 near π_ref", deviations["k3"][5] < deviations["k1"][5])
+claim("and louder at π*", deviations["k3"][at_best] > deviations["k1"][at_best])
 
 # %% [markdown]
-# *What to see.* On the left three lines are one; k2 leaves them. On the right k1 is noisy, and the exact
-# KL has only the noise of which states are met. So for a number to *read*, k3 or exact are better. The
-# trainer logs k1, k3 and exact (`objective/kl`, `objective/kl_k3`, `objective/kl_exact`).
+# *What to see.* On the left three lines are one; k2 leaves them. On the right k3, often called the best of
+# the sampled ones, is the quietest of them near π_ref and by far the loudest at π*: there $\rho$ is
+# large for tokens that π has nearly given up. The exact KL has only the noise of which
+# states are met: read that one where you can. The trainer logs `objective/kl` (k1),
+# `objective/kl_k3` and `objective/kl_exact`.
 
 # %% [markdown]
 # ### As a gradient
@@ -456,8 +461,8 @@ claim(
 claim("all others are wrong", all(errors[k] > 0.1 for k in errors if "k2" in k or "k3" in k))
 
 # %% [markdown]
-# *What to see.* k3 is the better *value* and the wrong *penalty in the reward*; k1, whose value is
-# noisy, has the right gradient there. Why: a policy gradient leaves out the penalty's own
+# *What to see.* k3's *value* is right and its *penalty in the reward* is wrong; k1, which may be
+# negative, has the right gradient there. Why: a policy gradient leaves out the penalty's own
 # gradient. For k1 that is $E[\nabla\log\pi] = 0$, nothing is lost. For k2 and k3 it is not 0, so what is
 # left has a bias, and for tokens below the reference even the wrong sign. In the loss, a token does not answer
 # for the KL of the tokens after it: another optimum, which is GRPO's. The trainer's `kl_estimator`
@@ -580,9 +585,9 @@ print(text["prompt"] + "|" + "".join(text["tokens"]))
 # *What to see.* From top to bottom the text unfolds. *log π* is high where grammar decides. *KL* is
 # largest where π has moved away from the reference. *reward* is the price of the KL at every token, and
 # the score stands at the last. *return* is the sum of the rewards from there on. *value* began at 0 a
-# few rollouts ago, so it does not foresee the score yet, and *advantage* (whitened) says nearly the
-# same of each token: "this text went better than most". A critic that works gives single tokens
-# their share.
+# few rollouts ago and has learned hardly more than the mean score, so *advantage* (whitened) says
+# nearly the same of each token: "this text went better than most". A critic that works gives
+# single tokens their share.
 #
 # The first return can be computed by hand from the other columns: the score less β times the sum of log-ratios.
 
@@ -606,7 +611,7 @@ def my_advantage(score, t, length, lam):
 
 # %% tags=["check"]
 with exercise("7.4"):
-    assert my_advantage(2.0, 9, 10, 0.9) != 1.8, (
+    assert abs(my_advantage(2.0, 9, 10, 0.9) - 1.8) > 1e-9, (
         "the last token is t = T − 1: it sees all of the score"
     )
     assert my_advantage(2.0, 9, 10, 0.9) == 2.0, (
