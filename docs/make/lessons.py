@@ -17,8 +17,8 @@ _NOT_RUN = "*No outputs here: `make notebooks`, then `make site`, shows what cel
 def write(root: Path) -> list[Path]:
     """Write a page a notebook to `docs/lessons`; what is not a lesson any more is removed.
 
-    A run is not shown that was made of another text than today's, failed, or learned nothing
-    because it had small settings.
+    The prose is today's. A run's outputs are not shown where its code was another than today's,
+    where it failed, or where it learned nothing because it had small settings.
     """
     folder = root / "docs" / "lessons"
     folder.mkdir(exist_ok=True)
@@ -29,24 +29,28 @@ def write(root: Path) -> list[Path]:
         text = jupytext.read(path, fmt="py:percent")
         run = nbformat.read(made, as_version=4) if made.exists() else None
         if run and _code(run) == _code(text) and _whole(run):
-            notebook = run
+            for cell, done in zip(_cells(text), _cells(run), strict=True):
+                cell.outputs, cell.execution_count = done.outputs, done.execution_count
         else:
-            notebook = text
-            notebook.cells.insert(1, nbformat.v4.new_markdown_cell(_NOT_RUN, id="not-run"))
-        nbformat.write(notebook, page)
+            text.cells.insert(1, nbformat.v4.new_markdown_cell(_NOT_RUN, id="not-run"))
+        nbformat.write(text, page)
         pages.append(page)
     for old in set(folder.glob("*.ipynb")) - set(pages):
         old.unlink()
     return pages
 
 
-def _code(notebook: nbformat.NotebookNode) -> list[tuple[str, str]]:
-    return [(cell.cell_type, cell.source) for cell in notebook.cells]
+def _cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _code(notebook: nbformat.NotebookNode) -> list[str]:
+    return [cell.source for cell in _cells(notebook)]
 
 
 def _whole(run: nbformat.NotebookNode) -> bool:
     """Whether every cell ran, without an error and with the sizes of a full run."""
-    code = [cell for cell in run.cells if cell.cell_type == "code"]
+    code = _cells(run)
     outputs = [output for cell in code for output in cell.outputs]
     return (
         all(cell.execution_count for cell in code)

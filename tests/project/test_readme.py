@@ -57,7 +57,7 @@ def test_classic_commands(command: str, tmp_path: Path) -> None:
 
 
 def test_named_files_exist() -> None:
-    for name in re.findall(r"(?:configs|docs|tests|benchmarks)/[\w./-]+\.\w+", README):
+    for name in re.findall(r"(?:configs|docs|tests|benchmarks|notebooks)/[\w./-]+\.\w+", README):
         assert (ROOT / name).is_file(), name
 
 
