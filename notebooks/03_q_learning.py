@@ -31,7 +31,7 @@ from classic_rl.mdp import from_gymnasium
 from classic_rl.pictures import grid_plots
 from classic_rl.pictures.grids import grid_of
 from classic_rl.schedules import Linear
-from classic_rl.tabular import control, evaluation, planning, prediction
+from classic_rl.tabular import control, evaluation, planning, prediction, textbook
 from classic_rl.tabular.exploration import EpsilonGreedy
 
 SEEDS = range(5)
@@ -409,30 +409,12 @@ with exercise("3.4"):
 
 
 # %%
-class Noisy(gym.Env):
-    """Sutton & Barto, example 6.7, with ten actions in both states."""
-
-    observation_space = gym.spaces.Discrete(3)
-    action_space = gym.spaces.Discrete(10)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.state = 0
-        return 0, {}
-
-    def step(self, action):
-        if self.state == 0:
-            self.state = 2 if action == 0 else 1
-            return self.state, 0.0, self.state == 2, False, {}
-        self.state = 2
-        return 2, float(self.np_random.normal(-0.1, 1.0)), True, False, {}
-
-
+show(textbook.MaximisationBias)
 mistakes = {}
 for name, learner in (("Q-learning", control.q_learning), ("double", control.double_q_learning)):
     found = [
         learner(
-            Noisy(),
+            textbook.MaximisationBias(),
             explore=EpsilonGreedy(0.1),
             alpha=0.1,
             gamma=1.0,
