@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from tests.checkout import ROOT
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 MIB = 2**20
+OF_ONE_ALONE = ("pyproject.toml", "LICENSE")  # which the pipeline's wheel keeps elsewhere
 
 
 class Bare:
@@ -86,3 +88,23 @@ def test_networks(tmp_path: Path) -> None:
     bare.run("classic-rl", "ppo", "--env", "CartPole-v1", "--steps", "3000", "--episodes", "5")
     shown = bare.run("classic-rl", "evaluate", "runs/classic/ppo-CartPole-v1-seed0")
     assert "100 episodes: return" in shown
+
+
+def test_both_wheels_hold_the_same_classic_rl(tmp_path: Path) -> None:
+    """All of it: code, tuned settings, py.typed; each file alike to the byte."""
+    clone = tmp_path / "clone"  # setuptools builds where the sources are
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    held = []
+    for source in (clone, clone / "classic_rl"):
+        target = tmp_path / f"wheel-{source.name}"
+        words = ["-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(target), str(source)]
+        subprocess.run([sys.executable, *words], check=True)
+        [wheel] = target.glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.startswith("classic_rl/")]
+            held.append({name: archive.read(name) for name in names})
+    pipeline, alone = held
+    alone = {name: text for name, text in alone.items() if Path(name).name not in OF_ONE_ALONE}
+    assert pipeline == alone
+    settings = {path.name for path in (clone / "configs" / "classic").iterdir()}
+    assert settings == {Path(name).name for name in alone if name.endswith(".yaml")} != set()

@@ -190,8 +190,7 @@ def test_the_page_on_applications(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for line in classic(APPLICATIONS):
         short = re.sub(r"--seeds .*", "--seed 0", line)
         assert run(short) == 0, line
-    for name in re.findall(r"^## ", APPLICATIONS.partition("## Before")[0], re.M):
-        assert name
+    assert len(re.findall(r"^## ", APPLICATIONS.partition("## Before")[0], re.M)) == 6
     for head in ("State", "Action", "Reward", "Dynamics", "Horizon", "Hard", "Source"):
         assert APPLICATIONS.count(f"\n| {head} |") == 6
 
