@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -122,7 +123,17 @@ def make_for_networks(env_id: str, kwargs: Mapping[str, Any] | None = None) -> g
         env = gym.wrappers.TimeLimit(env, LONGEST)
     if isinstance(env.observation_space, gym.spaces.Box):
         return env
+    if isinstance(env.observation_space, gym.spaces.Discrete):
+        check = partial(_in_space, env_id, env.observation_space)
+        env = gym.wrappers.TransformObservation(env, check, env.observation_space)
     return gym.wrappers.FlattenObservation(env)
+
+
+def _in_space(env_id: str, space: gym.spaces.Discrete, observation: Any) -> Any:
+    """``observation``; one-hot a negative number would stand for one from the end."""
+    if not space.start <= observation < space.start + space.n:
+        raise ProblemError(f"{env_id}: the observation {observation} is not in {space}")
+    return observation
 
 
 def find(env_id: str) -> Any:

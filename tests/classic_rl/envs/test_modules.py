@@ -200,3 +200,13 @@ def test_an_attribute_p_of_one_s_own_is_no_table(folder: Path) -> None:
     (folder / "corridor.py").write_text(own)
     words = ["q-learning", "--env", "corridor:Corridor-v0", "--steps", "2000", "--no-pictures"]
     assert main([*words, "--eval-episodes", "1", "--out", "q"]) == 0
+
+
+@pytest.mark.parametrize("away", [-3, 3])
+def test_networks_refuse_it_too(
+    folder: Path, away: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = f"return self.place + {away} * (self.place > 1),"
+    (folder / "corridor.py").write_text(CORRIDOR.replace("return self.place,", wrong))
+    assert main(["ppo", "--env", "corridor:Corridor-v0", "--steps", "2000", "--out", "p"]) == 2
+    assert f"the observation {2 + away} is not in Discrete(5)" in capsys.readouterr().err
