@@ -558,7 +558,7 @@ with exercise("8.5"):
 #
 # In the pictures so far gold rises ever more slowly, and still rises. What Gao et al. saw for hard
 # optimisation is worse. It depends on the proxy's **errors**. Let proxy = gold + error. Take
-# errors that are normal, and errors that are mostly smaller but sometimes huge, such as a model that is
+# errors that are normal, and errors that are mostly as small but sometimes huge, such as a model that is
 # sure of itself on a text like none that it knows:
 
 # %%

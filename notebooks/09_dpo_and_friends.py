@@ -297,8 +297,9 @@ for name, path, colour in (("DPO", dpo_path, "C1"), ("gradient of the objective"
 axes.legend(frameon=False, loc="lower right")
 
 # %% [markdown]
-# Both end at the star. Neither lies above the frontier on its way, and neither can. They take other
-# roads to it: DPO's loss knows pairs as $\pi_{ref}$ draws them, the objective knows the policy's own.
+# Both end at the star. Neither lies above the frontier on its way, and neither can. With all pairs and all
+# completions at hand even their roads are nearly the same, though one loss has a reward in it and the other
+# has only labels.
 #
 # Were all implicit rewards right? At the optimum $\hat r(y) = r(y) - J^*$: the true reward, moved down
 # by a constant.
@@ -478,7 +479,7 @@ axes.legend(frameon=False, loc="lower right", fontsize=8)
 
 # %% [markdown]
 # *KL efficiency* is the share of its KL that a policy's reward was worth: the frontier needs so much,
-# the policy spent 1. See that best-of-n lies hardly below the frontier, and needs no training. But n, not
+# the policy spent 1. See that best-of-n lies not far below the frontier, and needs no training. But n, not
 # β, says how far it goes. And see that a policy can be *efficient* and yet have a poor optimality: it
 # stands at another point of the frontier than the one that our β asks for.
 #
@@ -617,7 +618,9 @@ for source, values in found.items():
     text = ", ".join(f"{b}: {np.median(v):.2f}" for b, v in zip(budgets, values, strict=True))
     print(f"{source:14s} median optimality by pairs: {text}")
 axes.axhline(0, color="black", linewidth=0.5)
-axes.set(xscale="log", xlabel="pairs", ylabel="optimality", ylim=(-1, 1.05))
+axes.set(xscale="log", xlabel="pairs", ylabel="optimality", ylim=(-1.3, 1.05))
+axes.set_xticks(budgets, budgets)
+axes.minorticks_off()
 axes.legend(frameon=False)
 
 # %% [markdown]
@@ -668,8 +671,8 @@ claim(
 )
 
 # %% [markdown]
-# The black line is what *must* be lost at each KL. DPO on all pairs lands on it. Without a penalty, one
-# answer is left in the end. DPO that has learned its few pairs by heart has left the star too: β stands in
+# The black line is the optima's entropy at each KL. DPO on all pairs lands at the star. Without a penalty,
+# one answer is left in the end. DPO that has learned its few pairs by heart has gone far beyond the star too: β stands in
 # its loss, but no longer holds it, as the labels say "always".
 #
 # **Exercise 9.5.** Split a loss of entropy into what was asked for and what is collapse.
