@@ -672,8 +672,8 @@ claim(
 
 # %% [markdown]
 # The black line is the optima's entropy at each KL. DPO on all pairs lands at the star. Without a penalty,
-# one answer is left in the end. DPO that has learned its few pairs by heart has gone far beyond the star too: β stands in
-# its loss, but no longer holds it, as the labels say "always".
+# one answer is left in the end. DPO that has learned its few pairs by heart has gone far beyond the star
+# too: β stands in its loss, but no longer holds it, as the labels say "always".
 #
 # **Exercise 9.5.** Split a loss of entropy into what was asked for and what is collapse.
 
