@@ -28,6 +28,7 @@ extensions = [
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "off"  # `make notebooks` runs them: minutes
+nb_output_stderr = "remove"  # bars and remarks of libraries; what a lesson says, it prints
 html_theme = "furo"
 html_title = project
 html_show_sphinx = False
