@@ -121,8 +121,6 @@ def execute(path: Path, small: bool) -> float:
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(looked_in))
     environment.pop("MPLBACKEND", None)  # Agg would draw nothing into the page
     environment["RLHF_NOTEBOOKS"] = "small" if small else "full"  # not what the shell has
-    # tqdm's remark on a package that would draw its bars; nothing is wrong without it.
-    environment.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     client = NotebookClient(
         notebook, timeout=CELL_SECONDS, kernel_name="python3", extra_arguments=QUIET
     )

@@ -130,22 +130,20 @@ class Translation:
         """A rollout and its minibatches: TRL divides the one, here the other is given."""
         if self.old:
             keys = ("batch_size", "mini_batch_size", "gradient_accumulation_steps")
-            numbers = self._numbers(*keys)
-            if numbers is None:
-                self.say(" ".join(keys), "not known without running the script: set them by hand")
-                return
-            rollout, rows, accumulation = numbers
-            step = rows * accumulation
         else:
             keys = (
                 "per_device_train_batch_size",
                 "gradient_accumulation_steps",
                 "num_mini_batches",
             )
-            numbers = self._numbers(*keys)
-            if numbers is None:
-                self.say(" ".join(keys), "not known without running the script: set them by hand")
-                return
+        numbers = self._numbers(*keys)
+        if numbers is None:
+            self.say(" ".join(keys), "not known without running the script: set them by hand")
+            return
+        if self.old:
+            rollout, rows, accumulation = numbers
+            step = rows * accumulation
+        else:
             rows, accumulation, parts = numbers
             rollout = rows * accumulation
             step = rollout // parts if rollout % parts == 0 else rollout + 1
