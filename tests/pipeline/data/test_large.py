@@ -227,7 +227,7 @@ def test_pairs_to_evaluate_on_are_those_of_a_small_file(
         ("rows.csv", b'prompt,x\na,1\n"b,2\n'),
         ("rows.json", b'[{"prompt": "a"},\n {"prompt" "b"}]'),
         ("rows.parquet", b"PAR1 and no more"),
-        ("rows.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n')[:-9]),
+        ("rows.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n', mtime=0)[:-9]),
     ],
 )
 def test_mistakes_are_told_as_in_a_small_file(
