@@ -39,14 +39,14 @@ from pipeline.lm.hardware import policy_dtype
 from pipeline.lm.models import load_checkpoint
 from pipeline.output import quiet
 from pipeline.output.metrics_file import read_metrics
-from pipeline.stages import dpo, ppo
+from pipeline.stages import dpo, ppo, reweighted
 from pipeline.stages.heldout import whole_texts
 from pipeline.stages.reward_sources import gold_reward, proxy_reward
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "quickstart.yaml"
 ALPHAS = (0.5,)  # beside the end of training, 1
 NATS = (0.5, 1.0, 2.0)
-STAGES = {"ppo": ppo.run, "dpo": dpo.run}
+STAGES = {"ppo": ppo.run, "dpo": dpo.run, "reweighted": reweighted.run}
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,47 @@ class Variant:
 
 
 _ALL = "model.policy_modules=null"
-_FORMER = (
+_PPO_WITHOUT = (
     _ALL,
+    "ppo.learning_rate=1e-4",
     "ppo.kl_estimator=k1",
     "ppo.critic=head",
     "ppo.prefix_every=1",
     "ppo.lam=0.95",
-    "ppo.learning_rate=1e-4",
     "ppo.warmup_steps=0",
-    "ppo.total_episodes=2560",
 )
+_DPO_WITHOUT = (_ALL, "dpo.learning_rate=1e-4", "pairs.labels=sampled", "dpo.num_train_epochs=1")
+_DISTILLED = (
+    "reweighted.n=48",  # 49,152 queries: 32 times PPO's
+    "reweighted.num_train_epochs=2",
+    "reweighted.per_device_train_batch_size=16",
+    "reweighted.learning_rate=3e-4",
+    "reweighted.lr_scheduler_type=cosine",
+    "reweighted.warmup_steps=0.1",
+)
+_MODULES = "model.policy_modules=[v_proj,o_proj]"
 VARIANTS = {
     "ppo": Variant("ppo", (), "as shipped"),
-    "ppo-former": Variant("ppo", _FORMER, "all weights, k1, a trained critic, 2,560 episodes"),
+    # Each of what is shipped taken away, and all of it.
     "ppo-k1": Variant("ppo", ("ppo.kl_estimator=k1",), "the sampled KL"),
     "ppo-head": Variant("ppo", ("ppo.critic=head", "ppo.prefix_every=1"), "a trained critic"),
     "ppo-all": Variant("ppo", (_ALL, "ppo.learning_rate=1e-4"), "all weights of the layers"),
+    "ppo-lam0.95": Variant("ppo", ("ppo.lam=0.95",), "λ = 0.95"),
+    "ppo-cold": Variant("ppo", ("ppo.warmup_steps=0",), "no warm-up"),
+    "ppo-none": Variant("ppo", _PPO_WITHOUT, "none of these five"),
+    # Each alone.
+    "ppo-only-exact": Variant("ppo", (*_PPO_WITHOUT, "ppo.kl_estimator=exact"), "the exact KL"),
+    "ppo-only-prefix": Variant(
+        "ppo", (*_PPO_WITHOUT, "ppo.critic=prefix", "ppo.prefix_every=2"), "the reward of prefixes"
+    ),
+    "ppo-only-modules": Variant(
+        "ppo", (*_PPO_WITHOUT, _MODULES, "ppo.learning_rate=3e-4"), "v_proj and o_proj"
+    ),
+    "ppo-only-lam0.9": Variant("ppo", (*_PPO_WITHOUT, "ppo.lam=0.9"), "λ = 0.9"),
+    "ppo-only-warm": Variant("ppo", (*_PPO_WITHOUT, "ppo.warmup_steps=0.1"), "warm-up"),
+    "ppo-former": Variant(
+        "ppo", (*_PPO_WITHOUT, "ppo.total_episodes=2560"), "none, and 2,560 episodes"
+    ),
     "ppo-lam1": Variant("ppo", ("ppo.lam=1",), "λ = 1"),
     "ppo-lam0.8": Variant("ppo", ("ppo.lam=0.8",), "λ = 0.8"),
     "ppo-slow": Variant("ppo", ("ppo.learning_rate=1.5e-4",), "half the learning rate"),
@@ -83,13 +108,30 @@ VARIANTS = {
     ),
     "ppo-long": Variant("ppo", ("ppo.total_episodes=2560",), "2,560 episodes"),
     "dpo": Variant("dpo", (), "as shipped"),
+    "dpo-sampled": Variant("dpo", ("pairs.labels=sampled",), "labels drawn"),
     "dpo-once": Variant("dpo", ("dpo.num_train_epochs=1",), "one epoch"),
+    "dpo-all": Variant("dpo", (_ALL, "dpo.learning_rate=1e-4"), "all weights of the layers"),
+    "dpo-none": Variant("dpo", _DPO_WITHOUT, "none of these three"),
+    "dpo-only-soft": Variant("dpo", (*_DPO_WITHOUT, "pairs.labels=soft"), "soft labels"),
+    "dpo-only-twice": Variant("dpo", (*_DPO_WITHOUT, "dpo.num_train_epochs=2"), "two epochs"),
+    "dpo-only-modules": Variant(
+        "dpo", (*_DPO_WITHOUT, _MODULES, "dpo.learning_rate=3e-4"), "v_proj and o_proj"
+    ),
     "dpo-rate": Variant(
         "dpo", ("dpo.num_train_epochs=1", "dpo.learning_rate=6e-4"), "one epoch, twice the rate"
     ),
-    "dpo-all": Variant("dpo", (_ALL, "dpo.learning_rate=1e-4"), "all weights of the layers"),
-    "dpo-sampled": Variant("dpo", ("pairs.labels=sampled",), "labels drawn"),
     "dpo-rebel": Variant("dpo", ("dpo.loss_type=rebel",), "regression on the reward difference"),
+    # What bounds them: reward queries, steps from the same queries, capacity.
+    "ppo-queries": Variant("ppo", ("ppo.total_episodes=6144",), "four times the queries"),
+    "ppo-steps": Variant("ppo", ("ppo.num_ppo_epochs=4",), "twice the steps"),
+    "dpo-queries": Variant(
+        "dpo", ("pairs.per_prompt=4", "pairs.max_pairs=4096"), "four times the queries"
+    ),
+    "dpo-steps": Variant("dpo", ("dpo.num_train_epochs=4",), "twice the steps"),
+    "distilled": Variant("reweighted", _DISTILLED, "SFT on 4,096 draws of the optimum"),
+    "distilled-all": Variant(
+        "reweighted", (*_DISTILLED, _ALL, "reweighted.learning_rate=1e-4"), "… all weights"
+    ),
 }
 
 
