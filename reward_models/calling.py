@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common.places import raised_at
 from reward_models import arguments
 from reward_models.arguments import COMPLETIONS, IDS, PROMPTS, bound
 from reward_models.interface import RewardError, Scores
@@ -341,13 +342,10 @@ def may_pass(
 
 def _place(error: BaseException) -> str:
     """The reward's file and line that raised ``error``, in brackets; empty where there is none."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    path = Path(trace.tb_frame.f_code.co_filename) if trace is not None else _OURS
-    if trace is None or path.parent == _OURS:  # our own time-out, or what a service answered
+    place = raised_at(error)
+    if place is None or place[0].parent == _OURS:  # our own time-out, or what a service answered
         return ""
-    return f" ({path.name}, line {trace.tb_lineno})"
+    return f" ({place[0].name}, line {place[1]})"
 
 
 def _once_each(warn: Callable[[str], None]) -> Callable[[str], None]:

@@ -7,7 +7,6 @@ in the middle of an unpacking. What is asked here is what they rely on.
 from __future__ import annotations
 
 import inspect
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from classic_rl.errors import ProblemError
+from common.places import raised_at
 
 # What `gymnasium.make` puts around an environment: they unpack what it returns.
 _ADDED = (
@@ -90,13 +90,12 @@ def call(env_id: str, what: str, function: Any, *args: Any, **kwargs: Any) -> An
     try:
         return function(*args, **kwargs)
     except (Exception, SystemExit) as error:  # whatever its author's code raises
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        file, line, reason = last.filename, last.lineno, str(error)
+        place, reason = raised_at(error), str(error)
         if isinstance(error, SyntaxError) and error.filename:  # raised by Python, not at its place
-            file, line, reason = error.filename, error.lineno, error.msg
+            place, reason = (Path(error.filename), error.lineno or 0), error.msg
+        where = f" in {place[0].name}, line {place[1]}" if place else ""
         raise ProblemError(
-            f"{env_id}: {what} fails in {Path(file).name}, line {line}:"
-            f" {type(error).__name__}: {' '.join(reason.split())}"
+            f"{env_id}: {what} fails{where}: {type(error).__name__}: {' '.join(reason.split())}"
         ) from error
 
 
