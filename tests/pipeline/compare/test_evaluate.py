@@ -263,7 +263,8 @@ def test_fluency_is_the_judges_word_on_text_alone(toys: Toys) -> None:
     text, asked = found.texts[3], toys.prompts[1]  # prompt 1's first sample is the third judged
     before = toys.tokenizer(asked)["input_ids"]
     ids = toys.tokenizer(text, add_special_tokens=False)["input_ids"]
-    logps = toys.reference(torch.tensor([before + ids])).logits.log_softmax(-1)[0]
+    with torch.no_grad():
+        logps = toys.reference(torch.tensor([before + ids])).logits.log_softmax(-1)[0]
     wanted = -sum(float(logps[len(before) - 1 + i, token]) for i, token in enumerate(ids))
     assert found.fluency_nll[2] == pytest.approx(wanted, abs=1e-4)
     assert found.fluency_tokens[2] == len(ids)
