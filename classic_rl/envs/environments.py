@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 import gymnasium as gym
@@ -173,6 +174,12 @@ def full_id(env_id: str) -> str:
 
 def _import(module: str, env_id: str) -> None:
     """Import the module that registers an environment, also one in the present folder."""
+    if module.endswith(".py"):
+        path = PurePath(module)
+        where = "here" if path == PurePath(path.name) else f"in {path.parent}"
+        raise ProblemError(
+            f"{module}:{env_id}: that is a file; the module is {path.stem}:{env_id}, started {where}"
+        )
     here = os.getcwd()
     if not {"", here} & set(sys.path):  # a program that pip made does not look there by itself
         sys.path.append(here)

@@ -93,6 +93,8 @@ def test_a_table_learns_in_it(folder: Path, capsys: pytest.CaptureFixture[str]) 
         ("absent:A-v0", "absent:A-v0: there is no module absent; start in its folder, or install"),
         ("corridor.sub:A-v0", "there is no module corridor.sub"),
         (":A-v0", "there is no module"),
+        ("odd.py:A-v0", "odd.py:A-v0: that is a file; the module is odd:A-v0, started here"),
+        ("of/odd.py:A-v0", "that is a file; the module is odd:A-v0, started in of"),
         ("corridor:Corridor", "did you mean corridor:Corridor-v0"),
         ("corridor:Unregistered", "Unregistered is a class: corridor must register it"),
         ("corridor:TokenMDP", "corridor:TokenMDP: no such environment"),  # ours, not that module's
