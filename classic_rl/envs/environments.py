@@ -178,7 +178,8 @@ def _import(module: str, env_id: str) -> None:
         path = PurePath(module)
         where = "here" if path == PurePath(path.name) else f"in {path.parent}"
         raise ProblemError(
-            f"{module}:{env_id}: that is a file; the module is {path.stem}:{env_id}, started {where}"
+            f"{module}:{env_id}: that is a file; the module is {path.stem}:{env_id},"
+            f" started {where}"
         )
     here = os.getcwd()
     if not {"", here} & set(sys.path):  # a program that pip made does not look there by itself
