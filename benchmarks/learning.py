@@ -70,7 +70,7 @@ _PPO_WITHOUT = (
 )
 _DPO_WITHOUT = (_ALL, "dpo.learning_rate=1e-4", "pairs.labels=sampled", "dpo.num_train_epochs=1")
 _DISTILLED = (
-    "reweighted.n=48",  # 49,152 queries: 32 times PPO's
+    "reweighted.n=48",  # 49,152 queries: 16 times DPO's, 4 times PPO's with its prefixes
     "reweighted.num_train_epochs=2",
     "reweighted.per_device_train_batch_size=16",
     "reweighted.learning_rate=3e-4",
