@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_serializer, field_validator, model_validator
@@ -301,6 +302,15 @@ class PairsSection(Section):
     """The older key for `labels`: true is hard, false is sampled."""
     max_pairs: Count = 2000
     """Pairs in all. They cost 2·max_pairs/(samples_per_prompt − 1) reward queries."""
+
+    @property
+    def of_group(self) -> int:
+        """Pairs that the samples of a group make."""
+        return math.comb(self.samples_per_prompt, 2)
+
+    def groups(self, prompts: int) -> int:
+        """Groups that are drawn where there are so many ``prompts``."""
+        return min(-(-self.max_pairs // self.of_group), prompts * self.per_prompt)
 
     @model_validator(mode="before")
     @classmethod

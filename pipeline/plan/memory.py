@@ -276,7 +276,7 @@ def _dpo(setting: Setting) -> Iterator[Phase]:
     yield Phase("sampling", sampling.roles | {"reward models": loaded_rewards(setting)})
     held, rows, length = _held(setting, 0.0), _pair_rows(setting), lengths.sequence
     if policy.upper < policy.layers:
-        completions = min(2 * pairs.max_pairs, max(1, lengths.prompts) * 2 * pairs.per_prompt)
+        completions = pairs.groups(max(1, lengths.prompts)) * pairs.samples_per_prompt
         states = completions * lengths.sequence_mean * policy.width * setting.dtype.itemsize
         held["cached trunk"] = min(states, _CACHED_TRUNK)
     passes = _passes(setting, rows, length) | _learnt_logits(setting, rows * lengths.response)
@@ -285,9 +285,8 @@ def _dpo(setting: Setting) -> Iterator[Phase]:
 
 def _pair_rows(setting: Setting) -> int:
     """Completions of a batch of pairs; those of a whole group run once each."""
-    size = setting.experiment.pairs.samples_per_prompt
-    in_group = size * (size - 1) // 2
-    return max(2, round(2 * setting.rows if size == 2 else setting.rows / in_group * size))
+    pairs = setting.experiment.pairs
+    return max(2, round(setting.rows * pairs.samples_per_prompt / pairs.of_group))
 
 
 def _by_trl(setting: Setting) -> Iterator[Phase]:

@@ -186,9 +186,10 @@ class Counter:
     def _dpo_tokens(self) -> float:
         from trl import DPOConfig
 
-        count = self.experiment.pairs.max_pairs
-        _, passes = _steps(stage_arguments(self.experiment, "dpo", DPOConfig), count)
-        return passes * 2 * count * (self.texts.prompt + self.texts.response)
+        pairs = self.experiment.pairs
+        _, passes = _steps(stage_arguments(self.experiment, "dpo", DPOConfig), pairs.max_pairs)
+        completions = pairs.max_pairs * pairs.samples_per_prompt / pairs.of_group
+        return passes * completions * (self.texts.prompt + self.texts.response)
 
     # Positions: one text through the whole model, or its upper part, and completions drawn.
 
@@ -275,11 +276,9 @@ class Counter:
         arguments, pairs = stage_arguments(experiment, "dpo", DPOConfig), experiment.pairs
         if experiment.data.preferences_name is not None:
             return self._dpo_by_trl(arguments, min(pairs.max_pairs, texts.prompts))
-        size = pairs.samples_per_prompt
-        of_group = size * (size - 1) // 2
-        groups = min(math.ceil(pairs.max_pairs / of_group), texts.prompts * pairs.per_prompt)
-        steps, passes = _steps(arguments, min(pairs.max_pairs, groups * of_group))
-        completions = groups * size
+        groups = pairs.groups(texts.prompts)
+        steps, passes = _steps(arguments, min(pairs.max_pairs, groups * pairs.of_group))
+        completions = groups * pairs.samples_per_prompt
         whole, response = texts.prompt + texts.response, texts.response
         again = passes * (0.0 if self.split else 1.0)  # without a trunk the lower layers too
         reference = self._forward(whole) + response * speed.head

@@ -151,6 +151,14 @@ def test_methods_differ_in_what_they_hold(tiny: Path, model: Path) -> None:
     assert "cached trunk" in roles("dpo", *trunk) and "reference" in roles("kto", *trunk)
 
 
+def test_pairs_of_a_group_share_their_completions(tiny: Path, model: Path) -> None:
+    def kept(*more: str) -> float:
+        pairs = ("model.trainable_layers=2", "pairs.per_prompt=1", "pairs.max_pairs=24", *more)
+        return phase(need(tiny, model, "dpo", *pairs), "learning")["cached trunk"]
+
+    assert kept() == 3 * kept("pairs.samples_per_prompt=4")  # 48 completions, and 16
+
+
 def test_reward_models_count_with_their_members(tiny: Path, model: Path) -> None:
     def size(*overrides: str) -> float:
         roles = phase(need(tiny, model, "ppo", *overrides), "sampling")
