@@ -68,7 +68,23 @@ _PPO_WITHOUT = (
     "ppo.lam=0.95",
     "ppo.warmup_steps=0",
 )
-_DPO_WITHOUT = (_ALL, "dpo.learning_rate=1e-4", "pairs.labels=sampled", "dpo.num_train_epochs=1")
+_TWO = (
+    "pairs.samples_per_prompt=2",
+    "pairs.max_pairs=1536",  # of as many completions
+    "dpo.per_device_train_batch_size=16",
+)
+_FOUR = (
+    "pairs.samples_per_prompt=4",
+    "pairs.max_pairs=4608",
+    "dpo.per_device_train_batch_size=48",
+)
+_DPO_PLAIN = (
+    _ALL,
+    "dpo.learning_rate=1e-4",
+    "pairs.labels=sampled",
+    "dpo.num_train_epochs=1",
+)
+_DPO_WITHOUT = (*_TWO, *_DPO_PLAIN)
 _DISTILLED = (
     "reweighted.n=48",  # 49,152 queries: 16 times DPO's, 4 times PPO's with its prefixes
     "reweighted.num_train_epochs=2",
@@ -111,7 +127,17 @@ VARIANTS = {
     "dpo-sampled": Variant("dpo", ("pairs.labels=sampled",), "labels drawn"),
     "dpo-once": Variant("dpo", ("dpo.num_train_epochs=1",), "one epoch"),
     "dpo-all": Variant("dpo", (_ALL, "dpo.learning_rate=1e-4"), "all weights of the layers"),
-    "dpo-none": Variant("dpo", _DPO_WITHOUT, "none of these three"),
+    "dpo-four": Variant("dpo", _FOUR, "four samples of twice the prompts"),
+    "dpo-two": Variant("dpo", _TWO, "two samples of four times the prompts"),
+    "dpo-none": Variant("dpo", _DPO_WITHOUT, "none of these four"),
+    # Around pairs of two samples, which were shipped before.
+    "dpo-two-sampled": Variant("dpo", (*_TWO, "pairs.labels=sampled"), "two, labels drawn"),
+    "dpo-two-once": Variant("dpo", (*_TWO, "dpo.num_train_epochs=1"), "two, one epoch"),
+    "dpo-two-all": Variant(
+        "dpo", (*_TWO, _ALL, "dpo.learning_rate=1e-4"), "two, all weights of the layers"
+    ),
+    "dpo-two-deep": Variant("dpo", (*_TWO, "model.trainable_layers=20"), "two, upper 20 layers"),
+    "dpo-only-eight": Variant("dpo", _DPO_PLAIN, "eight samples of a prompt"),
     "dpo-only-soft": Variant("dpo", (*_DPO_WITHOUT, "pairs.labels=soft"), "soft labels"),
     "dpo-only-twice": Variant("dpo", (*_DPO_WITHOUT, "dpo.num_train_epochs=2"), "two epochs"),
     "dpo-only-modules": Variant(
@@ -124,9 +150,7 @@ VARIANTS = {
     # What bounds them: reward queries, steps from the same queries, capacity.
     "ppo-queries": Variant("ppo", ("ppo.total_episodes=6144",), "four times the queries"),
     "ppo-steps": Variant("ppo", ("ppo.num_ppo_epochs=4",), "twice the steps"),
-    "dpo-queries": Variant(
-        "dpo", ("pairs.per_prompt=4", "pairs.max_pairs=4096"), "four times the queries"
-    ),
+    "dpo-queries": Variant("dpo", ("pairs.max_pairs=43008",), "four times the queries"),
     "dpo-steps": Variant("dpo", ("dpo.num_train_epochs=4",), "twice the steps"),
     "distilled": Variant("reweighted", _DISTILLED, "SFT on 4,096 draws of the optimum"),
     "distilled-all": Variant(
