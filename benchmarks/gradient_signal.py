@@ -1,20 +1,16 @@
-"""What bounds learning on the quickstart's task: the gradient's signal, and what can be known.
+"""Where the signal is on the quickstart's task: in which gradients, and how far the judge agrees.
 
     make quickstart
     python benchmarks/gradient_signal.py     # 15 minutes on two cores with AVX512-BF16
 
-Three things are measured on samples of the SFT model, the reference π_ref:
+Two things are measured on samples of the SFT model, the reference π_ref:
 
 1. The signal of the policy gradient at π_ref. Four independent sets of completions give four
    gradients g_i; the mean of g_i·P g_j over i ≠ j, divided by the mean of g_i·P g_i, is the share
    of a gradient's square that is signal: 0 is noise alone, 1 none. P is 1 (gradient descent) or
    Adam's 1/√E[g²]. By what the return is compared with: the mean score, the mean of the prompt's
    other completions, or the fitted reward of prefixes with GAE's λ; and by the modules that train.
-2. What the policy can know of the reward: the share of the scores' variance within a prompt that
-   ridge regression on the model's hidden states predicts of other completions, by the number of
-   scored completions it has seen. A policy whose log-ratio to π_ref has this correlation with the
-   reward gets about its root of the frontier's gain at the same KL.
-3. How far proxy and gold agree within a prompt.
+2. How far proxy and gold agree within a prompt.
 """
 
 from __future__ import annotations
@@ -31,7 +27,6 @@ from pipeline.config import Experiment, load_experiment
 from pipeline.data.splits import load_data
 from pipeline.lm.generation import Completion, sample
 from pipeline.lm.hardware import autocast
-from pipeline.lm.route import hidden_states
 from pipeline.lm.scoring import TokenBatch
 from pipeline.output import quiet
 from pipeline.output.terminal import progress
@@ -137,52 +132,12 @@ def _print_shares(label: str, sets: list[Tensor]) -> None:
     print(f"  {label:40s}  {descent:7.2f} {adam:7.2f}", flush=True)
 
 
-@torch.no_grad()
-def features(model: ActorCritic, completions: Sequence[Completion], label: str) -> Tensor:
-    """Mean and last of the trunk's and the final hidden states, each scaled: ``(B, 4d)``."""
-    rows = []
-    starts = range(0, len(completions), ROWS)
-    for start in progress(starts, label):
-        batch = TokenBatch.collate(completions[start : start + ROWS], 0, torch.device("cpu"))
-        length = batch.prompt_lengths + batch.mask.sum(1)
-        inside = (torch.arange(batch.sequences.shape[1])[None] < length[:, None])[..., None]
-        with autocast(model.policy):
-            layers = [model.trunk(batch.sequences), hidden_states(model.policy, batch.sequences)]
-        parts = []
-        for states in (x.float() for x in layers if x is not None):
-            states = states / states.square().mean(-1, keepdim=True).sqrt()
-            last = states[torch.arange(len(length)), length - 1]
-            parts += [(states * inside).sum(1) / length[:, None], last]
-        rows.append(torch.cat(parts, 1))
-    return torch.cat(rows)
-
-
 def within(first: Tensor, second: Tensor, samples: int) -> float:
     """Squared correlation of two scores of the same completions, within prompts."""
     a, b = (
         x.view(-1, samples) - x.view(-1, samples).mean(1, keepdim=True) for x in (first, second)
     )
     return float((a * b).sum() ** 2 / a.square().sum() / b.square().sum())
-
-
-def show_knowable(train: Tensor, scores: Tensor, test: Tensor, truth: Tensor, samples: int) -> None:
-    """Print how much of the reward a ridge regression on hidden states predicts."""
-    mean, spread = train.mean(0), train.std(0) + 1e-6
-    train, test = (train - mean) / spread, (test - mean) / spread
-    print("share of the reward's variance within a prompt that hidden states predict")
-    size = len(train)
-    for count in (size // 4, size // 2, size):
-        x, y = train[:count], scores[:count] - scores[:count].mean()
-        # The best of three, seen on the test completions: an upper bound, not a choice.
-        best = max(
-            within(
-                test @ torch.linalg.solve(x.T @ x + ridge * torch.eye(x.shape[1]), x.T @ y),
-                truth,
-                samples,
-            )
-            for ridge in (1000.0, 3000.0, 10000.0)
-        )
-        print(f"  from {count} completions: {best:.2f}")
 
 
 def main() -> None:
@@ -201,7 +156,7 @@ def main() -> None:
 
 
 def measure(experiment: Experiment, count: int) -> None:
-    """The three tables, from ``count`` prompts a set."""
+    """Both, from ``count`` prompts a set."""
     data = load_data(experiment)
     policy, tokenizer = load_trainable_sft(experiment)
     arguments = PPOConfig(output_dir="unused", use_cpu=True, bf16=policy.dtype == torch.bfloat16)
@@ -221,7 +176,7 @@ def measure(experiment: Experiment, count: int) -> None:
             label=label,
         )
 
-    sets, train, train_scores = [], [], []
+    sets = []
     for number in range(SETS):
         prompts = data.train_prompts[number * count : (number + 1) * count]
         completions = draw(prompts, A_PROMPT, f"set {number + 1}: sampling")
@@ -230,15 +185,11 @@ def measure(experiment: Experiment, count: int) -> None:
         prefixes = prefix_scores(proxy, completions, batch, tokenizer.decode)
         weights = advantages(scores, fitted(prefixes, scores, batch.mask), batch.mask)
         sets.append(gradients(model, batch, weights, f"set {number + 1}: gradients"))
-        train.append(features(model, completions, f"set {number + 1}: hidden states"))
-        train_scores.append(scores)
     names = [name for name, p in policy.named_parameters() if p.requires_grad]
     completions = draw(data.validation_prompts, 8, "validation: sampling")
     asked = [c.prompt for c in completions], [c.text for c in completions]
     scores, judged = torch.tensor(proxy(*asked)), torch.tensor(gold(*asked))
-    test = features(model, completions, "validation: hidden states")
     show_signal(names, sets)
-    show_knowable(torch.cat(train), torch.cat(train_scores), test, scores, 8)
     print(f"squared correlation of proxy and gold within a prompt: {within(scores, judged, 8):.2f}")
 
 
