@@ -188,12 +188,8 @@ class Meter:
         if prompts == "heldout":
             section = section.model_copy(update={"validation_prompts": section.heldout})
         data = load_data(experiment.model_copy(update={"data": section}))
-        chosen = {
-            "validation": data.validation_prompts,
-            "heldout": data.validation_prompts,
-            "test": data.eval_prompts,
-        }
-        self.prompts, self.samples, self.experiment = chosen[prompts], samples, experiment
+        self.prompts = data.eval_prompts if prompts == "test" else data.validation_prompts
+        self.samples, self.experiment = samples, experiment
         self.dtype = policy_dtype(experiment.model)
         path = experiment.stage_dir("sft") / "model"
         self.reference, self.tokenizer = load_checkpoint(path, self.dtype)

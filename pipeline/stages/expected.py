@@ -186,10 +186,18 @@ class Counter:
     def _dpo_tokens(self) -> float:
         from trl import DPOConfig
 
-        pairs = self.experiment.pairs
-        _, passes = _steps(stage_arguments(self.experiment, "dpo", DPOConfig), pairs.max_pairs)
-        completions = pairs.max_pairs * pairs.samples_per_prompt / pairs.of_group
+        count, completions = self._pairs()
+        _, passes = _steps(stage_arguments(self.experiment, "dpo", DPOConfig), count)
         return passes * completions * (self.texts.prompt + self.texts.response)
+
+    def _pairs(self) -> tuple[int, int]:
+        """Pairs that DPO learns from, and completions that each run once an epoch."""
+        pairs, prompts = self.experiment.pairs, self.texts.prompts
+        if self.experiment.data.preferences_name is not None:
+            count = min(pairs.max_pairs, prompts)
+            return count, 2 * count
+        groups = pairs.groups(prompts)
+        return min(pairs.max_pairs, groups * pairs.of_group), groups * pairs.samples_per_prompt
 
     # Positions: one text through the whole model, or its upper part, and completions drawn.
 
@@ -273,12 +281,11 @@ class Counter:
         from trl import DPOConfig
 
         experiment, texts, speed = self.experiment, self.texts, self.speed
-        arguments, pairs = stage_arguments(experiment, "dpo", DPOConfig), experiment.pairs
+        arguments = stage_arguments(experiment, "dpo", DPOConfig)
+        count, completions = self._pairs()
         if experiment.data.preferences_name is not None:
-            return self._dpo_by_trl(arguments, min(pairs.max_pairs, texts.prompts))
-        groups = pairs.groups(texts.prompts)
-        steps, passes = _steps(arguments, min(pairs.max_pairs, groups * pairs.of_group))
-        completions = groups * pairs.samples_per_prompt
+            return self._dpo_by_trl(arguments, count)
+        steps, passes = _steps(arguments, count)
         whole, response = texts.prompt + texts.response, texts.response
         again = passes * (0.0 if self.split else 1.0)  # without a trunk the lower layers too
         reference = self._forward(whole) + response * speed.head

@@ -105,7 +105,7 @@ def make_pairs(experiment: Experiment, stage: str = "dpo") -> list[dict[str, Any
     [made] = broadcast_object_list([pairs is not None])
     if not made:
         samples = settings.samples_per_prompt
-        wanted = -(-settings.max_pairs // (settings.per_prompt * math.comb(samples, 2)))
+        wanted = -(-settings.max_pairs // (settings.per_prompt * settings.of_group))
         prompts = load_data(experiment).train_prompts[:wanted]
         rows = [prompt for prompt in prompts for _ in range(samples * settings.per_prompt)]
         # Before any sampling: it may not be there.
