@@ -293,7 +293,9 @@ class PairsSection(Section):
     """Groups of samples drawn for each prompt: pairs, where a group has two."""
     samples_per_prompt: Annotated[int, Field(ge=2)] = 2
     """Samples in a group, m: all m(m − 1)/2 pairs of them are used, so that the reward of a
-    completion serves m − 1 pairs and one forward pass all that are in the batch."""
+    completion serves m − 1 pairs. Where each also runs once for all of them (DPO's `sigmoid` and
+    `rebel`), a batch holds whole groups, with as many completions as
+    `dpo.per_device_train_batch_size` pairs of two; trainers of other losses run every pair."""
     labels: Literal["sampled", "soft", "hard"] = "sampled"
     """`sampled` draws who is chosen by Bradley–Terry, P(y₁≻y₂) = σ(r₁ − r₂), whose DPO optimum is
     PPO's; `soft` takes that probability itself as the label: the same optimum, less noise; with
@@ -307,6 +309,10 @@ class PairsSection(Section):
     def of_group(self) -> int:
         """Pairs that the samples of a group make."""
         return math.comb(self.samples_per_prompt, 2)
+
+    def batch(self, rows: int) -> int:
+        """Pairs of the whole groups that have as many completions as ``rows`` pairs of two."""
+        return self.of_group * max(1, 2 * rows // self.samples_per_prompt)
 
     def groups(self, prompts: int) -> int:
         """Groups that are drawn where there are so many ``prompts``."""

@@ -284,9 +284,9 @@ def _dpo(setting: Setting) -> Iterator[Phase]:
 
 
 def _pair_rows(setting: Setting) -> int:
-    """Completions of a batch of pairs; those of a whole group run once each."""
+    """Completions of a batch of pairs: those of whole groups, which run once each."""
     pairs = setting.experiment.pairs
-    return max(2, round(setting.rows * pairs.samples_per_prompt / pairs.of_group))
+    return pairs.batch(setting.rows) // pairs.of_group * pairs.samples_per_prompt
 
 
 def _by_trl(setting: Setting) -> Iterator[Phase]:

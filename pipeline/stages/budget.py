@@ -97,6 +97,9 @@ def smaller(experiment: Experiment, stages: Container[str], by: int) -> dict[str
             continue
         if name == "reference_samples":
             least = max(least, experiment.compare.best_of_n)
+        if name == "max_pairs":  # of as many completions, whatever they are paired with
+            pairs = experiment.pairs
+            least = pairs.of_group * -(-2 * least // pairs.samples_per_prompt)
         less = max(least, value // by)
         if less < value:
             found[key] = less

@@ -72,8 +72,8 @@ def run(experiment: Experiment) -> None:
     reason = why_trl(arguments, pairs, model)
     if reason is not None:
         _need_plain_labels(experiment, reason)
-    whole = experiment.pairs.samples_per_prompt > 2
-    trainer = make_trainer(model, tokenizer, arguments, pairs, held, whole)
+    batch = group_rows(experiment, arguments.per_device_train_batch_size)
+    trainer = make_trainer(model, tokenizer, arguments, pairs, held, batch)
     fit(trainer, experiment, "dpo")
     policy = trainer.accelerator.unwrap_model(trainer.model)
     save_trained(trainer, experiment, "dpo", policy)
@@ -82,13 +82,20 @@ def run(experiment: Experiment) -> None:
     finish(experiment, "dpo", sides[0] or [], sides[1])
 
 
+def group_rows(experiment: Experiment, rows: int) -> int | None:
+    """Pairs of a batch of whole groups in the place of ``rows``; None where pairs stand alone."""
+    drawn = experiment.data.preferences_name is None
+    grouped = drawn and experiment.pairs.samples_per_prompt > 2
+    return experiment.pairs.batch(rows) if grouped else None
+
+
 def make_trainer(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     arguments: DPOConfig,
     pairs: Dataset | Stored[Any],
     held: Dataset | Stored[Any] | None = None,
-    whole_groups: bool = False,
+    group_rows: int | None = None,
     data_collator: Callable[..., Any] | None = None,
 ) -> TokenizedDPOTrainer:
     """The trainer of what is frozen runs once, or TRL's own where that does not apply.
@@ -98,7 +105,7 @@ def make_trainer(
     Args:
         pairs, held: rows of :func:`pair_row`, or texts; those of a large data set are made into
             tokens batch by batch.
-        whole_groups: see :class:`PairTrainer`.
+        group_rows: see :class:`PairTrainer`.
     """
     given: dict[str, Any] = dict(model=model, args=arguments, processing_class=tokenizer)
     given["data_collator"] = data_collator
@@ -108,7 +115,7 @@ def make_trainer(
         train, test = policy.with_logps(pairs, held, label="dpo: the reference")
         arguments.precompute_ref_log_probs = True
         given |= {"train_dataset": train, "eval_dataset": test}
-        return PairTrainer(policy, whole_groups, **given)
+        return PairTrainer(policy, group_rows, **given)
     # Without a reference TRL loads one from config._name_or_path, whatever the weights in memory.
     reference = None if isinstance(model, PeftModel) else frozen_copy(model)
     given["ref_model"] = reference

@@ -285,6 +285,8 @@ class Counter:
         count, completions = self._pairs()
         if experiment.data.preferences_name is not None:
             return self._dpo_by_trl(arguments, count)
+        rows = arguments.per_device_train_batch_size
+        arguments.per_device_train_batch_size = experiment.pairs.batch(rows)
         steps, passes = _steps(arguments, count)
         whole, response = texts.prompt + texts.response, texts.response
         again = passes * (0.0 if self.split else 1.0)  # without a trunk the lower layers too

@@ -201,10 +201,12 @@ class PairTrainer(TokenizedDPOTrainer):
 
     model: Any
 
-    def __init__(self, policy: PairPolicy, whole_groups: bool = False, **arguments: Any) -> None:
-        """``whole_groups`` draws batches of prompts' groups of pairs rather than of pairs."""
+    def __init__(self, policy: PairPolicy, group_rows: int | None = None, **arguments: Any) -> None:
+        """``group_rows`` makes batches of so many pairs, all of prompts' whole groups."""
+        if group_rows is not None:
+            arguments["args"].per_device_train_batch_size = group_rows
         super().__init__(**arguments)
-        self._policy, self._whole_groups = policy, whole_groups
+        self._policy, self._whole_groups = policy, group_rows is not None
         self._rebel = self.loss_types == [REBEL]
         self.data_collator = _WithLabels(self.data_collator)
         plain = self.model.forward

@@ -100,9 +100,9 @@ def test_dpo_and_the_comparison(tiny: Path) -> None:
     policy = 20 * 10 * 0.003 + 16 * 0.007
     expected = 80 * (drawn + reference + policy) + 5 * 0.5
     assert counter(tiny).seconds("dpo") == pytest.approx(AROUND + expected)
-    # 14 groups of three completions for 40 pairs.
+    # 14 groups of three completions for 40 pairs; 16 completions a step are five groups.
     groups = counter(tiny, "pairs.samples_per_prompt=3")
-    seconds = AROUND + 14 * 3 * (drawn + reference + policy) + 5 * 0.5
+    seconds = AROUND + 14 * 3 * (drawn + reference + policy) + 3 * 0.5
     assert groups.seconds("dpo") == pytest.approx(seconds)
     assert groups.tokens("dpo") / counter(tiny).tokens("dpo") == pytest.approx(14 * 3 / 80)
     made, against = 5 * 16 + 2 * 5 * 4, 2 * 5 * 4
@@ -184,6 +184,10 @@ def test_a_long_run_names_a_smaller_budget(said: list[str], tiny: Path) -> None:
     assert budget.smaller(experiment, {"compare"}, 2) == {}
     assert budget.smaller(experiment, {"ppo"}, 2) == {"ppo.total_episodes": 1280}
     assert budget.smaller(named(tiny), {"ppo", "dpo"}, 4) == {}  # 128 and 40 are few already
+    groups = named(tiny, "pairs.samples_per_prompt=8", "pairs.max_pairs=10752")
+    least = {"pairs.max_pairs": 28 * 128}  # 1,024 completions, as 512 pairs of two have
+    assert budget.smaller(groups, {"dpo"}, 2) == {"pairs.max_pairs": 5376}
+    assert budget.smaller(groups, {"dpo"}, 4) == least
 
 
 def test_what_is_not_known_is_said_or_left_out(

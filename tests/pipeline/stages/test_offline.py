@@ -16,6 +16,7 @@ from torch import Tensor
 from trl import DPOConfig
 
 from pipeline.config import ModelSection, load_experiment
+from pipeline.config.sections import PairsSection
 from pipeline.data import toy
 from pipeline.errors import UserError
 from pipeline.lm.models import frozen_copy, make_trainable, prepare
@@ -52,7 +53,11 @@ def policy_model(choice: ModelSection = UPPER) -> Any:
 
 
 def pair_trainer(
-    args: DPOConfig, rows: list[dict[str, Any]], model: Any = None, held: Any = None
+    args: DPOConfig,
+    rows: list[dict[str, Any]],
+    model: Any = None,
+    held: Any = None,
+    group_rows: int | None = None,
 ) -> PairTrainer:
     model = policy_model() if model is None else model
     pairs = Dataset.from_list(rows)
@@ -60,7 +65,7 @@ def pair_trainer(
     train, test = policy.with_logps(pairs, held)
     args.precompute_ref_log_probs = True
     return PairTrainer(
-        policy, model=model, args=args, train_dataset=train, eval_dataset=test,
+        policy, group_rows, model=model, args=args, train_dataset=train, eval_dataset=test,
         processing_class=toy.toy_tokenizer(),
     )  # fmt: skip
 
@@ -248,12 +253,33 @@ def test_batches_hold_whole_groups(tmp_path: Path) -> None:
         for n in range(6)
         for k in range(3)
     ]
-    args = arguments(tmp_path, per_device_train_batch_size=6)
-    trainer = pair_trainer(args, rows)
-    trainer._whole_groups = True
-    for batch in trainer.get_train_dataloader():
+    args = arguments(tmp_path, per_device_train_batch_size=4)
+    trainer = pair_trainer(args, rows, group_rows=6)
+    batches = list(trainer.get_train_dataloader())
+    for batch in batches:
         prompts = batch["input_ids"][:6, 0].tolist()
         assert sorted(map(prompts.count, set(prompts))) == [3, 3]
+    assert len(batches) == 3
+
+
+def test_pairs_of_two_and_own_pairs_keep_the_batch_that_was_set(tiny: Path) -> None:
+    groups = "pairs.samples_per_prompt=8"
+    assert dpo.group_rows(load_experiment(tiny), 16) is None
+    assert dpo.group_rows(load_experiment(tiny, [groups]), 16) == 112
+    own = "data.preferences_name=pairs.jsonl"
+    assert dpo.group_rows(load_experiment(tiny, [groups, own]), 16) is None
+
+
+@pytest.mark.parametrize(("samples", "rows", "pairs"), [
+    (2, 16, 16), (4, 16, 48), (8, 16, 112), (8, 18, 112), (16, 16, 240), (8, 1, 28), (3, 4, 6),
+])  # fmt: skip
+def test_a_batch_of_groups_has_the_completions_of_pairs_of_two(
+    samples: int, rows: int, pairs: int
+) -> None:
+    section = PairsSection(samples_per_prompt=samples)
+    assert section.batch(rows) == pairs
+    if 2 * rows % samples == 0:
+        assert pairs // section.of_group * samples == 2 * rows
 
 
 # -- where TRL's own trainer remains ---------------------------------------------------------------
