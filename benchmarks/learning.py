@@ -2,7 +2,7 @@
 
     python benchmarks/learning.py --variants all --seeds 0 1 2          # choose: validation prompts
     python benchmarks/learning.py --variants ppo dpo --seeds 5 6 7 8 9 --prompts test      # report
-    python benchmarks/learning.py --variants dpo dpo-eight --seeds 0 1 2 --prompts heldout   # surer
+    python benchmarks/learning.py --variants dpo dpo-two --seeds 0 1 2 --prompts heldout   # surer
     python benchmarks/learning.py --table                               # what was measured so far
 
 The quickstart's SFT model and rewards are trained once, in `--folder`; every trial trains one
@@ -71,18 +71,17 @@ _PPO_WITHOUT = (
     "ppo.lam=0.95",
     "ppo.warmup_steps=0",
 )
-_DPO_WITHOUT = (_ALL, "dpo.learning_rate=1e-4", "pairs.labels=sampled", "dpo.num_train_epochs=1")
-# As many completions, and as many of them a step, of fewer prompts.
-_FOUR = (
-    "pairs.samples_per_prompt=4",
-    "pairs.max_pairs=4608",
-    "dpo.per_device_train_batch_size=48",
+# As many completions, and as many of them a step, of more prompts or fewer.
+_TWO = ("pairs.samples_per_prompt=2", "pairs.max_pairs=1536")
+_FOUR = ("pairs.samples_per_prompt=4", "pairs.max_pairs=4608")
+_SIXTEEN = ("pairs.samples_per_prompt=16", "pairs.max_pairs=23040")
+_DPO_PLAIN = (
+    _ALL,
+    "dpo.learning_rate=1e-4",
+    "pairs.labels=sampled",
+    "dpo.num_train_epochs=1",
 )
-_EIGHT = (
-    "pairs.samples_per_prompt=8",
-    "pairs.max_pairs=10752",
-    "dpo.per_device_train_batch_size=112",
-)
+_DPO_WITHOUT = (*_TWO, *_DPO_PLAIN)
 _DISTILLED = (
     "reweighted.n=48",  # 49,152 queries: 16 times DPO's, 4 times PPO's with its prefixes
     "reweighted.num_train_epochs=2",
@@ -125,10 +124,18 @@ VARIANTS = {
     "dpo-sampled": Variant("dpo", ("pairs.labels=sampled",), "labels drawn"),
     "dpo-once": Variant("dpo", ("dpo.num_train_epochs=1",), "one epoch"),
     "dpo-all": Variant("dpo", (_ALL, "dpo.learning_rate=1e-4"), "all weights of the layers"),
-    "dpo-none": Variant("dpo", _DPO_WITHOUT, "none of these three"),
-    "dpo-four": Variant("dpo", _FOUR, "four samples of half the prompts"),
-    "dpo-eight": Variant("dpo", _EIGHT, "eight samples of a quarter of the prompts"),
-    "dpo-deep": Variant("dpo", ("model.trainable_layers=20",), "the upper 20 layers"),
+    "dpo-four": Variant("dpo", _FOUR, "four samples of twice the prompts"),
+    "dpo-two": Variant("dpo", _TWO, "two samples of four times the prompts"),
+    "dpo-sixteen": Variant("dpo", _SIXTEEN, "sixteen samples of half the prompts"),
+    "dpo-none": Variant("dpo", _DPO_WITHOUT, "none of these four"),
+    # Around pairs of two samples, which were shipped before.
+    "dpo-two-sampled": Variant("dpo", (*_TWO, "pairs.labels=sampled"), "two, labels drawn"),
+    "dpo-two-once": Variant("dpo", (*_TWO, "dpo.num_train_epochs=1"), "two, one epoch"),
+    "dpo-two-all": Variant(
+        "dpo", (*_TWO, _ALL, "dpo.learning_rate=1e-4"), "two, all weights of the layers"
+    ),
+    "dpo-two-deep": Variant("dpo", (*_TWO, "model.trainable_layers=20"), "two, upper 20 layers"),
+    "dpo-only-eight": Variant("dpo", _DPO_PLAIN, "eight samples of a prompt"),
     "dpo-only-soft": Variant("dpo", (*_DPO_WITHOUT, "pairs.labels=soft"), "soft labels"),
     "dpo-only-twice": Variant("dpo", (*_DPO_WITHOUT, "dpo.num_train_epochs=2"), "two epochs"),
     "dpo-only-modules": Variant(
@@ -141,9 +148,7 @@ VARIANTS = {
     # What bounds them: reward queries, steps from the same queries, capacity.
     "ppo-queries": Variant("ppo", ("ppo.total_episodes=6144",), "four times the queries"),
     "ppo-steps": Variant("ppo", ("ppo.num_ppo_epochs=4",), "twice the steps"),
-    "dpo-queries": Variant(
-        "dpo", ("pairs.per_prompt=4", "pairs.max_pairs=4096"), "four times the queries"
-    ),
+    "dpo-queries": Variant("dpo", ("pairs.max_pairs=43008",), "four times the queries"),
     "dpo-steps": Variant("dpo", ("dpo.num_train_epochs=4",), "twice the steps"),
     "distilled": Variant("reweighted", _DISTILLED, "SFT on 4,096 draws of the optimum"),
     "distilled-all": Variant(
