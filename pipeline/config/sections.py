@@ -294,8 +294,8 @@ class PairsSection(Section):
     samples_per_prompt: Annotated[int, Field(ge=2)] = 2
     """Samples in a group, m: all m(m − 1)/2 pairs of them are used, so that the reward of a
     completion serves m − 1 pairs. Where each also runs once for all of them (DPO's `sigmoid` and
-    `rebel`), a batch holds whole groups, with as many completions as
-    `dpo.per_device_train_batch_size` pairs of two; trainers of other losses run every pair."""
+    `rebel`), a batch has as many completions as `dpo.per_device_train_batch_size` pairs of two,
+    of whole groups where m divides their number; trainers of other losses run every pair."""
     labels: Literal["sampled", "soft", "hard"] = "sampled"
     """`sampled` draws who is chosen by Bradley–Terry, P(y₁≻y₂) = σ(r₁ − r₂), whose DPO optimum is
     PPO's; `soft` takes that probability itself as the label: the same optimum, less noise; with
@@ -311,8 +311,8 @@ class PairsSection(Section):
         return math.comb(self.samples_per_prompt, 2)
 
     def batch(self, rows: int) -> int:
-        """Pairs of the whole groups that have as many completions as ``rows`` pairs of two."""
-        return self.of_group * max(1, 2 * rows // self.samples_per_prompt)
+        """Pairs that the completions of ``rows`` pairs of two make in groups."""
+        return rows * (self.samples_per_prompt - 1)
 
     def groups(self, prompts: int) -> int:
         """Groups that are drawn where there are so many ``prompts``."""

@@ -274,19 +274,14 @@ def _dpo(setting: Setting) -> Iterator[Phase]:
     before = _held(setting, 0.0, stepped=False)
     sampling = _sampling(setting, batch, before)
     yield Phase("sampling", sampling.roles | {"reward models": loaded_rewards(setting)})
-    held, rows, length = _held(setting, 0.0), _pair_rows(setting), lengths.sequence
+    # Groups too: a batch has the completions of pairs of two.
+    held, rows, length = _held(setting, 0.0), 2 * setting.rows, lengths.sequence
     if policy.upper < policy.layers:
         completions = pairs.groups(max(1, lengths.prompts)) * pairs.samples_per_prompt
         states = completions * lengths.sequence_mean * policy.width * setting.dtype.itemsize
         held["cached trunk"] = min(states, _CACHED_TRUNK)
     passes = _passes(setting, rows, length) | _learnt_logits(setting, rows * lengths.response)
     yield from _updates(setting, held, passes, (sampling,))
-
-
-def _pair_rows(setting: Setting) -> int:
-    """Completions of a batch of pairs: those of whole groups, which run once each."""
-    pairs = setting.experiment.pairs
-    return pairs.batch(setting.rows) // pairs.of_group * pairs.samples_per_prompt
 
 
 def _by_trl(setting: Setting) -> Iterator[Phase]:

@@ -83,7 +83,7 @@ def run(experiment: Experiment) -> None:
 
 
 def group_rows(experiment: Experiment, rows: int) -> int | None:
-    """Pairs of a batch of whole groups in the place of ``rows``; None where pairs stand alone."""
+    """Pairs of a batch of groups in the place of ``rows`` pairs; None where pairs stand alone."""
     drawn = experiment.data.preferences_name is None
     grouped = drawn and experiment.pairs.samples_per_prompt > 2
     return experiment.pairs.batch(rows) if grouped else None

@@ -202,7 +202,7 @@ class PairTrainer(TokenizedDPOTrainer):
     model: Any
 
     def __init__(self, policy: PairPolicy, group_rows: int | None = None, **arguments: Any) -> None:
-        """``group_rows`` makes batches of so many pairs, all of prompts' whole groups."""
+        """``group_rows`` makes batches of so many pairs, drawn by prompts' whole groups."""
         if group_rows is not None:
             arguments["args"].per_device_train_batch_size = group_rows
         super().__init__(**arguments)
