@@ -72,7 +72,7 @@ def run(experiment: Experiment) -> None:
     reason = why_trl(arguments, pairs, model)
     if reason is not None:
         _need_plain_labels(experiment, reason)
-    batch = group_rows(experiment, arguments.per_device_train_batch_size)
+    batch = batch_of_groups(experiment, arguments)
     trainer = make_trainer(model, tokenizer, arguments, pairs, held, batch)
     fit(trainer, experiment, "dpo")
     policy = trainer.accelerator.unwrap_model(trainer.model)
@@ -82,11 +82,13 @@ def run(experiment: Experiment) -> None:
     finish(experiment, "dpo", sides[0] or [], sides[1])
 
 
-def group_rows(experiment: Experiment, rows: int) -> int | None:
-    """Pairs of a batch of groups in the place of ``rows`` pairs; None where pairs stand alone."""
+def batch_of_groups(experiment: Experiment, arguments: DPOConfig) -> int | None:
+    """Pairs of a batch of whole groups, on each device; None where pairs stand alone."""
     drawn = experiment.data.preferences_name is None
-    grouped = drawn and experiment.pairs.samples_per_prompt > 2
-    return experiment.pairs.batch(rows) if grouped else None
+    shuffled = arguments.train_sampling_strategy == "random"  # else groups do not stay together
+    if not drawn or not shuffled or experiment.pairs.samples_per_prompt == 2:
+        return None
+    return experiment.pairs.batch(arguments.per_device_train_batch_size)
 
 
 def make_trainer(

@@ -223,7 +223,7 @@ class PairTrainer(TokenizedDPOTrainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = self.train_dataset if train_dataset is None else train_dataset
-        if self._whole_groups and self.args.train_sampling_strategy == "random":
+        if self._whole_groups:
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             return GroupSampler(rows["prompt_ids"], seed, epoch_of(self))
         return super()._get_train_sampler(train_dataset)

@@ -262,12 +262,16 @@ def test_batches_hold_whole_groups(tmp_path: Path) -> None:
     assert len(batches) == 3
 
 
-def test_pairs_of_two_and_own_pairs_keep_the_batch_that_was_set(tiny: Path) -> None:
+def test_what_has_no_groups_keeps_the_batch_that_was_set(tiny: Path, tmp_path: Path) -> None:
+    args = arguments(tmp_path, per_device_train_batch_size=16)
+    by_length = arguments(tmp_path, train_sampling_strategy="group_by_length")
     groups = "pairs.samples_per_prompt=8"
-    assert dpo.group_rows(load_experiment(tiny), 16) is None
-    assert dpo.group_rows(load_experiment(tiny, [groups]), 16) == 112
+    grouped = load_experiment(tiny, [groups])
+    assert dpo.batch_of_groups(grouped, args) == 112
+    assert dpo.batch_of_groups(load_experiment(tiny), args) is None
     own = "data.preferences_name=pairs.jsonl"
-    assert dpo.group_rows(load_experiment(tiny, [groups, own]), 16) is None
+    assert dpo.batch_of_groups(load_experiment(tiny, [groups, own]), args) is None
+    assert dpo.batch_of_groups(grouped, by_length) is None
 
 
 @pytest.mark.parametrize(("samples", "rows", "pairs"), [
