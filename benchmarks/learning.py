@@ -148,6 +148,12 @@ VARIANTS = {
     # What bounds them: reward queries, steps from the same queries, capacity.
     "ppo-queries": Variant("ppo", ("ppo.total_episodes=6144",), "four times the queries"),
     "ppo-steps": Variant("ppo", ("ppo.num_ppo_epochs=4",), "twice the steps"),
+    "dpo-double": Variant("dpo", ("pairs.max_pairs=21504",), "twice the queries"),
+    "dpo-fresh": Variant(
+        "dpo",
+        ("pairs.max_pairs=21504", "dpo.num_train_epochs=1"),
+        "twice the queries, as many steps",
+    ),
     "dpo-queries": Variant("dpo", ("pairs.max_pairs=43008",), "four times the queries"),
     "dpo-steps": Variant("dpo", ("dpo.num_train_epochs=4",), "twice the steps"),
     "distilled": Variant("reweighted", _DISTILLED, "SFT on 4,096 draws of the optimum"),
