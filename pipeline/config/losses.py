@@ -9,6 +9,8 @@ from typing import Any, Protocol
 REBEL = "rebel"
 """Regression on the difference of rewards, which TRL has not: (βΔ − (r₁ − r₂))², Δ the difference
 of the log-ratios (Gao et al. 2024, arXiv 2404.16767, eq. 5 with η = 1/β)."""
+ONCE_EACH = (["sigmoid"], [REBEL])
+"""Losses whose trainer is this project's, which runs each completion of a batch once."""
 TRL_LOSSES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
     "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
@@ -74,7 +76,7 @@ def loss_problems(
             "dpo.loss_type",
             "rebel needs the rewards of both completions, which data.preferences_name has not",
         )
-    if soft and names not in (["sigmoid"], [REBEL]):
+    if soft and names not in ONCE_EACH:
         yield (
             "pairs.labels",
             f"soft does not go with dpo.loss_type {', '.join(names)}; set sampled, or the loss to "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.config.losses import ONCE_EACH, loss_names
 from pipeline.plan import formulas
 from pipeline.plan.rewards import loaded_rewards, trained_classifier
 from pipeline.plan.setting import Setting
@@ -264,9 +265,8 @@ def _ppo(setting: Setting) -> Iterator[Phase]:
 def _dpo(setting: Setting) -> Iterator[Phase]:
     """Pairs over what is frozen; own pairs and other losses are TRL's."""
     own = setting.experiment.data.preferences_name is not None
-    loss = setting.argument("loss_type") or ["sigmoid"]
-    names = [loss] if isinstance(loss, str) else list(loss)
-    if own or setting.split or names not in (["sigmoid"], ["rebel"]):
+    names = loss_names({"loss_type": setting.argument("loss_type")})
+    if own or setting.split or names not in ONCE_EACH:
         yield from _by_trl(setting)
         return
     policy, lengths, pairs = setting.policy, setting.lengths, setting.experiment.pairs

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from pipeline.compare import fluency
 from pipeline.config import PAIRWISE, Experiment, is_trained_here
 from pipeline.config.choices import left_out, ppo_evaluates
+from pipeline.config.losses import ONCE_EACH, loss_names
 from pipeline.data.comparisons import Comparison, load_comparisons
 from pipeline.data.records import Demonstration
 from pipeline.data.splits import ExperimentData
@@ -188,14 +189,19 @@ class Counter:
 
         count, completions = self._pairs()
         _, passes = _steps(stage_arguments(self.experiment, "dpo", DPOConfig), count)
-        return passes * completions * (self.texts.prompt + self.texts.response)
+        run = 2 * count if self._every_pair() else completions
+        return passes * run * (self.texts.prompt + self.texts.response)
+
+    def _every_pair(self) -> bool:
+        """Whether DPO runs both sides of every pair: of own pairs and other losses, by TRL."""
+        own = self.experiment.data.preferences_name is not None
+        return own or loss_names(self.experiment.trainer_args("dpo")) not in ONCE_EACH
 
     def _pairs(self) -> tuple[int, int]:
-        """Pairs that DPO learns from, and completions that each run once an epoch."""
+        """Pairs that DPO learns from, and completions that are drawn for them."""
         pairs, prompts = self.experiment.pairs, self.texts.prompts
         if self.experiment.data.preferences_name is not None:
-            count = min(pairs.max_pairs, prompts)
-            return count, 2 * count
+            return min(pairs.max_pairs, prompts), 0
         groups = pairs.groups(prompts)
         return min(pairs.max_pairs, groups * pairs.of_group), groups * pairs.samples_per_prompt
 
@@ -280,24 +286,26 @@ class Counter:
     def _dpo(self) -> float:
         from trl import DPOConfig
 
+        from pipeline.stages.dpo import batch_of_groups
+
         experiment, texts, speed = self.experiment, self.texts, self.speed
         arguments = stage_arguments(experiment, "dpo", DPOConfig)
         count, completions = self._pairs()
-        if experiment.data.preferences_name is not None:
-            return self._dpo_by_trl(arguments, count)
-        rows = arguments.per_device_train_batch_size
-        arguments.per_device_train_batch_size = experiment.pairs.batch(rows)
+        made = self._draw(completions) + self._judge(completions)
+        if self._every_pair():
+            return made + self._dpo_by_trl(arguments, count)
+        if (rows := batch_of_groups(experiment, arguments)) is not None:
+            arguments.per_device_train_batch_size = rows
         steps, passes = _steps(arguments, count)
         whole, response = texts.prompt + texts.response, texts.response
         again = passes * (0.0 if self.split else 1.0)  # without a trunk the lower layers too
         reference = self._forward(whole) + response * speed.head
         policy = whole * self._upper() * speed.training + response * speed.head_training
         each = reference + passes * policy + again * self._forward(whole, self._lower())
-        made = self._draw(completions) + self._judge(completions)
         return made + completions * each + steps * speed.step
 
     def _dpo_by_trl(self, arguments: TrainingArguments, count: int) -> float:
-        """Own pairs: policy and reference as a whole, in every pass."""
+        """Every pair: policy and reference as a whole, in every pass."""
         texts, speed = self.texts, self.speed
         steps, passes = _steps(arguments, count)
         whole = 2 * count * (texts.prompt + texts.response)

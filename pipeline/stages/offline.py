@@ -21,7 +21,7 @@ from torch.utils.data import Sampler
 from transformers import TrainingArguments
 from trl import DPOConfig
 
-from pipeline.config.losses import PLAIN, REBEL
+from pipeline.config.losses import ONCE_EACH, PLAIN, REBEL
 from pipeline.data.stored import Stored
 from pipeline.lm.generation import Completion
 from pipeline.lm.hardware import use_plain_attention
@@ -45,7 +45,7 @@ def why_trl(arguments: DPOConfig, pairs: Dataset | Stored[Any], model: nn.Module
         return "data.preferences_name: own pairs"
     if sharded(arguments):  # each layer then runs as FSDP sees fit
         return "accelerate: FSDP"
-    if arguments.loss_type not in (["sigmoid"], [REBEL]):
+    if arguments.loss_type not in ONCE_EACH:
         return f"dpo.loss_type: {', '.join(arguments.loss_type)}"
     for key, off in PLAIN.items():
         if getattr(arguments, key) != off:

@@ -105,6 +105,12 @@ def test_dpo_and_the_comparison(tiny: Path) -> None:
     seconds = AROUND + 14 * 3 * (drawn + reference + policy) + 3 * 0.5
     assert groups.seconds("dpo") == pytest.approx(seconds)
     assert groups.tokens("dpo") / counter(tiny).tokens("dpo") == pytest.approx(14 * 3 / 80)
+    # Of another loss every pair runs whole, policy and reference: 40 pairs, 80 completions.
+    ipo = ("dpo.loss_type=ipo", "pairs.samples_per_prompt=3")
+    whole = TRAINED + 0.005 + 20 * 0.002 + 30 * 0.002
+    seconds = AROUND + 14 * 3 * drawn + 80 * 20 * whole + 5 * 0.5
+    assert counter(tiny, *ipo).seconds("dpo") == pytest.approx(seconds)
+    assert counter(tiny, *ipo).tokens("dpo") == counter(tiny).tokens("dpo")
     made, against = 5 * 16 + 2 * 5 * 4, 2 * 5 * 4
     expected = made * (DRAW + 2 * 20 * 0.1)
     # KL along their own samples and two of the reference's: of the layers the upper ten twice.
