@@ -23,6 +23,16 @@ def ppo_evaluates(experiment: Experiment) -> bool:
     return False
 
 
+def on_own_pairs(experiment: Experiment) -> dict[str, Experiment]:
+    """The policies that learn from pairs of the user's, by name, each in its view."""
+    views = {name: experiment.of(name) for name in experiment.methods()}
+    return {
+        name: view
+        for name, view in views.items()
+        if view.stage(name).from_pairs and view.data.preferences_name is not None
+    }
+
+
 def left_out(experiment: Experiment) -> dict[str, str]:
     """The stages that this config has no use for, and why."""
     out: dict[str, str] = {}

@@ -12,7 +12,7 @@ from common.words import first_line
 from pipeline.compare import fluency
 from pipeline.config import PAIRWISE, Experiment
 from pipeline.config.arguments import target
-from pipeline.config.choices import ppo_evaluates
+from pipeline.config.choices import on_own_pairs, ppo_evaluates
 from pipeline.config.stages import find_stage
 from pipeline.data.comparisons import divided
 from pipeline.data.forms import one_of_each, sample
@@ -48,7 +48,7 @@ def check(experiment: Experiment, stages: Sequence[str]) -> None:
     trained += [(view, view.stage(str(view.policy)).section) for view in policies]
     for view, name in trained:
         check_liger(view.trainer_args(name), name)
-    on_own = [view for view in policies if _own_pairs(view)]
+    on_own = [view for name, view in on_own_pairs(experiment).items() if name in todo]
     own = not (section.dataset_name == "toy" or section.dataset_name.startswith("embedded:"))
     prompts: list[Prompt] = []  # with columns of their own
     asks = len(policies) > len(on_own) or "compare" in todo
@@ -71,12 +71,6 @@ def check(experiment: Experiment, stages: Sequence[str]) -> None:
         check_pairs(view, read, load_tokenizer(experiment.model))
     if "compare" in todo and experiment.compare.policies:
         elsewhere.check(experiment, load_data(experiment, labels=False))
-
-
-def _own_pairs(view: Experiment) -> bool:
-    """Whether a policy learns from pairs of the user's."""
-    row = view.stage(str(view.policy))
-    return row.from_pairs and view.data.preferences_name is not None
 
 
 def _check_reward(experiment: Experiment, prompts: Sequence[Prompt]) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from common.words import clock
 from pipeline.config import OVER_SFT, Experiment, ModelSection
+from pipeline.config.choices import on_own_pairs
 from pipeline.data.splits import load_data
 from pipeline.data.tally import listening
 from pipeline.data.tokenizer import load_tokenizer
@@ -16,7 +17,8 @@ from pipeline.lm.hardware import best_device, compute_dtype
 from pipeline.lm.speed import Speed, classifier, measure
 from pipeline.output.console import say
 from pipeline.stages.encoders import new_encoder
-from pipeline.stages.expected import Counter, Encoder, counts_all, look_at, trains_classifier
+from pipeline.stages.expected import Counter, Encoder, counts_all, trains_classifier
+from pipeline.stages.expected_texts import look_at
 
 LONG = 25 * 60.0
 """Seconds from which on a smaller budget is named."""
@@ -89,11 +91,12 @@ def smaller(experiment: Experiment, stages: Container[str], by: int) -> dict[str
         settings by dotted key.
     """
     found: dict[str, int] = {}
-    sections = {stage.section for stage in experiment.stages() if stage.name in stages}
+    todo = [stage for stage in experiment.stages() if stage.name in stages]
+    draws = {stage.section for stage in todo if stage.name not in on_own_pairs(experiment)}
     for key, least in _LEAST.items():
         section, name = key.split(".")
         value = getattr(getattr(experiment, section), name, None)
-        if _STAGES[section] not in sections or not isinstance(value, int):
+        if _STAGES[section] not in draws or not isinstance(value, int):
             continue
         if name == "reference_samples":
             least = max(least, experiment.compare.best_of_n)
@@ -129,8 +132,7 @@ def counter_of(experiment: Experiment) -> Counter | None:
     """Time this processor on the experiment's model; None where that is too large for it."""
     tokenizer = load_tokenizer(experiment.model)
     with listening():
-        data = load_data(experiment)
-    texts = look_at(experiment, data, tokenizer)
+        texts = look_at(experiment, load_data(experiment), tokenizer)
     speed = measure(experiment.model, tokenizer, _DRAWN_AT_ONCE)
     if speed is None:
         return None

@@ -9,123 +9,28 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import TrainingArguments
 
 from pipeline.compare import fluency
-from pipeline.config import PAIRWISE, Experiment, is_trained_here
-from pipeline.config.choices import left_out, ppo_evaluates
+from pipeline.config import Experiment, is_trained_here
+from pipeline.config.choices import left_out
 from pipeline.config.losses import ONCE_EACH, loss_names
-from pipeline.data.comparisons import Comparison, load_comparisons
-from pipeline.data.records import Demonstration
-from pipeline.data.splits import ExperimentData
 from pipeline.lm.speed import Speed
 from pipeline.ppo.config import PPOConfig
-from pipeline.stages.reward_sources import PARTS, folders_of, trained_source
-from pipeline.stages.reward_training import DEFAULTS, texts_of
-from pipeline.stages.tokens import learnt_tokens
+from pipeline.stages.expected_texts import Texts, reward_arguments
 from pipeline.stages.training import stage_arguments
+
+if TYPE_CHECKING:
+    from trl import DPOConfig
 
 _AROUND = 10.0  # seconds of a stage for its libraries, and to load and save models
 # TRL's head: it computes the logits once more for their gradient, and entropy and accuracy.
 _OWN_HEAD = 2.0
-_LOOKED_AT = 500  # texts that lengths are taken from
-
-
-@dataclass(frozen=True)
-class Texts:
-    """How long the texts are, in tokens, and how many there are.
-
-    Attributes:
-        demonstrations: tokens of a sample of them. learnt: how many there are.
-        prompt: tokens of a prompt, on average. response: of a completion, as far as the
-            demonstrations tell.
-        heldout: texts held out. rated: rows, texts or pairs, that each model of the reward stage
-            learns from.
-        prompts: training prompts. evaluated: the comparison's prompts.
-        validation: prompts that PPO is evaluated on.
-        a_row: texts that a row of each model costs; of pairs two, less where they share texts.
-    """
-
-    demonstrations: Sequence[int]
-    learnt: int
-    prompt: float
-    response: float
-    heldout: int
-    rated: Sequence[int]
-    prompts: int
-    evaluated: int
-    validation: int
-    a_row: Sequence[float] = ()
-
-
-def look_at(
-    experiment: Experiment, data: ExperimentData, tokenizer: PreTrainedTokenizerBase
-) -> Texts:
-    """The lengths of the experiment's texts, from some of them."""
-    most, lengths, responses = experiment.generation.max_new_tokens, [], []
-    prompts = data.train_prompts[:_LOOKED_AT]
-    begins = [learnt_tokens(tokenizer, prompt, _nothing(prompt))[0] for prompt in prompts]
-    prompt = fmean(begins)
-    for item in data.demonstrations[:_LOOKED_AT]:
-        pair = (item.prompt, item.completion) if isinstance(item, Demonstration) else ("", item)
-        begin, tokens = learnt_tokens(tokenizer, *pair)
-        lengths.append(len(tokens))
-        begin = begin or round(prompt)
-        responses.append(min(most, max(1, len(tokens) - begin)))
-    learnt = list(_learnt(experiment, data))
-    return Texts(
-        demonstrations=lengths,
-        learnt=len(data.demonstrations),
-        prompt=prompt,
-        response=fmean(responses),
-        heldout=len(data.heldout),
-        rated=[rows for rows, _ in learnt],
-        a_row=[texts for _, texts in learnt],
-        prompts=len(data.train_prompts),
-        evaluated=len(data.eval_prompts),
-        validation=len(data.validation_prompts) if ppo_evaluates(experiment) else 0,
-    )
-
-
-def _learnt(experiment: Experiment, data: ExperimentData) -> Iterator[tuple[int, float]]:
-    """Rows that each model of the reward stage learns from, and the texts that a row costs."""
-    section = experiment.reward
-    comparisons = load_comparisons(experiment, data) if PAIRWISE in section.sources() else None
-    for part in PARTS:
-        source = trained_source(experiment, part)
-        if source is None:
-            continue
-        if source == PAIRWISE:
-            own: list[Comparison] = getattr(comparisons, part)
-            rows = len(own), _texts_of_a_pair(experiment, own)
-        else:
-            rows = round(len(texts_of(experiment, data, part)) * (0.9 if section.calibrate else 1))
-            rows = rows, 1.0
-        half = part == "proxy" and section.member_texts == "half"
-        for _ in folders_of(experiment, part):
-            yield (rows[0] + 1) // 2 if half else rows[0], rows[1]
-
-
-def _texts_of_a_pair(experiment: Experiment, pairs: list[Comparison]) -> float:
-    """Different texts in a batch, for each of its pairs: pairs of a group share theirs."""
-    size = min(_arguments(experiment).per_device_train_batch_size, len(pairs))
-    batches = [pairs[i : i + size] for i in range(0, len(pairs), size)]
-    texts = sum(len({str(side) for c in b for side in (c.chosen, c.rejected)}) for b in batches)
-    return texts / len(pairs)
-
-
-def _arguments(experiment: Experiment) -> TrainingArguments:
-    return stage_arguments(experiment, "reward", TrainingArguments, **DEFAULTS)
-
-
-def _nothing(prompt: Any) -> Any:
-    """An empty answer of the prompt's kind."""
-    return "" if isinstance(prompt, str) else [{"role": "assistant", "content": ""}]
 
 
 @dataclass(frozen=True)
@@ -188,20 +93,33 @@ class Counter:
         from trl import DPOConfig
 
         count, completions = self._pairs()
-        _, passes = _steps(stage_arguments(self.experiment, "dpo", DPOConfig), count)
+        arguments = stage_arguments(self.experiment, "dpo", DPOConfig)
+        _, passes = _steps(arguments, count)
         run = 2 * count if self._every_pair() else completions
-        return passes * run * (self.texts.prompt + self.texts.response)
+        return passes * run * self._pair_texts(arguments)
+
+    def _own(self) -> tuple[int, Sequence[int]] | None:
+        """The user's own pairs: how many, and the tokens of some texts; None where none are."""
+        name = self.experiment.data.preferences_name
+        return None if name is None else self.texts.own_pairs[name]
 
     def _every_pair(self) -> bool:
         """Whether DPO runs both sides of every pair: of own pairs and other losses, by TRL."""
-        own = self.experiment.data.preferences_name is not None
-        return own or loss_names(self.experiment.trainer_args("dpo")) not in ONCE_EACH
+        drawn = self._own() is None
+        return not drawn or loss_names(self.experiment.trainer_args("dpo")) not in ONCE_EACH
+
+    def _pair_texts(self, arguments: DPOConfig) -> float:
+        """Positions of a text of a pair, with its prompt and, of own pairs, its padding."""
+        if (own := self._own()) is None:
+            return self.texts.prompt + self.texts.response
+        longest = arguments.max_length or max(own[1])
+        return _padded([min(longest, length) for length in own[1]], arguments)
 
     def _pairs(self) -> tuple[int, int]:
         """Pairs that DPO learns from, and completions that are drawn for them."""
         pairs, prompts = self.experiment.pairs, self.texts.prompts
-        if self.experiment.data.preferences_name is not None:
-            return min(pairs.max_pairs, prompts), 0
+        if (own := self._own()) is not None:
+            return own[0], 0
         groups = pairs.groups(prompts)
         return min(pairs.max_pairs, groups * pairs.of_group), groups * pairs.samples_per_prompt
 
@@ -250,7 +168,7 @@ class Counter:
         return total + self._forward(held) + held * speed.head
 
     def _reward(self) -> float:
-        arguments, texts = _arguments(self.experiment), self.texts
+        arguments, texts = reward_arguments(self.experiment), self.texts
         length, total = fmean(texts.demonstrations), 0.0
         for rows, each in zip(texts.rated, texts.a_row or [1.0] * len(texts.rated), strict=True):
             steps, passes = _steps(arguments, rows)
@@ -304,11 +222,11 @@ class Counter:
         each = reference + passes * policy + again * self._forward(whole, self._lower())
         return made + completions * each + steps * speed.step
 
-    def _dpo_by_trl(self, arguments: TrainingArguments, count: int) -> float:
+    def _dpo_by_trl(self, arguments: DPOConfig, count: int) -> float:
         """Every pair: policy and reference as a whole, in every pass."""
-        texts, speed = self.texts, self.speed
+        speed = self.speed
         steps, passes = _steps(arguments, count)
-        whole = 2 * count * (texts.prompt + texts.response)
+        whole = 2 * count * self._pair_texts(arguments)
         each = speed.training * self._upper() + _OWN_HEAD * speed.head_training + speed.head
         policy = whole * each + self._forward(whole, self._lower())
         return passes * (policy + self._forward(whole)) + steps * speed.step

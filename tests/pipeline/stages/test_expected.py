@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from pipeline.data.toy import toy_tokenizer
 from pipeline.lm import speed as speeds
 from pipeline.lm.speed import Speed, measure
 from pipeline.stages import budget
-from pipeline.stages.expected import Counter, Encoder, Texts, look_at
+from pipeline.stages.expected import Counter, Encoder
+from pipeline.stages.expected_texts import Texts, look_at
 
 AROUND = 10.0
 # Primes of a millisecond, so that no sum is right by chance.
@@ -110,6 +112,11 @@ def test_dpo_and_the_comparison(tiny: Path) -> None:
     whole = TRAINED + 0.005 + 20 * 0.002 + 30 * 0.002
     seconds = AROUND + 14 * 3 * drawn + 80 * 20 * whole + 5 * 0.5
     assert counter(tiny, *ipo).seconds("dpo") == pytest.approx(seconds)
+    # Own pairs: nothing is drawn, and the files' texts are as long as they are.
+    own = load_experiment(tiny, [*SETTINGS, "data.preferences_name=mine", "dpo.max_length=50"])
+    made = Counter(own, replace(TEXTS, own_pairs={"mine": (24, [40, 60])}), SPEED, ENCODER)
+    assert made.seconds("dpo") == pytest.approx(AROUND + 48 * 50 * whole + 3 * 0.5)
+    assert made.tokens("dpo") == 48 * 50
     assert counter(tiny, *ipo).tokens("dpo") == counter(tiny).tokens("dpo")
     made, against = 5 * 16 + 2 * 5 * 4, 2 * 5 * 4
     expected = made * (DRAW + 2 * 20 * 0.1)
@@ -153,6 +160,22 @@ def test_what_the_reward_stage_trains_is_counted(tiny: Path) -> None:
     assert 0.9 * 2 * 400 < pairs.rated[0] <= 2 * 500  # 10 raters in 40 to 50 batches
     assert 0.5 < pairs.a_row[0] < 2
     assert counter(tiny, *members).seconds("ppo") > counter(tiny).seconds("ppo")
+
+
+def test_own_pairs_are_counted_in_their_file(tiny: Path, tmp_path: Path) -> None:
+    from pipeline.data import load_data
+
+    sides = {"chosen": " was good .", "rejected": " was bad ."}
+    rows = [json.dumps({"prompt": f"the film {place}", **sides}) for place in range(9)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(rows))
+    experiment = load_experiment(tiny, [f"data.preferences_name={path}"])
+    looked = look_at(experiment, load_data(experiment), toy_tokenizer())
+    [(count, lengths)] = looked.own_pairs.values()
+    assert (count, len(lengths)) == (9, 18)
+    written = len(toy_tokenizer()("the film 0 was good .").input_ids)
+    assert 0 <= lengths[0] - written <= 1  # with the end of the text
+    assert budget.smaller(experiment, {"dpo"}, 2) == {}  # of them nothing is drawn
 
 
 # --- What a run says ------------------------------------------------------------------------------

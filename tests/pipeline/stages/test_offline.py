@@ -6,6 +6,7 @@ import json
 import math
 import os
 import socket
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,11 @@ ROWS = [
     {"prompt_ids": [3, 4], "chosen_ids": [9, 8, 7], "rejected_ids": [9]},
     {"prompt_ids": [3, 4], "chosen_ids": [9, 6, 0], "rejected_ids": [9]},
     {"prompt_ids": [3], "chosen_ids": [5, 0], "rejected_ids": [12, 13, 14]},
+]
+GROUPS = [
+    {"prompt_ids": [3 + n], "chosen_ids": [9, k], "rejected_ids": [8, k]}
+    for n in range(6)
+    for k in range(3)
 ]
 UPPER = ModelSection(model_name_or_path="toy", trainable_layers=2)
 Logs = list[dict[str, float]]
@@ -248,13 +254,8 @@ def test_groups_stay_together_in_another_order_each_epoch() -> None:
 
 
 def test_batches_hold_whole_groups(tmp_path: Path) -> None:
-    rows = [
-        {"prompt_ids": [3 + n], "chosen_ids": [9, k], "rejected_ids": [8, k]}
-        for n in range(6)
-        for k in range(3)
-    ]
     args = arguments(tmp_path, per_device_train_batch_size=4)
-    trainer = pair_trainer(args, rows, group_rows=6)
+    trainer = pair_trainer(args, GROUPS, group_rows=6)
     batches = list(trainer.get_train_dataloader())
     for batch in batches:
         prompts = batch["input_ids"][:6, 0].tolist()
@@ -321,16 +322,30 @@ def test_labels_that_trl_has_not_are_refused_before_sampling(
 # -- several processes -----------------------------------------------------------------------------
 
 
+SHARED = {"pairs": (ROWS, 4, None), "groups": (GROUPS, 4, 6)}  # rows, batch and pairs of groups
+
+
 def one_of_two(folder: str, rank: str, port: str) -> int:
-    """Train on half of each batch in one of two processes; write the weights and the cache."""
+    """Train on half of each batch in one of two processes; write the weights and the last log."""
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    trainer = pair_trainer(arguments(Path(folder), num_train_epochs=2), ROWS)
-    trainer.train()
-    torch.save(trained(trainer), Path(folder) / f"{rank}.pt")
-    logs = [row for row in trainer.state.log_history if "rewards/margins" in row]
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(logs[-1]))
+    for case in SHARED:
+        trainer = shared_trainer(Path(folder), case, 2)
+        trainer.train()
+        torch.save(trained(trainer), Path(folder) / f"{case}-{rank}.pt")
+        (Path(folder) / f"{case}-{rank}.json").write_text(json.dumps(last_log(trainer)))
     return 0
+
+
+def shared_trainer(folder: Path, case: str, processes: int) -> PairTrainer:
+    rows, batch, grouped = SHARED[case]
+    sizes = {"num_train_epochs": 2, "per_device_train_batch_size": batch // processes}
+    group_rows = grouped and grouped // processes
+    return pair_trainer(arguments(folder, **sizes), rows, group_rows=group_rows)
+
+
+def last_log(trainer: PairTrainer) -> dict[str, float]:
+    return [row for row in trainer.state.log_history if "rewards/margins" in row][-1]
 
 
 def trained(trainer: PairTrainer) -> dict[str, Tensor]:
@@ -339,8 +354,6 @@ def trained(trainer: PairTrainer) -> dict[str, Tensor]:
 
 
 def test_two_processes_train_what_one_would(tmp_path: Path, nursery: Nursery) -> None:
-    one = pair_trainer(arguments(tmp_path, num_train_epochs=2, per_device_train_batch_size=4), ROWS)
-    one.train()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -349,18 +362,20 @@ def test_two_processes_train_what_one_would(tmp_path: Path, nursery: Nursery) ->
         nursery.start(log, f"{__name__}:one_of_two", str(tmp_path), str(rank), port)
         for rank, log in enumerate(logs)
     ]
+    alone = {case: shared_trainer(tmp_path, case, 1) for case in SHARED}
+    for one in alone.values():
+        one.train()
     for pid, log in zip(started, logs, strict=True):
         assert nursery.wait(pid) == 0, log.read_text()
-    expected = trained(one)
-    last = [row for row in one.state.log_history if "rewards/margins" in row][-1]
-    for rank in range(2):
-        weights = torch.load(tmp_path / f"{rank}.pt")
+    for (case, one), rank in product(alone.items(), range(2)):
+        expected, last = trained(one), last_log(one)
+        weights = torch.load(tmp_path / f"{case}-{rank}.pt")
         assert weights.keys() == expected.keys()
         for name, value in weights.items():
-            assert torch.allclose(value, expected[name], atol=2e-5), name
-        told = json.loads((tmp_path / f"{rank}.json").read_text())
+            assert torch.allclose(value, expected[name], atol=2e-5), (case, name)
+        told = json.loads((tmp_path / f"{case}-{rank}.json").read_text())
         for key in ("loss", "rewards/margins", "logps/chosen", "entropy", "num_tokens"):
-            assert told[key] == pytest.approx(last[key], rel=1e-3, abs=1e-4), key
+            assert told[key] == pytest.approx(last[key], rel=1e-3, abs=1e-4), (case, key)
 
 
 def test_the_stage_uses_it(tiny: Path) -> None:
