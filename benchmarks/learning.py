@@ -14,9 +14,10 @@ of all held-out texts, four times as many, the validation prompts among them.
 A trial is measured at the end of training and where its weights are drawn towards the reference's
 by α (linear interpolation, arXiv 2406.16768), which gives a reward–KL curve; the reward at 0.5, 1
 and 2 nats is read from it by straight lines through KL's square root, in which the gain is nearly
-linear. Optimality is the share of the possible gain of E[r] − β·KL that the end of training has,
-as in the report. A trial that is in the folder is not made again; remove it where the code has
-changed. Printed are means over the seeds, and least to greatest.
+linear; what is gained by each root of a nat is printed too. Optimality is the share of the possible
+gain of E[r] − β·KL that the end of training has, as in the report. A trial that is in the folder is
+not made again; remove it where the code has changed. Printed are means over the seeds, and least to
+greatest.
 """
 
 from __future__ import annotations
@@ -71,6 +72,10 @@ _PPO_WITHOUT = (
     "ppo.lam=0.95",
     "ppo.warmup_steps=0",
 )
+# An ε far above the gradient's size makes of Adam plain descent with momentum (SGD against Adam
+# in RL: arXiv 2602.07729); the rates are those at which the first steps have the same length.
+_PPO_DESCENT = ("ppo.adam_epsilon=1e-3", "ppo.learning_rate=1.5e-3")
+_DPO_DESCENT = ("dpo.adam_epsilon=3e-3", "dpo.learning_rate=1.6e-3")
 # As many completions, and as many of them a step, of more prompts or fewer.
 _TWO = ("pairs.samples_per_prompt=2", "pairs.max_pairs=1536")
 _FOUR = ("pairs.samples_per_prompt=4", "pairs.max_pairs=4608")
@@ -119,6 +124,7 @@ VARIANTS = {
     "ppo-slow-k1": Variant(
         "ppo", ("ppo.learning_rate=1.5e-4", "ppo.kl_estimator=k1"), "half the rate, sampled KL"
     ),
+    "ppo-descent": Variant("ppo", _PPO_DESCENT, "descent with momentum, for Adam"),
     "ppo-long": Variant("ppo", ("ppo.total_episodes=2560",), "2,560 episodes"),
     "dpo": Variant("dpo", (), "as shipped"),
     "dpo-sampled": Variant("dpo", ("pairs.labels=sampled",), "labels drawn"),
@@ -144,6 +150,7 @@ VARIANTS = {
     "dpo-rate": Variant(
         "dpo", ("dpo.num_train_epochs=1", "dpo.learning_rate=6e-4"), "one epoch, twice the rate"
     ),
+    "dpo-descent": Variant("dpo", _DPO_DESCENT, "descent with momentum, for Adam"),
     "dpo-rebel": Variant("dpo", ("dpo.loss_type=rebel",), "regression on the reward difference"),
     # What bounds them: reward queries, steps from the same queries, capacity.
     "ppo-queries": Variant("ppo", ("ppo.total_episodes=6144",), "four times the queries"),
@@ -272,7 +279,8 @@ class Meter:
         }
         keys = ("reward", "kl", "gold_positive", "perplexity", "ended")
         share = (end["objective"] - start) / (best - start)
-        return {"optimality": share, **at, **{key: end[key] for key in keys}}
+        speed = {"gain per √KL": (end["reward"] - start) / end["kl"] ** 0.5}
+        return {"optimality": share, **at, **speed, **{key: end[key] for key in keys}}
 
 
 def learn(folder: Path, name: str, seed: int) -> dict[str, Any]:
