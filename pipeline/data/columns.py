@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+import yaml
 
 from pipeline.data.records import Row, shown
 from pipeline.errors import UserError
@@ -67,20 +70,16 @@ class Columns:
         value = self.value(row, ours)
         if isinstance(value, str) and value.strip() in known:
             return known[value.strip()]
-        try:
-            number = float(value) if isinstance(value, int | float | str) else math.nan
-        except (ValueError, OverflowError):  # no number, or a whole one of 310 digits
-            number = math.nan
+        number = _number(value)
         if math.isfinite(number):
             return number
         name = self.name(ours)
         values = (other.values.get(name) for other in rows)
-        words = sorted({v.strip()[:20] for v in values if isinstance(v, str)})
+        texts = {v.strip()[:20] for v in values if isinstance(v, str)}
+        words = sorted(text for text in texts if not math.isfinite(_number(text)))
         how = "use ratings such as -4..4, or classes 0 and 1"
         if isinstance(value, str):
-            pairs = (
-                ", ".join(f"{word}: …" for word in words[:10]) if len(words) <= 10 else "word: …"
-            )
+            pairs = ", ".join(f"{_key(w)}: …" for w in words) if len(words) <= 10 else "word: …"
             how += f", or give each word its number: data.label_values={{{pairs}}}"
         raise UserError(
             f"{row.place}: column {name!r} must be a number, found {shown(value)}: {how}"
@@ -118,3 +117,20 @@ def _looks_like_data(name: str) -> bool:
     except ValueError:
         return len(name) > _LONGEST_NAME
     return True
+
+
+def _number(value: Any) -> float:
+    """The value as a number; NaN where it is none."""
+    try:
+        return float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):  # no number, or a whole one of 310 digits
+        return math.nan
+
+
+def _key(word: str) -> str:
+    """The word as a key in YAML's braces, in quotes where it is not itself without."""
+    try:
+        plain = yaml.safe_load(f"{{{word}: 1}}") == {word: 1}
+    except yaml.YAMLError:
+        plain = False
+    return word if plain else json.dumps(word, ensure_ascii=False)

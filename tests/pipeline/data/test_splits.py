@@ -190,6 +190,11 @@ def test_labels_that_are_words(tmp_path):
     values = {"bad": -1.0, "good": 1.0}
     data = load_data(experiment(dataset_name=str(path), label_values=values))
     assert {text.rating for text in data.proxy} == {-1.0, 1.0}
+    # What is a number already needs none; what YAML would read otherwise is put in quotes.
+    given = ["", "yes", "a: b", "3", "2.5", "3 stars"]
+    mixed = [{**row, "label": given[n % 6]} for n, row in enumerate(rated_rows())]
+    offered = 'data.label_values={"": …, 3 stars: …, "a: b": …, "yes": …}'
+    assert offered in message_of(write_jsonl(tmp_path / "mixed.jsonl", mixed))
 
 
 def test_star_ratings_name_the_limit_to_set(tmp_path):
