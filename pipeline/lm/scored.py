@@ -9,8 +9,13 @@ from pipeline.data.forms import one_of_each
 from pipeline.data.records import Prompt, columns_of
 from pipeline.errors import UserError
 from pipeline.lm.generation import Completion
+from pipeline.output.console import say
 from reward_models import RewardError, Scores, checked
 from reward_models.arguments import ENDED, IDS
+
+_ENOUGH = 8
+"""Different texts, from which on scores that are all the same are no chance."""
+_looked_at: set[str] = set()
 
 
 def score_completions(reward: Callable[..., Any], completions: Sequence[Completion]) -> Scores:
@@ -23,7 +28,22 @@ def score_completions(reward: Callable[..., Any], completions: Sequence[Completi
         RewardError: the reward fails, or says nothing of a completion; of the reward's own kind.
     """
     prompts, texts, columns = _given(completions)
-    return checked(reward).scores(prompts, texts, **columns)
+    call = checked(reward)
+    scores = call.scores(prompts, texts, **columns)
+    _tell_if_all_the_same(call.label, texts, scores.total)
+    return scores
+
+
+def _tell_if_all_the_same(label: str, texts: Sequence[str], scores: Sequence[float]) -> None:
+    """Say it where a reward does not tell the completions of its first call apart."""
+    if label in _looked_at or len(set(texts)) < _ENOUGH:
+        return
+    _looked_at.add(label)
+    if len(set(scores)) == 1:
+        say(
+            f"warning: {label}: scored all of the first {len(texts)} completions {scores[0]:g}; as "
+            "long as it does not tell them apart, nothing is learned from it"
+        )
 
 
 def applicable_scores(

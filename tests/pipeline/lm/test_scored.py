@@ -41,6 +41,27 @@ def test_a_reward_gets_columns_ids_and_ends() -> None:
     assert score_completions(checked(score), COMPLETIONS) == scores
 
 
+def test_a_reward_that_tells_nothing_apart_is_told_of_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def drawn(texts: list[str]) -> list[Completion]:
+        return [Completion("x", (3,), (4,), text, True) for text in texts]
+
+    different = drawn([str(number) for number in range(8)])
+    for function, completions, told in (
+        (lambda completions: [0.5] * 8, different, True),
+        (lambda completions: [0.5] * 7 + [1.0], different, False),
+        (lambda completions: [0.5] * 8, drawn(["same"] * 8), False),  # of equal texts it is right
+        (lambda completions: [0.5] * 3, different[:3], False),  # which may be chance
+    ):
+        reward = checked(function, f"flat-{id(function)}")
+        score_completions(reward, completions)
+        line = "scored all of the first 8 completions 0.5; as long as it does not tell them apart"
+        assert (line in capsys.readouterr().err) == told
+        score_completions(reward, completions)
+        assert capsys.readouterr().err == ""
+
+
 def test_columns_are_looked_for_before_any_work() -> None:
     check_columns(lambda completions, solution: [], PROMPTS)
     with pytest.raises(UserError, match="nothing for 'answer'; there are .*, level, solution"):
