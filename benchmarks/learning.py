@@ -76,6 +76,8 @@ _PPO_WITHOUT = (
 # in RL: arXiv 2602.07729); the rates are those at which the first steps have the same length.
 _PPO_DESCENT = ("ppo.adam_epsilon=1e-3", "ppo.learning_rate=1.5e-3")
 _DPO_DESCENT = ("dpo.adam_epsilon=3e-3", "dpo.learning_rate=1.6e-3")
+# Adapters on so many of the upper layers, over the same SFT model.
+_LORA = ("model.use_peft=true", "model.policy_modules=null", "model.lora_r=4", "model.lora_alpha=8")
 # As many completions, and as many of them a step, of more prompts or fewer.
 _TWO = ("pairs.samples_per_prompt=2", "pairs.max_pairs=1536")
 _FOUR = ("pairs.samples_per_prompt=4", "pairs.max_pairs=4608")
@@ -125,6 +127,12 @@ VARIANTS = {
         "ppo", ("ppo.learning_rate=1.5e-4", "ppo.kl_estimator=k1"), "half the rate, sampled KL"
     ),
     "ppo-descent": Variant("ppo", _PPO_DESCENT, "descent with momentum, for Adam"),
+    "ppo-lora": Variant("ppo", (*_LORA, "ppo.learning_rate=1e-3"), "LoRA on the upper ten layers"),
+    "ppo-lora-deep": Variant(
+        "ppo",
+        (*_LORA, "ppo.learning_rate=1e-3", "model.trainable_layers=20"),
+        "LoRA on the upper 20 layers",
+    ),
     "ppo-long": Variant("ppo", ("ppo.total_episodes=2560",), "2,560 episodes"),
     "dpo": Variant("dpo", (), "as shipped"),
     "dpo-sampled": Variant("dpo", ("pairs.labels=sampled",), "labels drawn"),
@@ -151,6 +159,12 @@ VARIANTS = {
         "dpo", ("dpo.num_train_epochs=1", "dpo.learning_rate=6e-4"), "one epoch, twice the rate"
     ),
     "dpo-descent": Variant("dpo", _DPO_DESCENT, "descent with momentum, for Adam"),
+    "dpo-lora": Variant("dpo", (*_LORA, "dpo.learning_rate=1e-3"), "LoRA on the upper ten layers"),
+    "dpo-lora-deep": Variant(
+        "dpo",
+        (*_LORA, "dpo.learning_rate=1e-3", "model.trainable_layers=20"),
+        "LoRA on the upper 20 layers",
+    ),
     "dpo-rebel": Variant("dpo", ("dpo.loss_type=rebel",), "regression on the reward difference"),
     # What bounds them: reward queries, steps from the same queries, capacity.
     "ppo-queries": Variant("ppo", ("ppo.total_episodes=6144",), "four times the queries"),
@@ -201,14 +215,16 @@ def interpolate(model: PreTrainedModel, ends: list[dict[str, torch.Tensor]], alp
 class Meter:
     """Measures policies on one set of prompts."""
 
-    def __init__(self, experiment: Experiment, prompts: str, samples: int) -> None:
+    def __init__(
+        self, experiment: Experiment, prompts: str, samples: int, dtype: torch.dtype
+    ) -> None:
         section = experiment.data
         if prompts == "heldout":
             section = section.model_copy(update={"validation_prompts": section.heldout})
         data = load_data(experiment.model_copy(update={"data": section}))
         self.prompts = data.eval_prompts if prompts == "test" else data.validation_prompts
         self.samples, self.experiment = samples, experiment
-        self.dtype = policy_dtype(experiment.model)
+        self.dtype = dtype
         path = experiment.stage_dir("sft") / "model"
         self.reference, self.tokenizer = load_checkpoint(path, self.dtype)
         self.proxy, self.gold = proxy_reward(experiment), gold_reward(experiment)
@@ -335,7 +351,8 @@ def main() -> None:
     quiet.before_imports()
     quiet.after_imports()
     if not given.table:
-        meter = Meter(base(given.folder), given.prompts, given.samples)
+        shared = base(given.folder)
+        meters: dict[torch.dtype, Meter] = {}  # merged adapters are measured in float32
         for seed in given.seeds:
             for name in names:
                 place = given.folder / f"{name}-{seed}"
@@ -344,6 +361,10 @@ def main() -> None:
                     continue
                 trained = learn(given.folder, name, seed)
                 stage = VARIANTS[name].stage
+                dtype = policy_dtype(trial(given.folder, name, seed).model)
+                if dtype not in meters:
+                    meters[dtype] = Meter(shared, given.prompts, given.samples, dtype)
+                meter = meters[dtype]
                 rows = meter.curve(place / stage / "model", f"{name}-{seed}")
                 seconds = {"seconds": trained["seconds"]}
                 write_json(place / f"curve-{given.prompts}.json", rows)

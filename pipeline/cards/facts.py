@@ -105,12 +105,11 @@ def _trained(view: Experiment, stage: Stage) -> str:
     model, named = view.model, view.model.policy_modules if stage.method else None
     if view.sft.skip and not stage.method:
         return "nothing"
+    upper = model.trainable_layers and f"the upper {model.trainable_layers} layers"
     if model.use_peft:
-        return f"LoRA adapters of rank {model.lora_r}"
+        return f"LoRA adapters of rank {model.lora_r}" + (f" on {upper}" if upper else "")
     modules = f" ({', '.join(named)})" if named else ""
-    if model.trainable_layers is None:
-        return f"all weights{modules}"
-    return f"the upper {model.trainable_layers} layers{modules}"
+    return f"{upper or 'all weights'}{modules}"
 
 
 def _reward(source: Any, dataset: str) -> str:

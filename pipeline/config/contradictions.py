@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 def of(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """Pairs of a key and why its value does not go with another one's."""
     model, data, compare = experiment.model, experiment.data, experiment.compare
-    if model.use_peft and model.trainable_layers is not None:
-        yield (
-            "model.trainable_layers",
-            "does not go with model.use_peft: LoRA adapts every layer; set one of them",
-        )
     if model.use_peft and model.policy_modules is not None:
         yield (
             "model.policy_modules",

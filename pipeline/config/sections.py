@@ -39,7 +39,8 @@ class ModelSection(Section):
     init_kwargs: Unsaid[dict[Name, Any]] = None
     """Whatever else `from_pretrained` takes: `{experts_implementation: grouped_mm}`."""
     trainable_layers: Count | None = None
-    """Train only the upper n decoder layers and the final norm; null trains all weights."""
+    """Train only the upper n decoder layers and the final norm, or with `use_peft` adapters on
+    those layers alone; null trains all."""
     policy_modules: Unsaid[Annotated[list[Name], Field(min_length=1)]] = None
     """PPO and DPO train only these modules of the trainable layers, by the end of their names
     (`[v_proj, o_proj]`, `[self_attn]`, `[mlp.gate_proj]`), and no norm outside of them; null trains

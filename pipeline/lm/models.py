@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from common.words import first_line
@@ -216,15 +217,60 @@ def _stack(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
     )
 
 
-def lora_config(section: ModelSection, task: str) -> LoraConfig:
-    """Adapters as configured, for PEFT's task type ``task``."""
+def lora_config(
+    section: ModelSection, task: str, model: PreTrainedModel | None = None
+) -> LoraConfig:
+    """Adapters as configured, for PEFT's task type ``task``.
+
+    Args:
+        model: on whose upper layers alone they are, where `model.trainable_layers` says so.
+
+    Raises:
+        UserError: it has no such layers, or those have no such modules.
+    """
+    modules: Any = section.lora_target_modules
+    if model is not None and section.trainable_layers is not None:
+        modules = _in_layers(model, _upper_layers(model, section.trainable_layers), modules)
     return LoraConfig(
         task_type=task,  # type: ignore[arg-type]
         r=section.lora_r,
         lora_alpha=section.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=section.lora_dropout,
-        target_modules=section.lora_target_modules,
+        target_modules=modules,
     )
+
+
+def _in_layers(
+    model: PreTrainedModel, layers: Sequence[nn.Module], names: list[str] | Literal["all-linear"]
+) -> list[str]:
+    """The full names of the modules of ``layers`` that adapters go on."""
+    inside = {id(module) for layer in layers for module in layer.modules()}
+    found = []
+    for path, module in model.named_modules():
+        wanted = (
+            isinstance(module, nn.Linear | Conv1D)
+            if names == "all-linear"
+            else any(f".{path}".endswith(f".{name}") for name in names)
+        )
+        if wanted and id(module) in inside:
+            found.append(path)
+    if not found:
+        raise UserError(
+            f"model.lora_target_modules: the upper {len(layers)} layers of {type(model).__name__} "
+            f"have no module {names}; name some that they have, or set model.trainable_layers=null"
+        )
+    return found
+
+
+def _upper_layers(model: PreTrainedModel, count: int) -> list[nn.Module]:
+    """The last ``count`` decoder layers."""
+    _, layers = _stack(model)
+    if count > len(layers):
+        raise UserError(
+            f"model.trainable_layers: {count} is above the model's {len(layers)} layers; "
+            "lower it or set null (all of them)"
+        )
+    return list(layers[-count:])
 
 
 def make_trainable(
@@ -233,7 +279,8 @@ def make_trainable(
     seed: int = 0,
     modules: Sequence[str] | None = None,
 ) -> nn.Module:
-    """Choose what is trained: LoRA adapters (made with ``seed``), upper layers, or all weights.
+    """Choose what is trained: LoRA adapters (made with ``seed``) or weights, in all layers or the
+    upper ones.
 
     Trained weights become float32 (small updates vanish in bfloat16); frozen ones keep their
     dtype, so a bfloat16 trunk costs half the memory and computes at full speed.
@@ -247,20 +294,14 @@ def make_trainable(
     if section.use_peft:
         set_seed(seed)
         try:
-            return get_peft_model(model, lora_config(section, "CAUSAL_LM"))
+            return get_peft_model(model, lora_config(section, "CAUSAL_LM", model))
         except ValueError as error:  # no such modules, or none that adapters can be put on
             raise UserError(f"model.lora_target_modules: {first_line(error)}") from error
     count = section.trainable_layers
     if count is None and modules is None:
         return model.float()
     decoder, layers = _stack(model)
-    count = len(layers) if count is None else count
-    if count > len(layers):
-        raise UserError(
-            f"model.trainable_layers: {count} is above the model's {len(layers)} layers; "
-            "lower it or set null (all weights)"
-        )
-    upper: list[nn.Module] = list(layers[-count:])
+    upper = _upper_layers(model, len(layers) if count is None else count)
     if modules is None:
         final_norms = [m for m in decoder.children() if not isinstance(m, nn.ModuleList)]
         trained = upper + [m for m in final_norms if "norm" in type(m).__name__.lower()]

@@ -120,7 +120,8 @@ def trainable(
     if not section.use_peft:
         return make_trainable(model, section, modules=modules)
     try:
-        return get_peft_model(model, lora_config(section, "CAUSAL_LM"), low_cpu_mem_usage=True)
+        adapters = lora_config(section, "CAUSAL_LM", model)
+        return get_peft_model(model, adapters, low_cpu_mem_usage=True)
     except ValueError as error:
         raise UserError(f"model.lora_target_modules: {first_line(error)}") from error
 
@@ -158,7 +159,7 @@ def policy_of(
         trained=trained,
         frozen_bytes=_frozen_bytes(model, head, bits_of(section)),
         layers=count,
-        upper=count - (0 if isinstance(model, PeftModel) else lowest_trained_layer(base)),
+        upper=count - lowest_trained_layer(base),
         width=int(text.hidden_size),
         vocabulary=int(text.vocab_size),
         layer=weights / max(1, count),

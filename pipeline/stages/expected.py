@@ -51,7 +51,8 @@ class Counter:
         """``encoder`` is None where no classifier is trained: a reward's own time is not known."""
         self.experiment, self.texts, self.speed = experiment, texts, speed
         self.encoder = encoder or Encoder(0.0, 0.0, 0.0)
-        self.split = not experiment.model.use_peft
+        model = experiment.model
+        self.split = not model.use_peft or model.trainable_layers is not None
         """Whether the layers below the trained ones are run without gradient, and once."""
 
     def knows(self, stage: str) -> bool:

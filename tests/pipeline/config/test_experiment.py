@@ -174,11 +174,6 @@ def test_wrong_key_in_the_file_names_file_and_key(write_config: Writer) -> None:
     assert complaint(path) == expected
 
 
-def test_lora_and_frozen_layers_contradict(write_config: Writer) -> None:
-    path = write_config("model:\n  use_peft: true\n  trainable_layers: 2\n")
-    assert f"{path}: model.trainable_layers: does not go with model.use_peft" in complaint(path)
-
-
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

@@ -1,20 +1,24 @@
-"""Which modules of the trainable layers PPO and DPO train, by the ends of their names."""
+"""What is trained of the trainable layers: modules by the ends of their names, or adapters."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
+from peft import PeftModel
 from torch import nn
 
 from pipeline.config import Experiment, ModelSection
 from pipeline.data import toy
 from pipeline.errors import UserError
-from pipeline.lm.models import load_base, make_trainable, prepare
+from pipeline.lm.models import base_of, decoder_layers, load_base, make_trainable, prepare
 from pipeline.lm.trunk import lowest_trained_layer
 from pipeline.stages.training import load_trainable_sft
 from tests.pipeline.families.tiny import tiny_model
+
+LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def trained(model: nn.Module) -> set[str]:
@@ -81,3 +85,43 @@ def test_ppo_and_dpo_train_them_and_sft_the_whole_layers(tmp_path: Path) -> None
     assert trained(policy) == {"model.layers.3.self_attn.v_proj.weight"}
     assert "model.norm.weight" in trained(make_trainable(model, section))
     assert "model.layers.3.mlp.up_proj.weight" in trained(model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "expected"),
+    [
+        (
+            "llama",
+            "all-linear",
+            [f"{part}_proj" for part in ["q", "k", "v", "o", "gate", "up", "down"]],
+        ),
+        ("llama", ["v_proj", "mlp.up_proj"], ["v_proj", "up_proj"]),
+        ("gpt2", "all-linear", ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]),
+    ],
+)
+def test_adapters_keep_to_the_upper_layers(
+    kind: str, targets: Any, expected: list[str], tmp_path: Path
+) -> None:
+    section = ModelSection(use_peft=True, trainable_layers=1, lora_r=2, lora_target_modules=targets)
+    model = make_trainable(tiny_model(kind), section)
+    base = base_of(model)
+    last = len(decoder_layers(base)) - 1
+    assert lowest_trained_layer(base) == last > 0
+    names = {name.partition(".lora_")[0] for name in trained(model)}
+    assert all(f".{last}." in name for name in names) and len(names) == len(expected)
+    assert {end for end in expected for name in names if name.endswith(end)} == set(expected)
+    whole = make_trainable(tiny_model(kind), section.model_copy(update={"trainable_layers": None}))
+    assert len(trained(whole)) == (last + 1) * len(trained(model))
+    # Adapters that are saved come back on the same layers.
+    cast(Any, model).save_pretrained(tmp_path)
+    again = PeftModel.from_pretrained(tiny_model(kind), tmp_path, is_trainable=True)
+    assert trained(again) == trained(model)
+
+
+def test_adapters_on_modules_or_layers_that_are_not_there_are_refused() -> None:
+    section = ModelSection(use_peft=True, trainable_layers=1, lora_target_modules=["embed_tokens"])
+    with pytest.raises(UserError) as error:
+        make_trainable(tiny_model("llama"), section)
+    assert str(error.value).startswith("model.lora_target_modules: the upper 1 layers of LlamaFor")
+    with pytest.raises(UserError, match="model.trainable_layers: 99 is above the model's"):
+        make_trainable(tiny_model("llama"), ModelSection(use_peft=True, trainable_layers=99))

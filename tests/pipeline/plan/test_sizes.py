@@ -20,6 +20,7 @@ SECTIONS = [
     ModelSection(),
     ModelSection(trainable_layers=2),
     ModelSection(use_peft=True, lora_r=4),
+    ModelSection(use_peft=True, lora_r=4, trainable_layers=2),
 ]
 
 
@@ -29,7 +30,7 @@ def bfloat16(config: Any) -> Any:
     return model.to(torch.bfloat16)
 
 
-@pytest.mark.parametrize("section", SECTIONS, ids=["full", "upper", "lora"])
+@pytest.mark.parametrize("section", SECTIONS, ids=["full", "upper", "lora", "upper-lora"])
 @pytest.mark.parametrize("modules", [None, ["v_proj", "o_proj"]], ids=["all", "modules"])
 def test_what_is_counted_is_what_the_stages_train(
     section: ModelSection, modules: list[str] | None
@@ -80,7 +81,7 @@ def _really_saved(section: ModelSection, rows: int, length: int, attention: str)
     return sum(size for _, size in seen.values())
 
 
-@pytest.mark.parametrize("section", SECTIONS, ids=["full", "upper", "lora"])
+@pytest.mark.parametrize("section", SECTIONS, ids=["full", "upper", "lora", "upper-lora"])
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_activations_are_what_a_real_pass_saves(section: ModelSection, attention: str) -> None:
     rows, length = 5, 37

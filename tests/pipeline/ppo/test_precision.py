@@ -16,7 +16,8 @@ from pipeline.lm.route import lm_head, make_head_float32
 from pipeline.ppo import PPOConfig, PPOTrainer
 
 PROMPTS = ["the film about love", "a movie", "this sequel about school is", "the drama"]
-MODES = [{}, {"trainable_layers": 2}, {"use_peft": True, "lora_r": 4}]
+ADAPTERS = {"use_peft": True, "lora_r": 4}
+MODES = [{}, {"trainable_layers": 2}, ADAPTERS, {"trainable_layers": 2, **ADAPTERS}]
 
 
 def trainer_of(model: Any, folder: Path, **settings: Any) -> PPOTrainer:
@@ -41,7 +42,7 @@ def trainer_of(model: Any, folder: Path, **settings: Any) -> PPOTrainer:
 
 
 @pytest.mark.parametrize("float32_logits", [False, True])
-@pytest.mark.parametrize("mode", MODES, ids=["all", "upper", "lora"])
+@pytest.mark.parametrize("mode", MODES, ids=["all", "upper", "lora", "upper-lora"])
 def test_kl_is_0_and_the_ratio_1_before_anything_is_learned(
     mode: dict[str, Any], float32_logits: bool, tmp_path: Path
 ) -> None:

@@ -84,8 +84,9 @@ def weights(trainer: PPOTrainer) -> dict[str, torch.Tensor]:
         {"trainable_layers": 2},
         {"trainable_layers": None},
         {"trainable_layers": None, "use_peft": True},
+        {"trainable_layers": 2, "use_peft": True},
     ],
-    ids=["upper layers", "all weights", "LoRA"],
+    ids=["upper layers", "all weights", "LoRA", "LoRA on upper layers"],
 )
 def test_first_update_has_ratio_one_and_no_kl(tmp_path: Path, section: dict[str, Any]) -> None:
     trainer, recorder = make_trainer(
@@ -138,10 +139,12 @@ def test_accumulation_changes_nothing(tmp_path: Path) -> None:
         assert torch.allclose(value, ends[1][name], atol=1e-5), name
 
 
-def test_cached_trunk_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("use_peft", [False, True], ids=["weights", "LoRA"])
+def test_cached_trunk_changes_nothing(use_peft: bool, tmp_path: Path) -> None:
     ends = []
+    section = {"trainable_layers": 2, "use_peft": use_peft}
     for cached in (True, False):
-        trainer, _ = make_trainer(tmp_path, cache_trunk=cached, total_episodes=16)
+        trainer, _ = make_trainer(tmp_path, section=section, cache_trunk=cached, total_episodes=16)
         sequences = torch.arange(3, 9)[None]
         assert (trainer.actor_critic.trunk(sequences) is not None) is cached
         trainer.train()

@@ -88,8 +88,9 @@ def numbers(history: Logs) -> Logs:
         UPPER.model_copy(update={"policy_modules": ["v_proj", "o_proj"]}),
         ModelSection(model_name_or_path="toy"),
         ModelSection(model_name_or_path="toy", use_peft=True, lora_r=4),
+        UPPER.model_copy(update={"use_peft": True, "lora_r": 4}),
     ],
-    ids=["upper", "modules", "all", "lora"],
+    ids=["upper", "modules", "all", "lora", "upper-lora"],
 )
 def test_a_training_is_trls(choice: ModelSection, tmp_path: Path) -> None:
     """Losses, gradients' norms, all metrics and evaluations, with accumulated gradients."""
