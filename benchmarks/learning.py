@@ -76,8 +76,9 @@ _PPO_WITHOUT = (
 # in RL: arXiv 2602.07729); the rates are those at which the first steps have the same length.
 _PPO_DESCENT = ("ppo.adam_epsilon=1e-3", "ppo.learning_rate=1.5e-3")
 _DPO_DESCENT = ("dpo.adam_epsilon=3e-3", "dpo.learning_rate=1.6e-3")
-# Adapters on so many of the upper layers, over the same SFT model.
+# Adapters on the upper ten layers, or on 20, over the same SFT model.
 _LORA = ("model.use_peft=true", "model.policy_modules=null", "model.lora_r=4", "model.lora_alpha=8")
+_LORA_DEEP = (*_LORA, "model.trainable_layers=20")
 # As many completions, and as many of them a step, of more prompts or fewer.
 _TWO = ("pairs.samples_per_prompt=2", "pairs.max_pairs=1536")
 _FOUR = ("pairs.samples_per_prompt=4", "pairs.max_pairs=4608")
@@ -129,9 +130,7 @@ VARIANTS = {
     "ppo-descent": Variant("ppo", _PPO_DESCENT, "descent with momentum, for Adam"),
     "ppo-lora": Variant("ppo", (*_LORA, "ppo.learning_rate=1e-3"), "LoRA on the upper ten layers"),
     "ppo-lora-deep": Variant(
-        "ppo",
-        (*_LORA, "ppo.learning_rate=1e-3", "model.trainable_layers=20"),
-        "LoRA on the upper 20 layers",
+        "ppo", (*_LORA_DEEP, "ppo.learning_rate=1e-3"), "LoRA on the upper 20 layers"
     ),
     "ppo-long": Variant("ppo", ("ppo.total_episodes=2560",), "2,560 episodes"),
     "dpo": Variant("dpo", (), "as shipped"),
@@ -161,9 +160,7 @@ VARIANTS = {
     "dpo-descent": Variant("dpo", _DPO_DESCENT, "descent with momentum, for Adam"),
     "dpo-lora": Variant("dpo", (*_LORA, "dpo.learning_rate=1e-3"), "LoRA on the upper ten layers"),
     "dpo-lora-deep": Variant(
-        "dpo",
-        (*_LORA, "dpo.learning_rate=1e-3", "model.trainable_layers=20"),
-        "LoRA on the upper 20 layers",
+        "dpo", (*_LORA_DEEP, "dpo.learning_rate=1e-3"), "LoRA on the upper 20 layers"
     ),
     "dpo-rebel": Variant("dpo", ("dpo.loss_type=rebel",), "regression on the reward difference"),
     # What bounds them: reward queries, steps from the same queries, capacity.

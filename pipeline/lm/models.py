@@ -213,7 +213,7 @@ def _stack(model: PreTrainedModel) -> tuple[nn.Module, nn.ModuleList]:
                 return decoder, layers
     raise UserError(
         f"model.trainable_layers: {type(model).__name__} has no list of layers known here; "
-        "set it to null (all weights) or use LoRA (model.use_peft: true)"
+        "set it to null (all layers)"
     )
 
 
