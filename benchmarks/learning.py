@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import gc
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,15 @@ class Variant:
     why: str
 
 
-_ALL = "model.policy_modules=null"
+# Weights in the place of adapters, of the upper ten layers: all, or the two kinds of most signal.
+_WEIGHTS = ("model.use_peft=false", "model.trainable_layers=10")
+_MODULES = (*_WEIGHTS, "model.policy_modules=[v_proj,o_proj]")
+_PPO_ALL, _DPO_ALL = ((*_WEIGHTS, f"{stage}.learning_rate=1e-4") for stage in ("ppo", "dpo"))
+_PPO_MODULES, _DPO_MODULES = (
+    (*_MODULES, f"{stage}.learning_rate=3e-4") for stage in ("ppo", "dpo")
+)
 _PPO_WITHOUT = (
-    _ALL,
-    "ppo.learning_rate=1e-4",
+    *_PPO_ALL,
     "ppo.kl_estimator=k1",
     "ppo.critic=head",
     "ppo.prefix_every=1",
@@ -74,37 +80,31 @@ _PPO_WITHOUT = (
 )
 # An ε far above the gradient's size makes of Adam plain descent with momentum (SGD against Adam
 # in RL: arXiv 2602.07729); the rates are those at which the first steps have the same length.
-_PPO_DESCENT = ("ppo.adam_epsilon=1e-3", "ppo.learning_rate=1.5e-3")
-_DPO_DESCENT = ("dpo.adam_epsilon=3e-3", "dpo.learning_rate=1.6e-3")
-# Adapters on the upper ten layers, or on 20, over the same SFT model.
-_LORA = ("model.use_peft=true", "model.policy_modules=null", "model.lora_r=4", "model.lora_alpha=8")
-_LORA_DEEP = (*_LORA, "model.trainable_layers=20")
+_PPO_DESCENT = (*_MODULES, "ppo.adam_epsilon=1e-3", "ppo.learning_rate=1.5e-3")
+_DPO_DESCENT = (*_MODULES, "dpo.adam_epsilon=3e-3", "dpo.learning_rate=1.6e-3")
+# The shipped adapters again, after what takes them away.
+_LORA = ("model.use_peft=true", "model.trainable_layers=20", "model.policy_modules=null")
 # As many completions, and as many of them a step, of more prompts or fewer.
 _TWO = ("pairs.samples_per_prompt=2", "pairs.max_pairs=1536")
 _FOUR = ("pairs.samples_per_prompt=4", "pairs.max_pairs=4608")
 _SIXTEEN = ("pairs.samples_per_prompt=16", "pairs.max_pairs=23040")
-_DPO_PLAIN = (
-    _ALL,
-    "dpo.learning_rate=1e-4",
-    "pairs.labels=sampled",
-    "dpo.num_train_epochs=1",
-)
+_DPO_PLAIN = (*_DPO_ALL, "pairs.labels=sampled", "dpo.num_train_epochs=1")
 _DPO_WITHOUT = (*_TWO, *_DPO_PLAIN)
 _DISTILLED = (
     "reweighted.n=48",  # 49,152 queries: 16 times DPO's, 4 times PPO's with its prefixes
     "reweighted.num_train_epochs=2",
     "reweighted.per_device_train_batch_size=16",
-    "reweighted.learning_rate=3e-4",
+    "reweighted.learning_rate=1e-3",
     "reweighted.lr_scheduler_type=cosine",
     "reweighted.warmup_steps=0.1",
 )
-_MODULES = "model.policy_modules=[v_proj,o_proj]"
 VARIANTS = {
     "ppo": Variant("ppo", (), "as shipped"),
     # Each of what is shipped taken away, and all of it.
     "ppo-k1": Variant("ppo", ("ppo.kl_estimator=k1",), "the sampled KL"),
     "ppo-head": Variant("ppo", ("ppo.critic=head", "ppo.prefix_every=1"), "a trained critic"),
-    "ppo-all": Variant("ppo", (_ALL, "ppo.learning_rate=1e-4"), "all weights of the layers"),
+    "ppo-modules": Variant("ppo", _PPO_MODULES, "weights of v_proj and o_proj, upper ten layers"),
+    "ppo-all": Variant("ppo", _PPO_ALL, "all weights of the upper ten layers"),
     "ppo-lam0.95": Variant("ppo", ("ppo.lam=0.95",), "λ = 0.95"),
     "ppo-cold": Variant("ppo", ("ppo.warmup_steps=0",), "no warm-up"),
     "ppo-none": Variant("ppo", _PPO_WITHOUT, "none of these five"),
@@ -113,9 +113,8 @@ VARIANTS = {
     "ppo-only-prefix": Variant(
         "ppo", (*_PPO_WITHOUT, "ppo.critic=prefix", "ppo.prefix_every=2"), "the reward of prefixes"
     ),
-    "ppo-only-modules": Variant(
-        "ppo", (*_PPO_WITHOUT, _MODULES, "ppo.learning_rate=3e-4"), "v_proj and o_proj"
-    ),
+    "ppo-only-modules": Variant("ppo", (*_PPO_WITHOUT, *_PPO_MODULES), "v_proj and o_proj"),
+    "ppo-only-lora": Variant("ppo", (*_PPO_WITHOUT, *_LORA, "ppo.learning_rate=1e-3"), "LoRA"),
     "ppo-only-lam0.9": Variant("ppo", (*_PPO_WITHOUT, "ppo.lam=0.9"), "λ = 0.9"),
     "ppo-only-warm": Variant("ppo", (*_PPO_WITHOUT, "ppo.warmup_steps=0.1"), "warm-up"),
     "ppo-former": Variant(
@@ -123,20 +122,19 @@ VARIANTS = {
     ),
     "ppo-lam1": Variant("ppo", ("ppo.lam=1",), "λ = 1"),
     "ppo-lam0.8": Variant("ppo", ("ppo.lam=0.8",), "λ = 0.8"),
-    "ppo-slow": Variant("ppo", ("ppo.learning_rate=1.5e-4",), "half the learning rate"),
-    "ppo-slow-k1": Variant(
-        "ppo", ("ppo.learning_rate=1.5e-4", "ppo.kl_estimator=k1"), "half the rate, sampled KL"
-    ),
-    "ppo-descent": Variant("ppo", _PPO_DESCENT, "descent with momentum, for Adam"),
-    "ppo-lora": Variant("ppo", (*_LORA, "ppo.learning_rate=1e-3"), "LoRA on the upper ten layers"),
-    "ppo-lora-deep": Variant(
-        "ppo", (*_LORA_DEEP, "ppo.learning_rate=1e-3"), "LoRA on the upper 20 layers"
-    ),
+    "ppo-slow": Variant("ppo", ("ppo.learning_rate=5e-4",), "half the learning rate"),
+    "ppo-fast": Variant("ppo", ("ppo.learning_rate=2e-3",), "twice the learning rate"),
+    "ppo-ten": Variant("ppo", ("model.trainable_layers=10",), "LoRA on the upper ten layers"),
+    "ppo-deepest": Variant("ppo", ("model.trainable_layers=null",), "LoRA on all 30 layers"),
+    "ppo-rank1": Variant("ppo", ("model.lora_r=1", "model.lora_alpha=2"), "LoRA of rank 1"),
+    "ppo-rank16": Variant("ppo", ("model.lora_r=16", "model.lora_alpha=32"), "LoRA of rank 16"),
+    "ppo-descent": Variant("ppo", _PPO_DESCENT, "v_proj and o_proj by descent, for Adam"),
     "ppo-long": Variant("ppo", ("ppo.total_episodes=2560",), "2,560 episodes"),
     "dpo": Variant("dpo", (), "as shipped"),
     "dpo-sampled": Variant("dpo", ("pairs.labels=sampled",), "labels drawn"),
     "dpo-once": Variant("dpo", ("dpo.num_train_epochs=1",), "one epoch"),
-    "dpo-all": Variant("dpo", (_ALL, "dpo.learning_rate=1e-4"), "all weights of the layers"),
+    "dpo-modules": Variant("dpo", _DPO_MODULES, "weights of v_proj and o_proj, upper ten layers"),
+    "dpo-all": Variant("dpo", _DPO_ALL, "all weights of the upper ten layers"),
     "dpo-four": Variant("dpo", _FOUR, "four samples of twice the prompts"),
     "dpo-two": Variant("dpo", _TWO, "two samples of four times the prompts"),
     "dpo-sixteen": Variant("dpo", _SIXTEEN, "sixteen samples of half the prompts"),
@@ -144,24 +142,21 @@ VARIANTS = {
     # Around pairs of two samples, which were shipped before.
     "dpo-two-sampled": Variant("dpo", (*_TWO, "pairs.labels=sampled"), "two, labels drawn"),
     "dpo-two-once": Variant("dpo", (*_TWO, "dpo.num_train_epochs=1"), "two, one epoch"),
-    "dpo-two-all": Variant(
-        "dpo", (*_TWO, _ALL, "dpo.learning_rate=1e-4"), "two, all weights of the layers"
-    ),
+    "dpo-two-all": Variant("dpo", (*_TWO, *_DPO_ALL), "two, all weights of the upper ten layers"),
     "dpo-two-deep": Variant("dpo", (*_TWO, "model.trainable_layers=20"), "two, upper 20 layers"),
     "dpo-only-eight": Variant("dpo", _DPO_PLAIN, "eight samples of a prompt"),
     "dpo-only-soft": Variant("dpo", (*_DPO_WITHOUT, "pairs.labels=soft"), "soft labels"),
     "dpo-only-twice": Variant("dpo", (*_DPO_WITHOUT, "dpo.num_train_epochs=2"), "two epochs"),
-    "dpo-only-modules": Variant(
-        "dpo", (*_DPO_WITHOUT, _MODULES, "dpo.learning_rate=3e-4"), "v_proj and o_proj"
-    ),
+    "dpo-only-modules": Variant("dpo", (*_DPO_WITHOUT, *_DPO_MODULES), "v_proj and o_proj"),
+    "dpo-only-lora": Variant("dpo", (*_DPO_WITHOUT, *_LORA, "dpo.learning_rate=1e-3"), "LoRA"),
     "dpo-rate": Variant(
-        "dpo", ("dpo.num_train_epochs=1", "dpo.learning_rate=6e-4"), "one epoch, twice the rate"
+        "dpo", ("dpo.num_train_epochs=1", "dpo.learning_rate=2e-3"), "one epoch, twice the rate"
     ),
-    "dpo-descent": Variant("dpo", _DPO_DESCENT, "descent with momentum, for Adam"),
-    "dpo-lora": Variant("dpo", (*_LORA, "dpo.learning_rate=1e-3"), "LoRA on the upper ten layers"),
-    "dpo-lora-deep": Variant(
-        "dpo", (*_LORA_DEEP, "dpo.learning_rate=1e-3"), "LoRA on the upper 20 layers"
-    ),
+    "dpo-slow": Variant("dpo", ("dpo.learning_rate=5e-4",), "half the learning rate"),
+    "dpo-fast": Variant("dpo", ("dpo.learning_rate=2e-3",), "twice the learning rate"),
+    "dpo-ten": Variant("dpo", ("model.trainable_layers=10",), "LoRA on the upper ten layers"),
+    "dpo-deepest": Variant("dpo", ("model.trainable_layers=null",), "LoRA on all 30 layers"),
+    "dpo-descent": Variant("dpo", _DPO_DESCENT, "v_proj and o_proj by descent, for Adam"),
     "dpo-rebel": Variant("dpo", ("dpo.loss_type=rebel",), "regression on the reward difference"),
     # What bounds them: reward queries, steps from the same queries, capacity.
     "ppo-queries": Variant("ppo", ("ppo.total_episodes=6144",), "four times the queries"),
@@ -176,28 +171,29 @@ VARIANTS = {
     "dpo-steps": Variant("dpo", ("dpo.num_train_epochs=4",), "twice the steps"),
     "distilled": Variant("reweighted", _DISTILLED, "SFT on 4,096 draws of the optimum"),
     "distilled-all": Variant(
-        "reweighted", (*_DISTILLED, _ALL, "reweighted.learning_rate=1e-4"), "… all weights"
+        "reweighted", (*_DISTILLED, *_WEIGHTS, "reweighted.learning_rate=1e-4"), "… all weights"
     ),
 }
 
 
-def base(folder: Path) -> Experiment:
+def base(folder: Path, settings: Sequence[str]) -> Experiment:
     """The experiment whose SFT model and rewards all trials share, trained if they are not."""
-    experiment = load_experiment(CONFIG, [f"output_dir={folder / 'base'}", "tracking.report_to=[]"])
+    own = [f"output_dir={folder / 'base'}", "tracking.report_to=[]"]
+    experiment = load_experiment(CONFIG, [*settings, *own])
     runner.run(experiment, "reward")
     runner.run(experiment, "sft")
     return experiment
 
 
-def trial(folder: Path, name: str, seed: int) -> Experiment:
+def trial(folder: Path, name: str, seed: int, settings: Sequence[str]) -> Experiment:
     """The experiment of one variant and seed, over the shared model and rewards."""
     place = folder / f"{name}-{seed}"
     place.mkdir(parents=True, exist_ok=True)
     for stage in ("sft", "reward"):
         if not (place / stage).exists():
             (place / stage).symlink_to((folder / "base" / stage).resolve())
-    settings = [f"output_dir={place}", f"seed={seed}", "data.seed=0", "tracking.report_to=[]"]
-    return load_experiment(CONFIG, [*VARIANTS[name].settings, *settings])
+    own = [f"output_dir={place}", f"seed={seed}", "data.seed=0", "tracking.report_to=[]"]
+    return load_experiment(CONFIG, [*settings, *VARIANTS[name].settings, *own])
 
 
 def interpolate(model: PreTrainedModel, ends: list[dict[str, torch.Tensor]], alpha: float) -> None:
@@ -296,9 +292,9 @@ class Meter:
         return {"optimality": share, **at, **speed, **{key: end[key] for key in keys}}
 
 
-def learn(folder: Path, name: str, seed: int) -> dict[str, Any]:
+def learn(experiment: Experiment, name: str) -> dict[str, Any]:
     """Train one trial, unless it is there, and return its seconds and first update."""
-    stage, experiment = VARIANTS[name].stage, trial(folder, name, seed)
+    stage = VARIANTS[name].stage
     done = experiment.output_dir / "trained.json"
     if not done.is_file():
         start = time.monotonic()
@@ -339,6 +335,9 @@ def main() -> None:
     parser.add_argument(
         "--prompts", choices=("validation", "heldout", "test"), default="validation"
     )
+    parser.add_argument(
+        "--settings", nargs="+", default=[], help="set in all trials and in what they share"
+    )
     parser.add_argument("--samples", type=int, default=4, help="completions a prompt (4)")
     parser.add_argument("--table", action="store_true", help="print what is there, train nothing")
     given = parser.parse_args()
@@ -348,7 +347,7 @@ def main() -> None:
     quiet.before_imports()
     quiet.after_imports()
     if not given.table:
-        shared = base(given.folder)
+        shared = base(given.folder, given.settings)
         meters: dict[torch.dtype, Meter] = {}  # merged adapters are measured in float32
         for seed in given.seeds:
             for name in names:
@@ -356,9 +355,9 @@ def main() -> None:
                 result = place / f"result-{given.prompts}.json"
                 if result.is_file():
                     continue
-                trained = learn(given.folder, name, seed)
-                stage = VARIANTS[name].stage
-                dtype = policy_dtype(trial(given.folder, name, seed).model)
+                experiment = trial(given.folder, name, seed, given.settings)
+                trained, stage = learn(experiment, name), VARIANTS[name].stage
+                dtype = policy_dtype(experiment.model)
                 if dtype not in meters:
                     meters[dtype] = Meter(shared, given.prompts, given.samples, dtype)
                 meter = meters[dtype]
