@@ -122,6 +122,7 @@ VARIANTS = {
     ),
     "ppo-lam1": Variant("ppo", ("ppo.lam=1",), "λ = 1"),
     "ppo-lam0.8": Variant("ppo", ("ppo.lam=0.8",), "λ = 0.8"),
+    "ppo-lora": Variant("ppo", (*_LORA, "ppo.learning_rate=1e-3"), "shipped, over any --settings"),
     "ppo-slow": Variant("ppo", ("ppo.learning_rate=5e-4",), "half the learning rate"),
     "ppo-fast": Variant("ppo", ("ppo.learning_rate=2e-3",), "twice the learning rate"),
     "ppo-ten": Variant("ppo", ("model.trainable_layers=10",), "LoRA on the upper ten layers"),
@@ -149,6 +150,7 @@ VARIANTS = {
     "dpo-only-twice": Variant("dpo", (*_DPO_WITHOUT, "dpo.num_train_epochs=2"), "two epochs"),
     "dpo-only-modules": Variant("dpo", (*_DPO_WITHOUT, *_DPO_MODULES), "v_proj and o_proj"),
     "dpo-only-lora": Variant("dpo", (*_DPO_WITHOUT, *_LORA, "dpo.learning_rate=1e-3"), "LoRA"),
+    "dpo-lora": Variant("dpo", (*_LORA, "dpo.learning_rate=1e-3"), "shipped, over any --settings"),
     "dpo-rate": Variant(
         "dpo", ("dpo.num_train_epochs=1", "dpo.learning_rate=2e-3"), "one epoch, twice the rate"
     ),
