@@ -26,8 +26,8 @@ _TOKENS = 16  # in the longer of two rows, of which three eighths are sampled
 _LOWEST, _HIGHEST = 1, 1000  # token ids that prompts are made of
 # Largest difference of a log-probability, in standard deviations of a token's logits. Of some 120
 # architectures that compute the same, float32 stays below 1e-4 and bfloat16, which rounds otherwise
-# in other shapes, below 0.14 on most processors. On those that multiply by tiles (AMX) a model of 30
-# layers has 0.28, so what it rounds itself between two shapes is measured too.
+# in other shapes, below 0.14 on most processors. On those that multiply by tiles (AMX) a model of
+# 30 layers has 0.28, so what it rounds itself between two shapes is measured too.
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 0.18}
 _COPIES = 16  # of one row, whose other shape changes nothing but the rounding
 _OF_ROUNDING, _MOST = 3, 0.6  # times that rounding is still rounding, and up to where it can be

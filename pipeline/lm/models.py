@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -294,9 +295,15 @@ def make_trainable(
     if section.use_peft:
         set_seed(seed)
         try:
-            return get_peft_model(model, lora_config(section, "CAUSAL_LM", model))
+            adapted = get_peft_model(model, lora_config(section, "CAUSAL_LM", model))
         except ValueError as error:  # no such modules, or none that adapters can be put on
             raise UserError(f"model.lora_target_modules: {first_line(error)}") from error
+        # Autocast rounds their input back to what it was before PEFT made it float32: the same
+        # products, without two copies of each.
+        for module in adapted.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.cast_input_dtype_enabled = False
+        return adapted
     count = section.trainable_layers
     if count is None and modules is None:
         return model.float()

@@ -39,6 +39,29 @@ def test_what_does_not_is_refused_in_one_line(kind: str, reason: str, dtype: tor
     assert "\n" not in str(caught.value)
 
 
+def test_a_processor_that_rounds_by_shape_is_no_fault_of_the_model() -> None:
+    # As with tiles (AMX): products of many tokens take another kernel than those of few.
+    model = tiny_model("llama").to(torch.bfloat16)  # type: ignore[arg-type]
+    width = model.config.hidden_size
+    noise = torch.randn(64, width, generator=torch.Generator().manual_seed(0)) / 16
+
+    def off(module: Any, _: Any, output: Any) -> Any:
+        rows, length, _ = output.shape
+        return output + noise[:length].to(output.dtype) * (rows * length >= 16)
+
+    model.model.norm.register_forward_hook(off)
+    checked(model)
+
+
+def test_what_only_longer_texts_change_is() -> None:
+    with pytest.raises(UserError, match="tokens after a text change its probabilities"):
+        model = tiny_model("llama").to(torch.bfloat16)  # type: ignore[arg-type]
+        model.lm_head.register_forward_hook(
+            lambda module, _, output: output * (1.5 if output.shape[-2] == 16 else 1.0)
+        )
+        checked(model)
+
+
 def test_noise_in_training_mode_is_refused() -> None:
     model = prepare(toy_language_model(0), toy_tokenizer())
     model.model.layers[0].mlp.register_forward_hook(

@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from pipeline.config import Experiment, ModelSection
@@ -125,3 +126,26 @@ def test_adapters_on_modules_or_layers_that_are_not_there_are_refused() -> None:
     assert str(error.value).startswith("model.lora_target_modules: the upper 1 layers of LlamaFor")
     with pytest.raises(UserError, match="model.trainable_layers: 99 is above the model's"):
         make_trainable(tiny_model("llama"), ModelSection(use_peft=True, trainable_layers=99))
+
+
+def test_adapters_compute_the_same_without_pefts_copies() -> None:
+    model = toy_model().to(torch.bfloat16)
+    section = ModelSection(model_name_or_path="toy", use_peft=True, lora_r=4)
+    adapted = cast(PeftModel, make_trainable(cast(Any, model), section))
+    layers = [m for m in adapted.modules() if isinstance(m, BaseTunerLayer)]
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    ids = torch.arange(24).reshape(2, 12) + 5
+    made = []
+    for cast_input in (False, True):
+        for layer in layers:
+            assert cast_input or not layer.cast_input_dtype_enabled
+            layer.cast_input_dtype_enabled = cast_input
+        adapted.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = adapted(input_ids=ids).logits
+        logits.float().logsumexp(-1).sum().backward()
+        made.append([logits, *(p.grad for p in adapted.parameters() if p.grad is not None)])
+    assert len(made[0]) > 10 and len(layers) > 4
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
