@@ -302,7 +302,7 @@ def make_trainable(
         # products, without two copies of each.
         for module in adapted.modules():
             if isinstance(module, BaseTunerLayer):
-                module.cast_input_dtype_enabled = False
+                module.cast_input_dtype_enabled = False  # type: ignore[assignment]
         return adapted
     count = section.trainable_layers
     if count is None and modules is None:

@@ -141,7 +141,7 @@ def test_adapters_compute_the_same_without_pefts_copies() -> None:
     for cast_input in (False, True):
         for layer in layers:
             assert cast_input or not layer.cast_input_dtype_enabled
-            layer.cast_input_dtype_enabled = cast_input
+            layer.cast_input_dtype_enabled = cast_input  # type: ignore[assignment]
         adapted.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             logits = adapted(input_ids=ids).logits
