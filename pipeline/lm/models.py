@@ -274,6 +274,22 @@ def _upper_layers(model: PreTrainedModel, count: int) -> list[nn.Module]:
     return list(layers[-count:])
 
 
+def with_adapters(model: PreTrainedModel, config: LoraConfig, **given: Any) -> PeftModel:
+    """``model`` with adapters on it; ``given`` goes to ``peft.get_peft_model``.
+
+    PEFT makes each adapter's input float32, which autocast rounds back to what it was. Without
+    that the products are the same, and two copies of every input less.
+
+    Raises:
+        ValueError: no such modules, or none that adapters can be put on.
+    """
+    policy = get_peft_model(model, config, **given)
+    for module in policy.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False  # type: ignore[assignment]
+    return policy  # type: ignore[return-value]
+
+
 def make_trainable(
     model: PreTrainedModel,
     section: ModelSection,
@@ -295,15 +311,9 @@ def make_trainable(
     if section.use_peft:
         set_seed(seed)
         try:
-            adapted = get_peft_model(model, lora_config(section, "CAUSAL_LM", model))
+            return with_adapters(model, lora_config(section, "CAUSAL_LM", model))
         except ValueError as error:  # no such modules, or none that adapters can be put on
             raise UserError(f"model.lora_target_modules: {first_line(error)}") from error
-        # Autocast rounds their input back to what it was before PEFT made it float32: the same
-        # products, without two copies of each.
-        for module in adapted.modules():
-            if isinstance(module, BaseTunerLayer):
-                module.cast_input_dtype_enabled = False  # type: ignore[assignment]
-        return adapted
     count = section.trainable_layers
     if count is None and modules is None:
         return model.float()

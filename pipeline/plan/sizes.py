@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,7 +25,14 @@ from common.words import first_line
 from pipeline.config import ModelSection
 from pipeline.data import embedded, toy
 from pipeline.errors import UserError
-from pipeline.lm.models import EMBEDDED_MODEL, base_of, decoder_layers, lora_config, make_trainable
+from pipeline.lm.models import (
+    EMBEDDED_MODEL,
+    base_of,
+    decoder_layers,
+    lora_config,
+    make_trainable,
+    with_adapters,
+)
 from pipeline.lm.trunk import lowest_trained_layer
 
 # Bytes of a quantised weight, its scales included: a byte for each block of 64, of which a float32
@@ -121,7 +128,7 @@ def trainable(
         return make_trainable(model, section, modules=modules)
     try:
         adapters = lora_config(section, "CAUSAL_LM", model)
-        return get_peft_model(model, adapters, low_cpu_mem_usage=True)
+        return with_adapters(model, adapters, low_cpu_mem_usage=True)
     except ValueError as error:
         raise UserError(f"model.lora_target_modules: {first_line(error)}") from error
 

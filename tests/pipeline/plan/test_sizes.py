@@ -92,7 +92,8 @@ def test_activations_are_what_a_real_pass_saves(section: ModelSection, attention
     real = _really_saved(section, rows, length, attention)
     assert found.measured
     # A fused kernel's output may have another layout in memory, and its copy is then kept too.
-    assert found.activations == pytest.approx(real, rel=0.02 if attention == "eager" else 0.08)
+    copies = 0 if attention == "eager" else policy.upper * rows * length * llama().hidden_size * 2
+    assert found.activations == pytest.approx(real, abs=0.02 * real + copies)
     assert found.casts == (0 if section.use_peft else 2 * policy.trained)
 
 
