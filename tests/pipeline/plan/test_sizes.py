@@ -91,9 +91,11 @@ def test_activations_are_what_a_real_pass_saves(section: ModelSection, attention
     )  # fmt: skip
     real = _really_saved(section, rows, length, attention)
     assert found.measured
-    # A fused kernel's output may have another layout in memory, and its copy is then kept too.
-    copies = 0 if attention == "eager" else policy.upper * rows * length * llama().hidden_size * 2
-    assert found.activations == pytest.approx(real, abs=0.02 * real + copies)
+    # A fused kernel's output may have another layout in memory: its copy, and the kernel's own
+    # sums, are then kept too, about one and a half outputs a layer whatever is trained.
+    output = rows * length * llama().hidden_size * 2
+    more = 0 if attention == "eager" else 1.6 * output * policy.upper
+    assert found.activations == pytest.approx(real, rel=0.02, abs=more)
     assert found.casts == (0 if section.use_peft else 2 * policy.trained)
 
 
