@@ -150,7 +150,8 @@ def main() -> None:
     given = parser.parse_args()
     quiet.before_imports()
     quiet.after_imports()
-    settings = [f"output_dir={given.run}", "model.policy_modules=null", "tracking.report_to=[]"]
+    weights = ["model.use_peft=false", "model.trainable_layers=10"]
+    settings = [*weights, f"output_dir={given.run}", "tracking.report_to=[]"]
     experiment = load_experiment(CONFIG, settings)
     measure(experiment, given.prompts)
 
