@@ -92,9 +92,10 @@ def _problems(
     base.eval()
     plain = _logps(base, tokens)
     spread = float(plain.std(-1).mean())
-    rounding = _apart(_logps(base, tokens.expand(_COPIES, -1)), plain) / spread
-    same = max(_SAME[dtype], min(_OF_ROUNDING * rounding, _MOST) if mixed else 0.0) * spread
-    unseen = _UNSEEN[dtype] * spread
+    same, unseen = _SAME[dtype] * spread, _UNSEEN[dtype] * spread
+    if mixed:
+        rounding = _apart(_logps(base, tokens.expand(_COPIES, -1)), plain)
+        same = max(same, min(_OF_ROUNDING * rounding, _MOST * spread))
     other = tokens.clone()
     other[0, -1] = _LOWEST + (other[0, -1] - _LOWEST + 1) % (highest - _LOWEST)
     if _apart(_logps(base, other)[:-1], plain[:-1]) > unseen:
